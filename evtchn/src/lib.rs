@@ -1,0 +1,2 @@
+//! Event channels.
+#![no_std]

@@ -1,0 +1,2 @@
+//! The lock.
+#![no_std]

@@ -1,0 +1,75 @@
+//! What the lock asks of the kernel it lives in.
+//!
+//! This file owns the seam, and nothing else: no lock logic, no default for anything that costs.
+
+use crate::{CpuNodes, HashTable};
+
+/// Which lock runs behind every [`RawPvLock`](crate::RawPvLock) of a platform. Chosen once at boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Queue lock; waiters spin, unlock is a store. For bare metal, one vCPU, or pinned vCPUs.
+    Native,
+    /// Queue lock; waiters block in the hypervisor and are kicked awake.
+    Pv,
+    /// One word, whoever comes first. For a hypervisor that offers neither blocking nor pinning.
+    TestAndSet,
+}
+
+/// The kernel under the lock: who am I, where is per-CPU storage, how does a CPU sleep and wake.
+///
+/// All functions are called by type, so that a lock is four bytes.
+///
+/// # Safety
+///
+/// 1. `current_cpu()` is the number of the CPU that executes the call, less than `MAX_CPUS`, and
+///    stays the same for the whole of a `lock` call (no migration between CPUs inside it).
+/// 2. `nodes(cpu)` and `hash()` always return the same memory for the same argument, memory that no
+///    other platform uses, and it lives for ever.
+/// 3. A context that interrupts another on the same CPU (interrupt, NMI) has finished every lock it
+///    takes before the interrupted one goes on.
+/// 4. `kick(cpu)` before or during `wait` on that CPU makes that `wait` return (the wake token is
+///    latched). `wait` may return early for any reason.
+pub unsafe trait Platform: 'static {
+    /// One more than the largest CPU number; at most 16,383.
+    const MAX_CPUS: usize;
+
+    /// The number of the CPU this runs on.
+    fn current_cpu() -> usize;
+
+    /// The queue nodes of one CPU.
+    fn nodes(cpu: usize) -> &'static CpuNodes;
+
+    /// The table of sleeping queue heads.
+    fn hash() -> &'static HashTable;
+
+    /// Blocks this CPU until it is kicked, unless `still_blocked` says false once the wake token is
+    /// armed. May return early.
+    fn wait(still_blocked: impl Fn() -> bool);
+
+    /// Ends the present or the next [`wait`](Platform::wait) of `cpu`.
+    fn kick(cpu: usize);
+
+    /// A monotonic clock of this CPU, in nanoseconds. Clocks of two CPUs may differ.
+    fn now() -> u64;
+
+    /// How many turns a waiter spins before it blocks, in policies that count turns.
+    fn spin_turns() -> u32 {
+        1 << 15
+    }
+
+    /// Whether `cpu` is a vCPU the hypervisor has taken off its pCPU while it could run.
+    fn vcpu_is_preempted(cpu: usize) -> bool {
+        let _ = cpu;
+        false
+    }
+
+    /// Which lock to be. Must always return the same once a lock was used.
+    fn mode() -> Mode {
+        Mode::Pv
+    }
+
+    /// One turn of a spin loop.
+    fn relax() {
+        core::hint::spin_loop();
+    }
+}

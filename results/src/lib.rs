@@ -1,0 +1,130 @@
+//! The one record a guest writes and pvlab reads.
+//!
+//! This crate owns the shape of a domain's result: what ran, what came out, how the waits were
+//! distributed, which counters moved. It never computes a verdict from them (the guest decides
+//! [`Outcome`], the report decides what to show), and it knows nothing of locks, of Xen or of I/O.
+//!
+//! The record travels as one JSON document (see `docs/results.md` for the schema and its version).
+#![no_std]
+
+extern crate alloc;
+
+mod histogram;
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+pub use histogram::Histogram;
+
+/// Version of the JSON document. It grows by one whenever a field changes its meaning or goes away;
+/// a new field with a default does not change it.
+pub const SCHEMA: u32 = 1;
+
+/// Everything one domain reports about one run of one workload.
+///
+/// ```
+/// let report = results::DomainReport::default();
+/// let text = serde_json::to_string(&report).unwrap();
+/// let back: results::DomainReport = serde_json::from_str(&text).unwrap();
+/// assert_eq!(back, report);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DomainReport {
+    /// [`SCHEMA`] of the writer.
+    pub schema: u32,
+    /// Domain id as Xen gave it, or 0 where the guest could not learn it.
+    pub domid: u16,
+    /// How the domain was booted.
+    pub domain_type: DomainType,
+    /// Version of the guest image (`CARGO_PKG_VERSION`).
+    pub image: String,
+    /// What was asked for, after defaults were filled in.
+    pub parameters: Parameters,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Time from the start line to the last acquisition, in nanoseconds of the PV clock of vCPU 0.
+    pub elapsed_ns: u64,
+    /// Value of the non-atomic counters the locks protect, summed over all locks.
+    pub counter: u64,
+    /// Sum over all vCPUs; equals `counter` exactly when mutual exclusion held.
+    pub acquisitions: u64,
+    /// One entry per vCPU that took part, in order of its number.
+    pub vcpus: Vec<VcpuReport>,
+    /// Time from the call of `lock` to owning the lock, in nanoseconds, over all vCPUs.
+    pub latency: Histogram,
+    /// Sum over all vCPUs of the lock's counters, by the field's names (`pv_kick_unlock`, ...).
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// One vCPU's share of a [`DomainReport`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VcpuReport {
+    /// The vCPU's number, from 0.
+    pub id: u32,
+    /// How many times it owned a lock.
+    pub acquisitions: u64,
+    /// How many of these acquisitions blocked in the hypervisor at least once.
+    pub blocked_acquisitions: u64,
+    /// How often it blocked in the hypervisor in all.
+    pub waits: u64,
+    /// The longest wait for a lock, in nanoseconds.
+    pub longest_wait_ns: u64,
+}
+
+/// How a domain was booted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DomainType {
+    /// 64-bit paravirtual: no hardware virtualisation at all.
+    #[default]
+    Pv,
+    /// Hardware-virtualised, booted by the PVH protocol.
+    Pvh,
+}
+
+/// What the guest was asked to do, after defaults were filled in. All times in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// `handoff` or `spread`.
+    pub workload: String,
+    /// Lock and policy, in the names of pvlab's command line (`kick-at-unlock`, `spin-ticket`, ...).
+    pub policy: String,
+    /// vCPUs that took part.
+    pub vcpus: u32,
+    /// Number of locks they shared.
+    pub locks: u32,
+    /// Length of the critical section: work, so a preempted holder's time does not count.
+    pub critical_ns: u64,
+    /// Mean time between two acquisitions of one vCPU: work.
+    pub outside_ns: u64,
+    /// How far the time outside varies around its mean, in percent.
+    pub jitter_percent: u32,
+    /// How long a waiter spins before it blocks.
+    pub spin_ns: u64,
+    /// Acquisitions each vCPU had to make, or 0 where `duration_ns` was the limit.
+    pub acquisitions: u64,
+    /// How long the run lasted, or 0 where `acquisitions` was the limit.
+    pub duration_ns: u64,
+    /// Seed of the pseudo-random numbers.
+    pub seed: u64,
+    /// Whether markers were written into the hypervisor's trace.
+    pub markers: bool,
+}
+
+/// How a run ended; of several, the most severe wins, so they are ordered by severity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "kind", content = "reason")]
+pub enum Outcome {
+    /// Everything asked for was done and every check held.
+    #[default]
+    Success,
+    /// The run was not possible here, for the reason given.
+    Skip(String),
+    /// The surroundings failed (a parameter, a hypercall), so nothing is known of the lock.
+    Error(String),
+    /// A check failed: the lock is broken.
+    Failure(String),
+}
