@@ -9,6 +9,7 @@
 
 extern crate alloc;
 
+pub mod framing;
 mod histogram;
 
 use alloc::collections::BTreeMap;
@@ -45,6 +46,9 @@ pub struct DomainReport {
     pub parameters: Parameters,
     /// How it ended.
     pub outcome: Outcome,
+    /// What the guest measured to turn the times asked for into loops.
+    #[serde(default)]
+    pub calibration: Calibration,
     /// Time from the start line to the last acquisition, in nanoseconds of the PV clock of vCPU 0.
     pub elapsed_ns: u64,
     /// Value of the non-atomic counters the locks protect, summed over all locks.
@@ -70,8 +74,23 @@ pub struct VcpuReport {
     pub blocked_acquisitions: u64,
     /// How often it blocked in the hypervisor in all.
     pub waits: u64,
+    /// How many of these waits ended by a kick; the others found their condition gone, were ended by
+    /// another event, or ran into the deadline of the poll.
+    #[serde(default)]
+    pub kicked_waits: u64,
     /// The longest wait for a lock, in nanoseconds.
     pub longest_wait_ns: u64,
+}
+
+/// How fast the machine under a domain turned out to be; the times in [`Parameters`] become loops by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Turns of the work loop in a millisecond of a vCPU that runs undisturbed.
+    pub work_turns_per_ms: u64,
+    /// Turns of a waiter's spin loop in a millisecond of a vCPU that runs undisturbed.
+    pub spin_turns_per_ms: u64,
+    /// Turns a waiter spins before it blocks: the spin time asked for.
+    pub spin_turns: u32,
 }
 
 /// How a domain was booted.
