@@ -1,0 +1,1 @@
+//! Makes a Xen host out of a plain Linux machine.

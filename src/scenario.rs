@@ -1,0 +1,283 @@
+//! What to run: scenarios, read from `xl-configs/`.
+//!
+//! A scenario is a folder: one `NAME.cfg` a domain, each a plain file a person can give to
+//! `xl create`, and one `scenario.toml` with what xl has no word for. Owns the reading and checking of
+//! both. It starts nothing and knows no Xen host.
+
+mod workload;
+mod xl_config;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use include_dir::{Dir, include_dir};
+use serde::Deserialize;
+
+pub use workload::{POLICIES, Setting, WorkloadError, WorkloadLine};
+pub use xl_config::{ConfigError, Value, XlConfig};
+
+static EMBEDDED: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/xl-configs");
+
+/// A set of domains that run together.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The folder's name.
+    pub name: String,
+    /// What it is for, in a sentence.
+    pub description: String,
+    /// How many pCPUs the domains share; dom0 has one more for itself.
+    pub pcpus: u32,
+    /// How long one policy may take, from the first `xl create` to the last result.
+    pub deadline: Duration,
+    /// The domains, in the order of their files' names.
+    pub domains: Vec<Domain>,
+}
+
+/// One domain of a scenario.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    /// `name` in its configuration.
+    pub name: String,
+    /// Its configuration file.
+    pub config: XlConfig,
+    /// Its `extra`: what the guest is asked to do.
+    pub workload: WorkloadLine,
+}
+
+/// A place where scenarios are kept.
+#[derive(Clone, Debug)]
+pub enum Library {
+    /// The scenarios that are part of this program.
+    Embedded,
+    /// A folder like `xl-configs/`.
+    Folder(PathBuf),
+}
+
+/// `scenario.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct About {
+    description: String,
+    pcpus: u32,
+    deadline_seconds: u64,
+}
+
+impl Library {
+    /// The names of all scenarios here, sorted.
+    ///
+    /// ```
+    /// let names = pvlab::scenario::Library::Embedded.names().unwrap();
+    /// assert!(names.contains(&"overcommit-2x".to_owned()));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the folder cannot be read.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = match self {
+            Library::Embedded => EMBEDDED.dirs().filter_map(|dir| file_name(dir.path())).collect(),
+            Library::Folder(folder) => files(folder)?
+                .into_iter()
+                .filter(|path| path.join("scenario.toml").is_file())
+                .filter_map(|path| file_name(&path))
+                .collect(),
+        };
+        names.sort();
+        Ok(names)
+    }
+
+    /// Reads and checks one scenario.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of that name (the error lists those there are), or if one of its files is
+    /// broken (the error names file, line and remedy).
+    pub fn load(&self, name: &str) -> Result<Scenario> {
+        let names = self.names()?;
+        if !names.iter().any(|known| known == name) {
+            let list = if names.is_empty() { "there is none".to_owned() } else { names.join(", ") };
+            bail!("there is no scenario `{name}`{}; choose one of: {list}", self.place());
+        }
+        let mut about = None;
+        let mut domains: Vec<Domain> = Vec::new();
+        for (file, text) in self.texts(name)? {
+            if file.ends_with("/scenario.toml") {
+                about = Some(about_of(&file, &text)?);
+            } else if file.ends_with(".cfg") {
+                let domain = Domain::parse(&file, &text)?;
+                if let Some(twin) = domains.iter().find(|other| other.name == domain.name) {
+                    let what = format!(
+                        "{} has the same domain name `{}`",
+                        twin.config.file(),
+                        domain.name
+                    );
+                    return Err(domain
+                        .config
+                        .error("name", what, "give each domain a name of its own")
+                        .into());
+                }
+                domains.push(domain);
+            }
+        }
+        let about = about.with_context(|| format!("scenario `{name}` has no scenario.toml"))?;
+        if domains.is_empty() {
+            bail!("scenario `{name}` has no domain; add a NAME.cfg to its folder");
+        }
+        Ok(Scenario {
+            name: name.to_owned(),
+            description: about.description,
+            pcpus: about.pcpus,
+            deadline: Duration::from_secs(about.deadline_seconds),
+            domains,
+        })
+    }
+
+    fn place(&self) -> String {
+        match self {
+            Library::Embedded => String::new(),
+            Library::Folder(folder) => format!(" in {}", folder.display()),
+        }
+    }
+
+    /// The files of a scenario in the order of their names: path as a person would write it, text.
+    fn texts(&self, name: &str) -> Result<Vec<(String, String)>> {
+        let mut texts = Vec::new();
+        match self {
+            Library::Embedded => {
+                for file in EMBEDDED.get_dir(name).into_iter().flat_map(Dir::files) {
+                    let path = format!("xl-configs/{}", file.path().display());
+                    let text =
+                        file.contents_utf8().with_context(|| format!("{path} is not UTF-8"))?;
+                    texts.push((path, text.to_owned()));
+                }
+            }
+            Library::Folder(folder) => {
+                for path in files(&folder.join(name))?.into_iter().filter(|path| path.is_file()) {
+                    let text = fs::read_to_string(&path)
+                        .with_context(|| format!("cannot read {}", path.display()))?;
+                    texts.push((path.display().to_string(), text));
+                }
+            }
+        }
+        texts.sort();
+        Ok(texts)
+    }
+}
+
+impl Domain {
+    /// Reads a domain's configuration; `file` is the name used in errors.
+    ///
+    /// # Errors
+    ///
+    /// If the text is broken, or lacks what every domain of a scenario needs.
+    pub fn parse(file: &str, text: &str) -> Result<Domain, ConfigError> {
+        let config = XlConfig::parse(file, text)?;
+        let name = config.text_of("name")?.to_owned();
+        if name.is_empty()
+            || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        {
+            return Err(config.error(
+                "name",
+                format!("`{name}` cannot name a domain"),
+                "use letters, digits, - and _",
+            ));
+        }
+        config.text_of("kernel")?;
+        for key in ["memory", "vcpus"] {
+            if config.integer_of(key)? == 0 {
+                return Err(config.error(key, format!("`{key}` is 0"), "write a number from 1"));
+            }
+        }
+        let workload = WorkloadLine::parse(config.text_of("extra")?)
+            .map_err(|error| config.error("extra", error.what, error.remedy))?;
+        Ok(Domain { name, config, workload })
+    }
+}
+
+fn about_of(file: &str, text: &str) -> Result<About> {
+    // toml's own message shows the line and marks the place.
+    let about: About = toml::from_str(text).with_context(|| {
+        format!("{file} is broken; it needs description, pcpus and deadline_seconds")
+    })?;
+    if about.pcpus == 0 || about.deadline_seconds == 0 {
+        bail!("{file}: pcpus and deadline_seconds are numbers from 1");
+    }
+    Ok(about)
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| {
+        format!(
+            "cannot read the folder {}; --configs takes a folder of scenarios",
+            folder.display()
+        )
+    })?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.with_context(|| format!("cannot read {}", folder.display()))?.path());
+    }
+    Ok(paths)
+}
+
+fn file_name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        "name=\"a\"\nkernel=\"xen-guest.elf\"\nmemory=32\nvcpus=4\nextra=\"workload=handoff\"\n";
+
+    #[test]
+    fn every_embedded_scenario_is_sound() {
+        for name in Library::Embedded.names().unwrap() {
+            let scenario = Library::Embedded.load(&name).unwrap();
+            assert!(!scenario.description.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_unknown_scenario_lists_those_that_exist() {
+        let error = Library::Embedded.load("overcommit-3x").unwrap_err().to_string();
+        assert!(error.contains("no scenario `overcommit-3x`"), "{error}");
+        for name in Library::Embedded.names().unwrap() {
+            assert!(error.contains(&name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_is_read_and_its_errors_name_file_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let scenario = folder.path().join("mine");
+        fs::create_dir(&scenario).unwrap();
+        let about = "description = \"d\"\npcpus = 2\ndeadline_seconds = 9\n";
+        fs::write(scenario.join("scenario.toml"), about).unwrap();
+        fs::write(scenario.join("a.cfg"), GOOD).unwrap();
+        let library = Library::Folder(folder.path().to_owned());
+        assert_eq!(library.load("mine").unwrap().domains[0].name, "a");
+
+        fs::write(scenario.join("b.cfg"), GOOD).unwrap();
+        let error = library.load("mine").unwrap_err().to_string();
+        assert!(error.contains("b.cfg:1: ") && error.contains("a.cfg"), "{error}");
+
+        fs::write(scenario.join("b.cfg"), "name=\"b\"\nkernel=xen\n").unwrap();
+        let error = library.load("mine").unwrap_err().to_string();
+        assert!(error.contains("b.cfg:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_mistake_in_extra_is_found_before_anything_is_started() {
+        let text = GOOD.replace("workload=handoff", "workload=handoff critcal=20us");
+        let error = Domain::parse("a.cfg", &text).unwrap_err().to_string();
+        assert!(
+            error.contains("a.cfg:5: ")
+                && error.contains("`critcal`")
+                && error.contains("critical"),
+            "{error}"
+        );
+    }
+}
