@@ -1,4 +1,4 @@
-//! The guest kernel.
+//! A guest kernel that proves `pvlock` and `evtchn` on Xen, and the pieces to build your own.
 #![no_std]
 
 extern crate alloc;
@@ -6,4 +6,13 @@ extern crate alloc;
 #[macro_use]
 extern crate std;
 
+pub mod abi;
+pub mod clock;
+pub mod console;
+pub mod errno;
+pub mod hypercall;
+pub mod machine;
+pub mod percpu;
+pub mod shared_info;
+pub mod smp;
 pub mod xenstore;

@@ -1,0 +1,265 @@
+//! What the guest and Xen share, where `xen-sys` has no declaration of it.
+//!
+//! This file owns layouts and numbers from Xen's public headers (MIT licence; the header is named
+//! at each item) and proves their sizes at compile time. It holds no behaviour.
+//!
+//! Memory that the other side changes while we look is declared as atomics: that makes it safe to
+//! share, and the ordering is stated where it is used.
+
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicI8, AtomicU8, AtomicU32, AtomicU64};
+
+use xen_sys as sys;
+
+/// Bytes of a page, of a ring page, of everything Xen maps.
+pub const PAGE_SIZE: usize = 4096;
+
+/// The page shared with xenstored: two rings of bytes and their indices.
+///
+/// Indices run freely and are reduced modulo 1024 at each access. Xen public/io/xs_wire.h.
+#[doc(alias = "xenstore_domain_interface")]
+#[repr(C)]
+pub struct XenstoreRing {
+    /// Requests, written by the guest.
+    pub req: [AtomicU8; 1024],
+    /// Replies and watch events, written by xenstored.
+    pub rsp: [AtomicU8; 1024],
+    /// How far xenstored has read requests.
+    pub req_cons: AtomicU32,
+    /// How far the guest has written requests.
+    pub req_prod: AtomicU32,
+    /// How far the guest has read replies.
+    pub rsp_cons: AtomicU32,
+    /// How far xenstored has written replies.
+    pub rsp_prod: AtomicU32,
+    /// `XENSTORE_SERVER_FEATURE_*`.
+    pub server_features: AtomicU32,
+    /// `XENSTORE_CONNECTED` (0) in the steady state.
+    pub connection: AtomicU32,
+    /// `XENSTORE_ERROR_*`.
+    pub error: AtomicU32,
+}
+const _: () = assert!(offset_of!(XenstoreRing, req_cons) == 2048);
+const _: () = assert!(offset_of!(XenstoreRing, error) == 2072);
+
+/// The page shared with the console daemon. Xen public/io/console.h.
+#[doc(alias = "xencons_interface")]
+#[repr(C)]
+pub struct ConsoleRing {
+    /// Typed at the console.
+    pub input: [AtomicU8; 1024],
+    /// Printed by the guest.
+    pub out: [AtomicU8; 2048],
+    /// How far the guest has read.
+    pub in_cons: AtomicU32,
+    /// How far the daemon has written.
+    pub in_prod: AtomicU32,
+    /// How far the daemon has read.
+    pub out_cons: AtomicU32,
+    /// How far the guest has written.
+    pub out_prod: AtomicU32,
+}
+const _: () = assert!(offset_of!(ConsoleRing, in_cons) == 3072);
+const _: () = assert!(offset_of!(ConsoleRing, out_prod) == 3084);
+
+/// A vCPU's clock: system time at one reading of the TSC, and how to go on from there.
+///
+/// An odd `version` says that Xen is writing. Xen public/xen.h.
+#[doc(alias = "vcpu_time_info")]
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct TimeInfo {
+    /// Odd while Xen writes; another value afterwards.
+    pub version: AtomicU32,
+    _pad0: u32,
+    /// TSC at the reading.
+    pub tsc_timestamp: AtomicU64,
+    /// System time at the reading, in nanoseconds.
+    pub system_time: AtomicU64,
+    /// Nanoseconds per TSC tick, times 2^32, after the shift.
+    pub tsc_to_system_mul: AtomicU32,
+    /// Left shift of the TSC difference; negative shifts right.
+    pub tsc_shift: AtomicI8,
+    _pad1: [u8; 3],
+}
+const _: () = assert!(size_of::<TimeInfo>() == size_of::<sys::vcpu_time_info>());
+const _: () =
+    assert!(offset_of!(TimeInfo, tsc_shift) == offset_of!(sys::vcpu_time_info, tsc_shift));
+
+/// What Xen and one vCPU share. Xen public/xen.h.
+#[doc(alias = "vcpu_info")]
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct VcpuInfo {
+    /// Not 0: an event waits to be delivered.
+    pub evtchn_upcall_pending: AtomicU8,
+    /// Not 0: upcalls are held back. The interrupt flag of a PV vCPU.
+    pub evtchn_upcall_mask: AtomicU8,
+    /// Which words of `evtchn_pending` to look at.
+    pub evtchn_pending_sel: AtomicU64,
+    /// Fault address of the last page fault (PV).
+    pub cr2: AtomicU64,
+    _pad: u64,
+    /// The clock.
+    pub time: TimeInfo,
+}
+impl VcpuInfo {
+    /// All zero, which is what Xen starts from.
+    pub const fn new() -> VcpuInfo {
+        VcpuInfo {
+            evtchn_upcall_pending: AtomicU8::new(0),
+            evtchn_upcall_mask: AtomicU8::new(0),
+            evtchn_pending_sel: AtomicU64::new(0),
+            cr2: AtomicU64::new(0),
+            _pad: 0,
+            time: TimeInfo {
+                version: AtomicU32::new(0),
+                _pad0: 0,
+                tsc_timestamp: AtomicU64::new(0),
+                system_time: AtomicU64::new(0),
+                tsc_to_system_mul: AtomicU32::new(0),
+                tsc_shift: AtomicI8::new(0),
+                _pad1: [0; 3],
+            },
+        }
+    }
+}
+const _: () = assert!(size_of::<VcpuInfo>() == size_of::<sys::vcpu_info>());
+const _: () = assert!(offset_of!(VcpuInfo, time) == offset_of!(sys::vcpu_info, time));
+
+/// vCPUs that have a [`VcpuInfo`] in the shared page; more need one registered.
+pub const LEGACY_MAX_VCPUS: usize = 32;
+
+/// The page Xen shares with the domain. Xen public/xen.h.
+#[doc(alias = "shared_info")]
+#[repr(C, align(4096))]
+pub struct SharedInfo {
+    /// Of the first 32 vCPUs, unless registered elsewhere.
+    pub vcpu_info: [VcpuInfo; LEGACY_MAX_VCPUS],
+    /// A bit a port: an event happened.
+    pub evtchn_pending: [AtomicU64; 64],
+    /// A bit a port: no upcall for it.
+    pub evtchn_mask: [AtomicU64; 64],
+    // Wall clock and the p2m root follow; nothing here uses them.
+    _rest: [u8; 1024],
+}
+const _: () = assert!(size_of::<SharedInfo>() == PAGE_SIZE);
+const _: () =
+    assert!(offset_of!(SharedInfo, evtchn_mask) == offset_of!(sys::shared_info, evtchn_mask));
+
+/// Where a vCPU's time went, written by Xen at the vCPU's own context switches.
+///
+/// Xen public/vcpu.h.
+#[doc(alias = "vcpu_runstate_info")]
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct RunstateInfo {
+    /// 0 running, 1 runnable (preempted), 2 blocked, 3 offline.
+    pub state: AtomicU32,
+    _pad: u32,
+    /// When the vCPU entered `state`, in nanoseconds of system time.
+    pub state_entry_time: AtomicU64,
+    /// Nanoseconds spent in each state.
+    pub time: [AtomicU64; 4],
+}
+impl RunstateInfo {
+    /// All zero: "running", until Xen writes it.
+    pub const fn new() -> RunstateInfo {
+        RunstateInfo {
+            state: AtomicU32::new(0),
+            _pad: 0,
+            state_entry_time: AtomicU64::new(0),
+            time: [const { AtomicU64::new(0) }; 4],
+        }
+    }
+}
+const _: () = assert!(size_of::<RunstateInfo>() == 48);
+
+/// Numbers of `vcpu_op`. Xen public/vcpu.h.
+#[allow(missing_docs, reason = "named by the header")]
+pub mod vcpuop {
+    pub const INITIALISE: usize = 0;
+    pub const UP: usize = 1;
+    pub const DOWN: usize = 2;
+    pub const IS_UP: usize = 3;
+    pub const REGISTER_RUNSTATE_MEMORY_AREA: usize = 5;
+    pub const STOP_PERIODIC_TIMER: usize = 7;
+    pub const SET_SINGLESHOT_TIMER: usize = 8;
+    pub const STOP_SINGLESHOT_TIMER: usize = 9;
+    pub const REGISTER_VCPU_INFO: usize = 10;
+}
+
+/// Argument of `VCPUOP_register_vcpu_info`. Xen public/vcpu.h.
+#[doc(alias = "vcpu_register_vcpu_info")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct RegisterVcpuInfo {
+    /// Machine frame (PV) or guest frame (PVH) of the page.
+    pub frame: u64,
+    /// Offset of the structure in the page.
+    pub offset: u32,
+    /// Unused.
+    pub rsvd: u32,
+}
+
+/// Argument of `CALLBACKOP_register`. Xen public/callback.h.
+#[doc(alias = "callback_register")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct CallbackRegister {
+    /// [`CALLBACKTYPE_EVENT`] and its like.
+    pub kind: u16,
+    /// 1 = mask events on entry.
+    pub flags: u16,
+    /// Entry point.
+    pub address: u64,
+}
+const _: () = assert!(offset_of!(CallbackRegister, address) == 8);
+
+/// Event upcall. Xen public/callback.h.
+pub const CALLBACKTYPE_EVENT: u16 = 0;
+/// Xen could not load the guest's segments on the way back. Xen public/callback.h.
+pub const CALLBACKTYPE_FAILSAFE: u16 = 1;
+/// Non-maskable interrupt. Xen public/callback.h.
+pub const CALLBACKTYPE_NMI: u16 = 4;
+
+/// `HVMOP_xentrace`. Xen public/hvm/hvm_op.h.
+pub const HVMOP_XENTRACE: usize = 11;
+/// `HVMOP_set_param`. Xen public/hvm/hvm_op.h.
+pub const HVMOP_SET_PARAM: usize = 0;
+/// `HVMOP_get_param`. Xen public/hvm/hvm_op.h.
+pub const HVMOP_GET_PARAM: usize = 1;
+
+/// Most words a trace record of the guest's own can carry (`TRACE_EXTRA_MAX`, Xen public/trace.h).
+pub const TRACE_EXTRA_MAX: usize = 7;
+
+/// Argument of `HVMOP_xentrace`. Xen public/hvm/hvm_op.h.
+#[doc(alias = "xen_hvm_xentrace")]
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct HvmXentrace {
+    /// Event number, below 0x1000.
+    pub event: u16,
+    /// Bytes used in `extra`.
+    pub extra_bytes: u16,
+    /// The words.
+    pub extra: [u32; TRACE_EXTRA_MAX],
+}
+const _: () = assert!(size_of::<HvmXentrace>() == 32);
+
+/// Argument of `HVMOP_get_param` and `HVMOP_set_param`. Xen public/hvm/hvm_op.h.
+#[doc(alias = "xen_hvm_param")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct HvmParam {
+    /// `DOMID_SELF`.
+    pub domid: u16,
+    /// `HVM_PARAM_*`.
+    pub index: u32,
+    /// The value.
+    pub value: u64,
+}
+const _: () = assert!(offset_of!(HvmParam, value) == 8);
+
+/// "This domain", wherever a domain id is asked for. Xen public/xen.h.
+pub const DOMID_SELF: u16 = 0x7ff0;

@@ -1,0 +1,182 @@
+//! Calls into the hypervisor.
+//!
+//! This file owns the calling convention (Xen public/arch-x86/xen-x86_64.h: number chosen by the
+//! entry of the hypercall page, arguments in rdi, rsi, rdx, r10, r8, result in rax; rcx and r11 are
+//! lost) and a typed wrapper for each operation the guest uses. It keeps no state.
+//!
+//! The page is filled in by whoever boots us: by the domain builder on PV (ELF note
+//! `HYPERCALL_PAGE`), through a model-specific register on PVH. Until then each entry returns
+//! `-ENOSYS`, so that calling one in a host test is an error and not a crash.
+
+use core::arch::{asm, global_asm};
+
+use xen_sys as sys;
+
+use crate::abi;
+use crate::machine::ShutdownReason;
+
+pub use crate::errno::Errno;
+
+global_asm!(
+    ".pushsection .text.xen_hypercall_page, \"ax\", @progbits",
+    ".balign 4096",
+    ".globl xen_hypercall_page",
+    ".hidden xen_hypercall_page",
+    "xen_hypercall_page:",
+    ".rept 128",
+    "mov $-38, %rax", // ENOSYS
+    "ret",
+    ".balign 32",
+    ".endr",
+    ".popsection",
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static xen_hypercall_page: [[u8; 32]; 128];
+}
+
+/// Address of the hypercall page.
+pub fn page() -> *const u8 {
+    (&raw const xen_hypercall_page).cast()
+}
+
+/// Calls hypercall `nr`.
+///
+/// # Safety
+///
+/// Arguments that are addresses must be valid for what the hypercall does with them, and its
+/// effect must not break the memory or control flow of the program.
+#[inline]
+pub unsafe fn call(nr: u32, args: [usize; 4]) -> Result<usize, Errno> {
+    let target = page().wrapping_add(nr as usize * 32);
+    let result: isize;
+    // SAFETY: the page holds code that follows the convention above, and no stack option is given,
+    // so the compiler leaves room for the call. Memory counts as changed. The rest is the caller's.
+    unsafe {
+        asm!(
+            "call {target}",
+            target = in(reg) target,
+            inlateout("rdi") args[0] => _,
+            inlateout("rsi") args[1] => _,
+            inlateout("rdx") args[2] => _,
+            inlateout("r10") args[3] => _,
+            lateout("rax") result,
+            lateout("r8") _,
+            lateout("r9") _,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    if result < 0 { Err(Errno(-result as i32)) } else { Ok(result as usize) }
+}
+
+fn address<T>(argument: &mut T) -> usize {
+    core::ptr::from_mut(argument) as usize
+}
+
+/// Gives the pCPU away for the rest of the slice; the vCPU stays runnable.
+#[doc(alias = "SCHEDOP_yield")]
+pub fn sched_yield() {
+    // SAFETY: takes no address and changes nothing but when we run. It cannot fail.
+    let _ = unsafe { call(sys::__HYPERVISOR_sched_op, [sys::SCHEDOP_yield as usize, 0, 0, 0]) };
+}
+
+/// Blocks until an unmasked event is pending. Unmasks upcalls of this vCPU first.
+#[doc(alias = "SCHEDOP_block")]
+pub fn sched_block() {
+    // SAFETY: takes no address; the event handlers it allows to run are those we registered.
+    let _ = unsafe { call(sys::__HYPERVISOR_sched_op, [sys::SCHEDOP_block as usize, 0, 0, 0]) };
+}
+
+/// Blocks until `port` is pending, an unmasked event arrives, or system time reaches `deadline_ns`
+/// (0 = no limit). All three return `Ok`; `EINVAL` says that the port is not bound.
+#[doc(alias = "SCHEDOP_poll")]
+pub fn sched_poll(port: u32, deadline_ns: u64) -> Result<(), Errno> {
+    let mut port = port;
+    let mut poll = sys::sched_poll { ports: &raw mut port, nr_ports: 1, timeout: deadline_ns };
+    let arguments = [sys::SCHEDOP_poll as usize, address(&mut poll), 0, 0];
+    // SAFETY: both structures outlive the call, and Xen only reads them.
+    unsafe { call(sys::__HYPERVISOR_sched_op, arguments) }.map(drop)
+}
+
+/// Ends the domain. Returns only where Xen refuses, which it does not.
+#[doc(alias = "SCHEDOP_shutdown")]
+pub fn sched_shutdown(reason: ShutdownReason) -> ! {
+    let mut argument = sys::sched_shutdown { reason: reason as u32 };
+    let arguments = [sys::SCHEDOP_shutdown as usize, address(&mut argument), 0, 0];
+    loop {
+        // SAFETY: the structure outlives the call, and Xen only reads it.
+        let _ = unsafe { call(sys::__HYPERVISOR_sched_op, arguments) };
+    }
+}
+
+/// Writes to Xen's own console. An ordinary domain's text is dropped by a release build of Xen.
+#[doc(alias = "CONSOLEIO_write")]
+pub fn console_io_write(bytes: &[u8]) {
+    let arguments = [sys::CONSOLEIO_write as usize, bytes.len(), bytes.as_ptr() as usize, 0];
+    // SAFETY: Xen reads `len` bytes at the pointer. There is nowhere to report a failure to.
+    let _ = unsafe { call(sys::__HYPERVISOR_console_io, arguments) };
+}
+
+/// Makes the port's other end pending.
+#[doc(alias = "EVTCHNOP_send")]
+pub fn evtchn_send(port: u32) -> Result<(), Errno> {
+    let mut send = sys::evtchn_send { port };
+    let arguments = [sys::EVTCHNOP_send as usize, address(&mut send), 0, 0];
+    // SAFETY: the structure outlives the call, and Xen only reads it.
+    unsafe { call(sys::__HYPERVISOR_event_channel_op, arguments) }.map(drop)
+}
+
+/// Carries out a `vcpu_op` whose argument Xen only reads during the call.
+///
+/// # Safety
+///
+/// `argument` must be what `operation` expects; memory it points Xen to must live as long as Xen
+/// uses it.
+#[doc(alias = "HYPERVISOR_vcpu_op")]
+pub unsafe fn vcpu_op<T>(operation: usize, vcpu: u32, argument: &mut T) -> Result<usize, Errno> {
+    let arguments = [operation, vcpu as usize, address(argument), 0];
+    // SAFETY: the structure outlives the call; the rest is the caller's obligation.
+    unsafe { call(sys::__HYPERVISOR_vcpu_op, arguments) }
+}
+
+/// Whether `vcpu` is up; `Err` where the domain has no such vCPU.
+#[doc(alias = "VCPUOP_is_up")]
+pub fn vcpu_is_up(vcpu: u32) -> Result<bool, Errno> {
+    // SAFETY: the operation takes no argument and changes nothing.
+    unsafe { vcpu_op(abi::vcpuop::IS_UP, vcpu, &mut ()) }.map(|up| up != 0)
+}
+
+/// Takes a vCPU down. Of another vCPU, it goes on until Xen stops it.
+#[doc(alias = "VCPUOP_down")]
+pub fn vcpu_down(vcpu: u32) -> Result<(), Errno> {
+    // SAFETY: the operation takes no argument; a stopped vCPU breaks no memory.
+    unsafe { vcpu_op(abi::vcpuop::DOWN, vcpu, &mut ()) }.map(drop)
+}
+
+/// Writes a record of the guest's own into the hypervisor's trace: an event number below 0x1000
+/// and up to seven words; further words are left off.
+#[doc(alias = "HVMOP_xentrace")]
+pub fn xentrace(event: u16, words: &[u32]) -> Result<(), Errno> {
+    let words = &words[..words.len().min(abi::TRACE_EXTRA_MAX)];
+    let mut record =
+        abi::HvmXentrace { event, extra_bytes: (words.len() * 4) as u16, ..Default::default() };
+    record.extra[..words.len()].copy_from_slice(words);
+    let arguments = [abi::HVMOP_XENTRACE, address(&mut record), 0, 0];
+    // SAFETY: the structure outlives the call, and Xen only reads it.
+    unsafe { call(sys::__HYPERVISOR_hvm_op, arguments) }.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn before_xen_fills_the_page_every_call_is_enosys() {
+        assert_eq!(sched_poll(1, 1), Err(Errno(38)));
+        assert_eq!(vcpu_is_up(0), Err(Errno(38)));
+        assert_eq!(xentrace(0x701, &[0; 9]), Err(Errno(38)));
+        assert_eq!(page() as usize % abi::PAGE_SIZE, 0);
+    }
+}
