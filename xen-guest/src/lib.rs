@@ -12,6 +12,7 @@ pub mod console;
 pub mod errno;
 pub mod hypercall;
 pub mod machine;
+pub mod params;
 pub mod percpu;
 pub mod shared_info;
 pub mod smp;

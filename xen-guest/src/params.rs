@@ -1,0 +1,544 @@
+//! The kernel command line: what to run, as `key=value` words.
+//!
+//! Owns the keys, the values each accepts, the defaults, and the message for everything else. It
+//! never acts on a parameter, and it never guesses: an unknown key or a value out of range is an
+//! error that names the key and what it accepts, because a typing error must not become a result.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+
+/// What the lock is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// All vCPUs take turns on one lock.
+    Handoff,
+    /// The vCPUs share several locks, one of them picked at random each time.
+    Spread,
+}
+
+/// The lock under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The PV queue lock that kicks a sleeper when it becomes head, and again at unlock.
+    KickTwice,
+    /// The PV queue lock that kicks a sleeper once, at unlock.
+    KickAtUnlock,
+    /// The queue lock without its PV side: waiters spin, unlock is a store.
+    Native,
+    /// One word, whoever comes first.
+    TestAndSet,
+    /// `spin::mutex::SpinMutex`: test-and-test-and-set.
+    Spin,
+    /// `spin::mutex::TicketMutex`: strict order, everyone spins.
+    SpinTicket,
+}
+
+impl Workload {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        WORKLOADS[self as usize]
+    }
+}
+
+impl Policy {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        POLICIES[self as usize]
+    }
+}
+
+// In the order of the enums' variants.
+const WORKLOADS: &[&str] = &["handoff", "spread"];
+const ALL_WORKLOADS: [Workload; 2] = [Workload::Handoff, Workload::Spread];
+const POLICIES: &[&str] =
+    &["kick-twice", "kick-at-unlock", "native", "test-and-set", "spin", "spin-ticket"];
+const ALL_POLICIES: [Policy; 6] = [
+    Policy::KickTwice,
+    Policy::KickAtUnlock,
+    Policy::Native,
+    Policy::TestAndSet,
+    Policy::Spin,
+    Policy::SpinTicket,
+];
+
+/// When a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// After so many acquisitions of each vCPU.
+    Acquisitions(u64),
+    /// After so many nanoseconds by each vCPU's own clock.
+    Duration(u64),
+}
+
+/// All parameters of a run, checked, defaults filled in. Times in nanoseconds.
+///
+/// ```
+/// use xen_guest::params::{Limit, Params};
+///
+/// let params = Params::parse("policy=kick-twice critical=20us acquisitions=1000", 4).unwrap();
+/// assert_eq!((params.vcpus, params.critical_ns), (4, 20_000));
+/// assert_eq!(params.limit, Limit::Acquisitions(1000));
+///
+/// let error = Params::parse("policy=kick-thrice", 4).unwrap_err();
+/// assert!(error.to_string().starts_with("policy=kick-thrice: accepted values are kick-twice, "));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// `workload`.
+    pub workload: Workload,
+    /// `policy`.
+    pub policy: Policy,
+    /// `vcpus`: those that take part; by default all the domain has.
+    pub vcpus: u32,
+    /// `locks`: always 1 for [`Workload::Handoff`]; by default half the vCPUs.
+    pub locks: u32,
+    /// `critical`: work done while holding the lock.
+    pub critical_ns: u64,
+    /// `outside`: mean work between two acquisitions.
+    pub outside_ns: u64,
+    /// `jitter`: how far the work outside varies around its mean, in percent.
+    pub jitter_percent: u32,
+    /// `spin`: how long a waiter spins before it blocks.
+    pub spin_ns: u64,
+    /// `acquisitions` or `duration`.
+    pub limit: Limit,
+    /// `deadline`: a vCPU that makes no progress for this long is stuck.
+    pub deadline_ns: u64,
+    /// `seed` of the pseudo-random numbers.
+    pub seed: u64,
+    /// `trace=markers`: write markers into the hypervisor's trace.
+    pub markers: bool,
+    /// `start=wait`: wait until the host says go.
+    pub wait_for_go: bool,
+}
+
+const SECOND: u64 = 1_000_000_000;
+const LONGEST_WORK: u64 = 10 * SECOND;
+const HOUR: u64 = 3600 * SECOND;
+
+/// What values a key takes.
+enum Accepts {
+    /// One of these words; its value is its place among them.
+    OneOf(&'static [&'static str]),
+    /// An integer within bounds.
+    Integer(u64, u64),
+    /// An integer with a unit, within bounds in nanoseconds.
+    Time(u64, u64),
+}
+
+/// The keys; the discriminant is the place in [`KEYS`].
+#[derive(Clone, Copy)]
+enum Key {
+    Workload,
+    Policy,
+    Vcpus,
+    Locks,
+    Critical,
+    Outside,
+    Jitter,
+    Spin,
+    Acquisitions,
+    Duration,
+    Deadline,
+    Seed,
+    Trace,
+    Start,
+}
+
+const KEYS: [(&str, Accepts); 14] = [
+    ("workload", Accepts::OneOf(WORKLOADS)),
+    ("policy", Accepts::OneOf(POLICIES)),
+    ("vcpus", Accepts::Integer(1, MAX_VCPUS)),
+    ("locks", Accepts::Integer(1, 4096)),
+    ("critical", Accepts::Time(0, LONGEST_WORK)),
+    ("outside", Accepts::Time(0, LONGEST_WORK)),
+    ("jitter", Accepts::Integer(0, 100)),
+    ("spin", Accepts::Time(0, SECOND)),
+    ("acquisitions", Accepts::Integer(1, 1_000_000_000_000)),
+    ("duration", Accepts::Time(1_000_000, HOUR)),
+    ("deadline", Accepts::Time(SECOND / 10, HOUR)),
+    ("seed", Accepts::Integer(0, u64::MAX)),
+    ("trace", Accepts::OneOf(&["off", "markers"])),
+    ("start", Accepts::OneOf(&["now", "wait"])),
+];
+
+/// The most vCPUs a run can have.
+const MAX_VCPUS: u64 = 128;
+
+impl Params {
+    /// Reads a command line for a domain of `domain_vcpus` vCPUs.
+    ///
+    /// # Errors
+    ///
+    /// The first word that cannot be used, with what would be accepted in its place.
+    pub fn parse(cmdline: &str, domain_vcpus: u32) -> Result<Params, ParamError> {
+        let mut given = [None; KEYS.len()];
+        for word in cmdline.split_ascii_whitespace() {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            let Some(key) = KEYS.iter().position(|(known, _)| *known == name) else {
+                return Err(ParamError::Unknown(name.to_string()));
+            };
+            let Some(parsed) = KEYS[key].1.parse(value) else {
+                return Err(ParamError::Value { key, value: value.to_string() });
+            };
+            if given[key].replace(parsed).is_some() {
+                return Err(ParamError::Twice { key });
+            }
+        }
+        let get = |key: Key| given[key as usize];
+        let vcpus = get(Key::Vcpus).unwrap_or(u64::from(domain_vcpus).clamp(1, MAX_VCPUS)) as u32;
+        if vcpus > domain_vcpus.max(1) {
+            return Err(ParamError::TooManyVcpus { asked: vcpus, domain: domain_vcpus.max(1) });
+        }
+        let workload = ALL_WORKLOADS[get(Key::Workload).unwrap_or(0) as usize];
+        let locks = match (workload, get(Key::Locks)) {
+            (Workload::Handoff, None | Some(1)) => 1,
+            (Workload::Handoff, Some(_)) => {
+                return Err(ParamError::Conflict("locks", "workload=handoff", "workload=spread"));
+            }
+            (Workload::Spread, locks) => locks.map_or((vcpus / 2).max(1), |locks| locks as u32),
+        };
+        let limit = match (get(Key::Acquisitions), get(Key::Duration)) {
+            (Some(_), Some(_)) => {
+                return Err(ParamError::Conflict("duration", "acquisitions", "one of the two"));
+            }
+            (None, Some(ns)) => Limit::Duration(ns),
+            (n, None) => Limit::Acquisitions(n.unwrap_or(100_000)),
+        };
+        Ok(Params {
+            workload,
+            policy: ALL_POLICIES[get(Key::Policy).unwrap_or(Policy::KickAtUnlock as u64) as usize],
+            vcpus,
+            locks,
+            critical_ns: get(Key::Critical).unwrap_or(2_000),
+            outside_ns: get(Key::Outside).unwrap_or(4_000),
+            jitter_percent: get(Key::Jitter).unwrap_or(50) as u32,
+            spin_ns: get(Key::Spin).unwrap_or(50_000),
+            limit,
+            deadline_ns: get(Key::Deadline).unwrap_or(30 * SECOND),
+            seed: get(Key::Seed).unwrap_or(1),
+            markers: get(Key::Trace) == Some(1),
+            wait_for_go: get(Key::Start) == Some(1),
+        })
+    }
+
+    /// The form in which they stand in the results.
+    pub fn record(&self) -> results::Parameters {
+        let (acquisitions, duration_ns) = match self.limit {
+            Limit::Acquisitions(n) => (n, 0),
+            Limit::Duration(ns) => (0, ns),
+        };
+        results::Parameters {
+            workload: self.workload.name().into(),
+            policy: self.policy.name().into(),
+            vcpus: self.vcpus,
+            locks: self.locks,
+            critical_ns: self.critical_ns,
+            outside_ns: self.outside_ns,
+            jitter_percent: self.jitter_percent,
+            spin_ns: self.spin_ns,
+            acquisitions,
+            duration_ns,
+            seed: self.seed,
+            markers: self.markers,
+        }
+    }
+}
+
+/// A command line that says the same, every key spelled out.
+impl fmt::Display for Params {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "workload={} policy={} vcpus={} locks={} critical={}ns outside={}ns jitter={} spin={}ns",
+            self.workload.name(),
+            self.policy.name(),
+            self.vcpus,
+            self.locks,
+            self.critical_ns,
+            self.outside_ns,
+            self.jitter_percent,
+            self.spin_ns
+        )?;
+        match self.limit {
+            Limit::Acquisitions(n) => write!(f, " acquisitions={n}")?,
+            Limit::Duration(ns) => write!(f, " duration={ns}ns")?,
+        }
+        write!(f, " deadline={}ns seed={}", self.deadline_ns, self.seed)?;
+        write!(f, " trace={}", if self.markers { "markers" } else { "off" })?;
+        write!(f, " start={}", if self.wait_for_go { "wait" } else { "now" })
+    }
+}
+
+impl Accepts {
+    fn parse(&self, text: &str) -> Option<u64> {
+        match *self {
+            Accepts::OneOf(words) => {
+                words.iter().position(|word| *word == text).map(|at| at as u64)
+            }
+            Accepts::Integer(min, max) => integer(text).filter(|n| (min..=max).contains(n)),
+            Accepts::Time(min, max) => time(text).filter(|ns| (min..=max).contains(ns)),
+        }
+    }
+}
+
+impl fmt::Display for Accepts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Accepts::OneOf(words) => {
+                f.write_str("accepted values are ")?;
+                for (i, word) in words.iter().enumerate() {
+                    write!(f, "{}{word}", if i == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+            Accepts::Integer(min, max) => {
+                write!(f, "accepted values are integers from {min} to {max}")
+            }
+            Accepts::Time(min, max) => write!(
+                f,
+                "accepted values are an integer with unit ns, us, ms or s, from {} to {}",
+                Time(*min),
+                Time(*max)
+            ),
+        }
+    }
+}
+
+/// A time in its largest whole unit.
+struct Time(u64);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit =
+            UNITS.iter().rev().find(|(_, ns)| self.0.is_multiple_of(*ns)).unwrap_or(&UNITS[0]);
+        write!(f, "{}{}", self.0 / unit.1, unit.0)
+    }
+}
+
+const UNITS: [(&str, u64); 4] = [("ns", 1), ("us", 1_000), ("ms", 1_000_000), ("s", SECOND)];
+
+fn integer(text: &str) -> Option<u64> {
+    // `str::parse` would take a sign.
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+fn time(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let (_, ns) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    integer(number)?.checked_mul(*ns)
+}
+
+/// A command line that cannot be used. Its message is one line that names the key and what it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ParamError {
+    /// There is no such key.
+    Unknown(String),
+    /// A key has a value it does not take.
+    Value {
+        /// Which of the keys.
+        key: usize,
+        /// What was given.
+        value: String,
+    },
+    /// A key stands there more than once.
+    Twice {
+        /// Which of the keys.
+        key: usize,
+    },
+    /// Two parameters cannot be together: the key, what it collides with, what is accepted.
+    Conflict(&'static str, &'static str, &'static str),
+    /// The domain has fewer vCPUs than `vcpus` asks for.
+    TooManyVcpus {
+        /// `vcpus`.
+        asked: u32,
+        /// vCPUs of the domain.
+        domain: u32,
+    },
+}
+
+impl fmt::Display for ParamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ParamError::Unknown(name) => {
+                write!(f, "{}: no such parameter; accepted are ", Shown(name))?;
+                for (i, (known, _)) in KEYS.iter().enumerate() {
+                    write!(f, "{}{known}", if i == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+            ParamError::Value { key, value } => {
+                write!(f, "{}={}: {}", KEYS[*key].0, Shown(value), KEYS[*key].1)
+            }
+            ParamError::Twice { key } => {
+                write!(f, "{}: given more than once; {}", KEYS[*key].0, KEYS[*key].1)
+            }
+            ParamError::Conflict(key, with, accepted) => {
+                write!(f, "{key}: not together with {with}; accepted: {accepted}")
+            }
+            ParamError::TooManyVcpus { asked, domain } => write!(
+                f,
+                "vcpus={asked}: accepted values are integers from 1 to {domain}, the vCPUs of this \
+                 domain (vcpus= in its configuration)"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ParamError {}
+
+/// Foreign text on a console line: printable, and cut where it is long.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cut = self.0.floor_char_boundary(60);
+        write!(f, "{}", self.0[..cut].escape_debug())?;
+        if cut < self.0.len() { f.write_str("...") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::format;
+
+    fn message(cmdline: &str) -> String {
+        Params::parse(cmdline, 4).expect_err(cmdline).to_string()
+    }
+
+    #[test]
+    fn an_empty_command_line_is_a_run_with_defaults() {
+        let params = Params::parse("", 4).unwrap();
+        assert_eq!((params.vcpus, params.locks), (4, 1));
+        assert_eq!(params.policy, Policy::KickAtUnlock);
+        assert_eq!(params.limit, Limit::Acquisitions(100_000));
+        assert!(!params.markers && !params.wait_for_go);
+    }
+
+    #[test]
+    fn every_name_parses_to_the_variant_that_prints_it() {
+        for policy in ALL_POLICIES {
+            let params = Params::parse(&format!("policy={}", policy.name()), 1).unwrap();
+            assert_eq!(params.policy, policy);
+        }
+        for workload in ALL_WORKLOADS {
+            let params = Params::parse(&format!("workload={}", workload.name()), 1).unwrap();
+            assert_eq!(params.workload, workload);
+        }
+        assert_eq!((POLICIES.len(), WORKLOADS.len()), (ALL_POLICIES.len(), ALL_WORKLOADS.len()));
+    }
+
+    #[test]
+    fn the_table_of_keys_is_in_the_order_of_the_enum() {
+        assert_eq!(KEYS[Key::Policy as usize].0, "policy");
+        assert_eq!(KEYS[Key::Spin as usize].0, "spin");
+        assert_eq!(KEYS[Key::Start as usize].0, "start");
+    }
+
+    #[test]
+    fn each_error_names_the_key_and_what_it_accepts() {
+        assert_eq!(
+            message("polcy=kick-twice"),
+            "polcy: no such parameter; accepted are workload, policy, vcpus, locks, critical, outside, \
+             jitter, spin, acquisitions, duration, deadline, seed, trace, start"
+        );
+        assert_eq!(
+            message("policy=fast"),
+            "policy=fast: accepted values are kick-twice, kick-at-unlock, native, test-and-set, spin, \
+             spin-ticket"
+        );
+        assert_eq!(
+            message("critical=20"),
+            "critical=20: accepted values are an integer with unit ns, us, ms or s, from 0s to 10s"
+        );
+        assert_eq!(
+            message("acquisitions=-3"),
+            "acquisitions=-3: accepted values are integers from 1 to 1000000000000"
+        );
+        assert_eq!(message("trace"), "trace=: accepted values are off, markers");
+        assert_eq!(
+            message("vcpus=8"),
+            "vcpus=8: accepted values are integers from 1 to 4, the vCPUs of this domain (vcpus= in its \
+             configuration)"
+        );
+        assert!(
+            message("seed=1 seed=1").starts_with("seed: given more than once; accepted values")
+        );
+        assert!(message("acquisitions=1 duration=1s").contains("duration: not together with"));
+        assert!(message("locks=2").contains("accepted: workload=spread"));
+    }
+
+    #[test]
+    fn a_time_out_of_bounds_or_beyond_64_bits_is_refused() {
+        for bad in [
+            "11s",
+            "18446744073709551615s",
+            "99999999999999999999ns",
+            "ns",
+            "1 ms",
+            "1.5us",
+            "+1us",
+        ] {
+            assert!(Params::parse(&format!("critical={bad}"), 4).is_err(), "{bad}");
+        }
+        assert_eq!(Params::parse("critical=10s", 4).unwrap().critical_ns, 10 * SECOND);
+    }
+
+    #[test]
+    fn foreign_text_cannot_garble_the_console() {
+        let text = message(&format!("policy=\u{1b}[2J{}", "x".repeat(500)));
+        assert!(text.is_ascii() && !text.contains('\u{1b}') && text.len() < 300, "{text}");
+    }
+
+    #[test]
+    fn half_the_vcpus_share_a_lock_by_default() {
+        assert_eq!(Params::parse("workload=spread", 7).unwrap().locks, 3);
+        assert_eq!(Params::parse("workload=spread", 1).unwrap().locks, 1);
+        assert_eq!(Params::parse("workload=spread locks=9 vcpus=2", 4).unwrap().locks, 9);
+    }
+
+    prop_compose! {
+        fn word()(key in 0..KEYS.len(), value in prop_oneof![
+            Just(String::new()), "\\PC{0,12}", "[0-9]{1,22}(ns|us|ms|s)?",
+            prop::sample::select(POLICIES).prop_map(String::from),
+            prop::sample::select(WORKLOADS).prop_map(String::from),
+            prop::sample::select(&["off", "markers", "now", "wait"][..]).prop_map(String::from),
+        ]) -> String {
+            format!("{}={value}", KEYS[key].0)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC*", vcpus in any::<u32>()) {
+            if let Err(error) = Params::parse(&text, vcpus) {
+                let message = error.to_string();
+                prop_assert!(message.contains("accepted"), "{}", message);
+                prop_assert!(!message.contains('\n'));
+            }
+        }
+
+        #[test]
+        fn what_is_accepted_means_the_same_spelled_out(
+            words in prop::collection::vec(word(), 0..6), vcpus in 0u32..200
+        ) {
+            match Params::parse(&words.join(" "), vcpus) {
+                Ok(params) => {
+                    prop_assert!(params.vcpus >= 1 && params.locks >= 1);
+                    prop_assert!(params.vcpus <= vcpus.max(1));
+                    prop_assert_eq!(Params::parse(&params.to_string(), vcpus), Ok(params));
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    prop_assert!(message.contains("accepted"), "{}", message);
+                    let named = message.split([':', '=']).next().unwrap();
+                    prop_assert!(words.iter().any(|w| w.starts_with(named)), "{}", message);
+                }
+            }
+        }
+    }
+}
