@@ -1,0 +1,293 @@
+//! What the vCPUs do with the locks.
+//!
+//! Owns the measured loop: work outside, acquire, work inside, release, record. In the loop it
+//! allocates nothing, writes to no console and no xenstore, and shares no cache line but those of
+//! the locks. It knows neither boot nor Xen: [`Vcpu`] is what it needs of the vCPU under it, and in
+//! tests that is a thread.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use results::Histogram;
+
+use crate::locks::TestedLock;
+use crate::markers;
+use crate::params::Limit;
+use crate::rng::Stream;
+use crate::work::work;
+
+/// The vCPU a workload runs on.
+pub trait Vcpu {
+    /// Its number, from 0.
+    fn number(&self) -> u32;
+
+    /// Its clock, in nanoseconds; cheap, and never compared with that of another vCPU.
+    fn now(&self) -> u64;
+
+    /// How often it has blocked for a lock so far.
+    fn wait_counts(&self) -> WaitCounts;
+
+    /// Called once per acquisition that blocked, after the release, if markers are on.
+    fn acquired_after_block(&self, lock: u32, waits: WaitCounts);
+}
+
+/// How often a vCPU has blocked in the hypervisor to wait for a lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitCounts {
+    /// Waits in all.
+    pub waits: u64,
+    /// Those that ended by a kick.
+    pub kicked: u64,
+}
+
+impl WaitCounts {
+    fn since(self, before: WaitCounts) -> WaitCounts {
+        WaitCounts {
+            waits: self.waits.wrapping_sub(before.waits),
+            kicked: self.kicked.wrapping_sub(before.kicked),
+        }
+    }
+}
+
+/// What every vCPU is to do; the same for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Turns of work inside the critical section.
+    pub critical_turns: u64,
+    /// Mean turns of work between two acquisitions.
+    pub outside_turns: u64,
+    /// How far the work outside varies, in percent.
+    pub jitter_percent: u32,
+    /// When a vCPU is done.
+    pub limit: Limit,
+    /// Seed of the random numbers.
+    pub seed: u64,
+}
+
+/// What one vCPU did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Times it owned a lock.
+    pub acquisitions: u64,
+    /// Acquisitions that blocked at least once.
+    pub blocked_acquisitions: u64,
+    /// How often it blocked.
+    pub waits: WaitCounts,
+    /// Time from its start to its last release, in nanoseconds.
+    pub elapsed_ns: u64,
+    /// Time from asking for a lock to owning it, in nanoseconds.
+    pub latency: Histogram,
+}
+
+/// What a lock protects: a counter that only exclusion keeps exact.
+#[derive(Debug, Default)]
+pub struct Guarded {
+    counter: u64,
+}
+
+impl Guarded {
+    /// Reads the counter, does `section`, and writes the counter back one higher: whoever was in the
+    /// section at the same time has its increment lost.
+    #[inline]
+    fn increment_around(&mut self, section: impl FnOnce()) {
+        // black_box: the compiler must neither move the read behind the section nor the write
+        // before it.
+        let read = *core::hint::black_box(&mut self.counter);
+        section();
+        *core::hint::black_box(&mut self.counter) = read + 1;
+    }
+
+    /// How often somebody was in the section, if exclusion held.
+    pub fn counter(&self) -> u64 {
+        self.counter
+    }
+}
+
+/// `n` free locks, each in cache lines of its own.
+pub fn free_locks<L: TestedLock<Guarded>>(n: u32) -> Vec<CachePadded<L>> {
+    (0..n).map(|_| CachePadded::new(L::new(Guarded::default()))).collect()
+}
+
+/// The workloads `handoff` (one lock) and `spread` (several, one of them picked at random each
+/// time), on one vCPU, from its start to its end. `progress` shows its acquisitions to the watchdog.
+pub fn contend<L: TestedLock<Guarded>>(
+    vcpu: &impl Vcpu,
+    plan: &Plan,
+    locks: &[CachePadded<L>],
+    progress: &AtomicU64,
+) -> Share {
+    let number = vcpu.number() as usize;
+    let mut rng = Stream::new(plan.seed, vcpu.number());
+    let mut share = Share::default();
+    let started = vcpu.now();
+    let (most, end) = match plan.limit {
+        Limit::Acquisitions(n) => (n, u64::MAX),
+        Limit::Duration(ns) => (u64::MAX, started.saturating_add(ns)),
+    };
+    while share.acquisitions < most {
+        work(rng.around(plan.outside_turns, plan.jitter_percent));
+        let lock = match locks {
+            [only] => only,
+            _ => &locks[rng.below(locks.len() as u64) as usize],
+        };
+        let before = vcpu.wait_counts();
+        markers::acquiring(number, markers::lock_id(&**lock));
+        let asked = vcpu.now();
+        if asked >= end {
+            break;
+        }
+        let owned = lock.with(|guarded| {
+            let owned = vcpu.now();
+            guarded.increment_around(|| work(plan.critical_turns));
+            owned
+        });
+        markers::acquiring(number, 0);
+        share.latency.record(owned.saturating_sub(asked));
+        share.acquisitions += 1;
+        // Relaxed: a number to look at; nothing else is published by it.
+        progress.store(share.acquisitions, Ordering::Relaxed);
+        let waited = vcpu.wait_counts().since(before);
+        if waited.waits > 0 {
+            share.blocked_acquisitions += 1;
+            if markers::enabled() {
+                vcpu.acquired_after_block(markers::lock_id(&**lock), waited);
+            }
+            share.waits.waits += waited.waits;
+            share.waits.kicked += waited.kicked;
+        }
+    }
+    share.elapsed_ns = vcpu.now().saturating_sub(started);
+    share
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spin::mutex::{SpinMutex, TicketMutex};
+    use std::time::Instant;
+
+    struct Thread {
+        number: u32,
+        start: Instant,
+    }
+
+    impl Vcpu for Thread {
+        fn number(&self) -> u32 {
+            self.number
+        }
+
+        fn now(&self) -> u64 {
+            self.start.elapsed().as_nanos() as u64
+        }
+
+        fn wait_counts(&self) -> WaitCounts {
+            WaitCounts::default()
+        }
+
+        fn acquired_after_block(&self, _: u32, _: WaitCounts) {}
+    }
+
+    fn run<L: TestedLock<Guarded> + Send>(
+        threads: u32,
+        locks: u32,
+        plan: &Plan,
+    ) -> (u64, Vec<Share>) {
+        let locks = free_locks::<L>(locks);
+        let start = Instant::now();
+        let shares = std::thread::scope(|scope| {
+            let vcpu = |number| {
+                let locks = &locks;
+                scope.spawn(move || {
+                    let progress = AtomicU64::new(0);
+                    let share = contend(&Thread { number, start }, plan, locks, &progress);
+                    assert_eq!(progress.into_inner(), share.acquisitions);
+                    share
+                })
+            };
+            let running: Vec<_> = (0..threads).map(vcpu).collect();
+            running.into_iter().map(|vcpu| vcpu.join().unwrap()).collect()
+        });
+        (locks.iter().map(|lock| lock.with(|guarded| guarded.counter())).sum(), shares)
+    }
+
+    fn plan(limit: Limit) -> Plan {
+        Plan { critical_turns: 20, outside_turns: 40, jitter_percent: 50, limit, seed: 1 }
+    }
+
+    #[test]
+    fn the_counter_equals_the_acquisitions_under_every_lock() {
+        let plan = plan(Limit::Acquisitions(5_000));
+        for (counter, shares) in
+            [run::<SpinMutex<Guarded>>(3, 1, &plan), run::<TicketMutex<Guarded>>(2, 3, &plan)]
+        {
+            assert_eq!(counter, 5_000 * shares.len() as u64);
+            for share in shares {
+                assert_eq!((share.acquisitions, share.latency.count()), (5_000, 5_000));
+                assert_eq!((share.blocked_acquisitions, share.waits), (0, WaitCounts::default()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_duration_ends_each_vcpu_by_its_own_clock() {
+        let (counter, shares) = run::<SpinMutex<Guarded>>(2, 1, &plan(Limit::Duration(20_000_000)));
+        assert_eq!(counter, shares.iter().map(|share| share.acquisitions).sum());
+        assert!(
+            shares.iter().all(|share| share.elapsed_ns >= 20_000_000 && share.acquisitions > 0)
+        );
+    }
+
+    #[test]
+    fn two_in_the_section_at_once_lose_an_increment() {
+        let mut guarded = Guarded::default();
+        let stale = Guarded { counter: guarded.counter };
+        guarded.increment_around(|| {});
+        // The other one had read before the first one wrote, and writes after it.
+        let mut other = stale;
+        other.increment_around(|| {});
+        assert_eq!(other.counter(), 1, "two sections, one increment: the check sees it");
+        assert_eq!(guarded.counter(), 1);
+    }
+
+    /// A vCPU on which time and waits go by script: every second acquisition blocks twice.
+    struct Scripted {
+        calls: core::cell::Cell<u64>,
+        marked: core::cell::RefCell<Vec<(u32, WaitCounts)>>,
+    }
+
+    impl Vcpu for Scripted {
+        fn number(&self) -> u32 {
+            5
+        }
+
+        fn now(&self) -> u64 {
+            self.calls.set(self.calls.get() + 1);
+            self.calls.get() * 100
+        }
+
+        fn wait_counts(&self) -> WaitCounts {
+            // Two clock readings an acquisition: asked, owned.
+            let acquisition = self.calls.get() / 2;
+            WaitCounts { waits: acquisition / 2 * 2, kicked: acquisition / 2 }
+        }
+
+        fn acquired_after_block(&self, lock: u32, waits: WaitCounts) {
+            self.marked.borrow_mut().push((lock, waits));
+        }
+    }
+
+    #[test]
+    fn an_acquisition_that_blocked_is_counted_once_and_marked_once() {
+        let locks = free_locks::<SpinMutex<Guarded>>(1);
+        let vcpu = Scripted { calls: 0.into(), marked: Vec::new().into() };
+        markers::enable(true);
+        let share = contend(&vcpu, &plan(Limit::Acquisitions(10)), &locks, &AtomicU64::new(0));
+        markers::enable(false);
+        assert_eq!(share.blocked_acquisitions, 5);
+        assert_eq!(share.waits, WaitCounts { waits: 10, kicked: 5 });
+        let expected = (markers::lock_id(&*locks[0]), WaitCounts { waits: 2, kicked: 1 });
+        assert_eq!(vcpu.marked.into_inner(), [expected; 5]);
+        assert_eq!(share.latency.max(), 100);
+    }
+}
