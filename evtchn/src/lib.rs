@@ -1,2 +1,57 @@
-//! Event channels.
+//! Xen event channels, IPIs and `SCHEDOP_poll`, over a trait of two hypercalls.
+//!
+//! An event channel is one bit that Xen sets and a guest clears. Setting it can interrupt a vCPU
+//! (an *upcall*), end a `SCHEDOP_poll`, or just wait there to be seen. This crate gives a guest
+//! kernel all three, and on top of them the [`Kicker`]: sleep until another vCPU kicks me.
+//!
+//! | to | take |
+//! |---|---|
+//! | carry out the hypercalls | an implementation of [`Hypercalls`] |
+//! | make, connect and close ports | [`bind_ipi`], [`bind_virq`], [`alloc_unbound`], [`bind_interdomain`], [`bind_vcpu`], [`close`], [`status`] |
+//! | raise and await events | [`send`], [`poll`] |
+//! | mask, test and clear a port | the [`Abi`]: [`TwoLevel`] |
+//! | handle an upcall | [`TwoLevel::dispatch`] |
+//! | mask a vCPU's upcalls | [`VcpuInfo`] |
+//! | sleep and wake | [`Kicker`] |
+//! | test all that on a host | [`fake::FakeXen`] (feature `fake`) |
+//!
+//! # Design
+//!
+//! * Nothing is allocated, nothing is global, nothing is `std` (but the fake). What exists once a
+//!   vCPU has a `const fn new`, so that it can stand in a `static` array.
+//! * Every hypercall goes through [`Hypercalls`], typed, so that the same code runs on real Xen and
+//!   on the fake one.
+//! * All memory shared with Xen is accessed by atomics of its natural width; each states whom it
+//!   pairs with. Xen's side uses locked operations, which are full barriers on x86.
+//! * It knows nothing of locks.
+//!
+//! Facts about Xen come from its public headers (`xen/include/public`) and were checked against the
+//! behaviour of Xen 4.17.
+
 #![no_std]
+
+#[cfg(any(feature = "fake", test))]
+extern crate std;
+
+mod abi;
+mod channel;
+mod errno;
+#[cfg(any(feature = "fake", test))]
+pub mod fake;
+mod hypercalls;
+mod kicker;
+mod port;
+mod two_level;
+mod vcpu_info;
+
+pub use abi::Abi;
+pub use channel::{
+    Connection, Status, alloc_unbound, bind_interdomain, bind_ipi, bind_vcpu, bind_virq, close,
+    poll, reset, send, status, unmask,
+};
+pub use errno::Errno;
+pub use hypercalls::{EventChannelOp, Hypercalls, SchedOp};
+pub use kicker::{Kicker, NmiGuard, WaitCounts, WaitOutcome};
+pub use port::{DomId, Port, Virq};
+pub use two_level::{PortSet, TwoLevel};
+pub use vcpu_info::VcpuInfo;

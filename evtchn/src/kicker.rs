@@ -1,0 +1,302 @@
+//! Sleep and wake for one vCPU: wait until kicked, kick from anywhere.
+//!
+//! This file owns the rules that make one event channel a reliable wake token: the port stays
+//! masked for ever, only the outermost wait of a vCPU clears it, every poll has a deadline. It
+//! knows nothing of locks, and must never decide whether a waiter may go on: waits return early,
+//! and the caller looks for itself.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::{Abi, Errno, Hypercalls, Port, bind_ipi, close, poll, send};
+
+/// Why a [`Kicker::wait`] returned. Only ever a hint: the caller tests its condition again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitOutcome {
+    /// A kick had come, before the wait or during it; its token is used up.
+    Kicked,
+    /// `still_blocked` said no; Xen was not asked.
+    ConditionGone,
+    /// The deadline passed without a kick.
+    TimedOut,
+    /// Something else ended the poll: another event's upcall, or (in a nested wait) a token that
+    /// may belong to the interrupted wait and was left in place for it.
+    Early,
+    /// This context cannot block: no port is bound, or it is an NMI. Spin instead.
+    NoPort,
+}
+
+/// What one vCPU's waits came to, since boot. Each field counts waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitCounts {
+    /// That asked Xen to poll.
+    pub polls: u64,
+    /// That ended [`Kicked`](WaitOutcome::Kicked).
+    pub kicked: u64,
+    /// That ended [`TimedOut`](WaitOutcome::TimedOut), whatever the condition then was.
+    pub timed_out: u64,
+    /// Of the timed-out ones, those whose condition no longer held: the waiter could have gone on,
+    /// and no kick had told it. Either the kick was lost, or it was still on its way. 0 in a
+    /// healthy run with deadlines far beyond a kick's latency.
+    pub timed_out_unblocked: u64,
+    /// That ended [`Early`](WaitOutcome::Early).
+    pub early: u64,
+}
+
+/// Lets one vCPU sleep until another one kicks it.
+///
+/// One `Kicker` a vCPU, usually in a `static` array. A kick that comes while the vCPU does not
+/// wait is latched and ends its next wait, so no wake-up is lost between looking and sleeping.
+///
+/// ```
+/// use core::sync::atomic::{AtomicBool, Ordering};
+/// use evtchn::{Kicker, WaitOutcome, fake::FakeXen};
+///
+/// static KICKER: Kicker = Kicker::new();
+/// static DONE: AtomicBool = AtomicBool::new(false);
+///
+/// let xen = FakeXen::new(2);
+/// let events = xen.two_level();
+/// KICKER.bind(&xen.vcpu(1), &events, 1)?;
+///
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| {
+///         let vcpu1 = xen.vcpu(1);
+///         while !DONE.load(Ordering::Acquire) {
+///             // No deadline, for the example's sake. Give one: a lost kick then costs time only.
+///             KICKER.wait(&vcpu1, &events, 0, || !DONE.load(Ordering::Acquire));
+///         }
+///     });
+///     DONE.store(true, Ordering::Release); // first the condition,
+///     KICKER.kick(&xen.vcpu(0)) // then the kick
+/// })?;
+/// # Ok::<(), evtchn::Errno>(())
+/// ```
+#[derive(Debug)]
+pub struct Kicker {
+    /// The port's number; 0 = none.
+    port: AtomicU32,
+    /// How many waits of this vCPU are under way: an interrupt handler may wait inside a wait.
+    /// Written by the owning vCPU only.
+    depth: AtomicU32,
+    /// How many NMI handlers of this vCPU are under way. Written by the owning vCPU only.
+    nmi: AtomicU32,
+    counts: Counts,
+}
+
+#[derive(Debug)]
+struct Counts {
+    polls: AtomicU64,
+    kicked: AtomicU64,
+    timed_out: AtomicU64,
+    timed_out_unblocked: AtomicU64,
+    early: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    // Relaxed: a statistic. An atomic add, because an interrupt may count in between.
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Kicker {
+    /// A kicker without a port: waits return [`WaitOutcome::NoPort`], kicks do nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            port: AtomicU32::new(0),
+            depth: AtomicU32::new(0),
+            nmi: AtomicU32::new(0),
+            counts: Counts {
+                polls: AtomicU64::new(0),
+                kicked: AtomicU64::new(0),
+                timed_out: AtomicU64::new(0),
+                timed_out_unblocked: AtomicU64::new(0),
+                early: AtomicU64::new(0),
+            },
+        }
+    }
+
+    /// Binds an IPI port of `vcpu`, masks it for ever, and publishes it for kicks.
+    ///
+    /// Any vCPU may call it, before `vcpu` waits for the first time. After a resume or restore
+    /// every port is gone: bind again, before any kick.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind_ipi`].
+    pub fn bind(&self, xen: &impl Hypercalls, abi: &impl Abi, vcpu: u32) -> Result<Port, Errno> {
+        let port = bind_ipi(xen, vcpu)?;
+        // Ports start unmasked. Nobody knows this one yet, so no event can slip through here.
+        abi.mask(port);
+        // A number used before may carry an old event; it would only make one wait return early.
+        abi.clear(port);
+        // Release: pairs with the acquire in `port`, so that whoever kicks finds the port masked.
+        self.port.store(port.get(), Ordering::Release);
+        Ok(port)
+    }
+
+    /// Closes the port. From now on kicks do nothing and waits return [`WaitOutcome::NoPort`].
+    ///
+    /// Call it when the vCPU is **down** and nobody can still decide to kick it. A port must
+    /// outlive its vCPU's last wait: Xen does not wake a poll whose port is closed, and a kick
+    /// under way would find the number closed or, worse, given to somebody else.
+    ///
+    /// # Errors
+    ///
+    /// As [`close`].
+    pub fn unbind(&self, xen: &impl Hypercalls) -> Result<(), Errno> {
+        // AcqRel: later kicks see none; the close stays behind the swap.
+        match Port::new(self.port.swap(0, Ordering::AcqRel)) {
+            Some(port) => close(xen, port),
+            None => Ok(()),
+        }
+    }
+
+    /// The bound port.
+    #[must_use]
+    pub fn port(&self) -> Option<Port> {
+        // Acquire: pairs with the release in `bind`.
+        Port::new(self.port.load(Ordering::Acquire))
+    }
+
+    /// Blocks the calling vCPU, which must be this kicker's own, until it is kicked.
+    ///
+    /// Returns at once if a kick is latched already, or if `still_blocked` says no; it is called
+    /// at most once before the poll. May return early for other reasons, so call it in a loop.
+    /// After it returned, everything the kicker wrote before its kick is visible.
+    ///
+    /// `deadline_ns` is absolute Xen system time in nanoseconds, 0 = none. Always give one: a kick
+    /// lost to a bug then costs time, and shows in [`counts`](Kicker::counts), instead of hanging
+    /// the vCPU.
+    ///
+    /// Upcalls stay as they are. With upcalls enabled the vCPU serves them during the wait, and
+    /// their handlers may wait in their turn: nested waits never clear the latch, because the
+    /// token in it may be the outer wait's.
+    pub fn wait(
+        &self,
+        xen: &impl Hypercalls,
+        abi: &impl Abi,
+        deadline_ns: u64,
+        still_blocked: impl Fn() -> bool,
+    ) -> WaitOutcome {
+        // Relaxed: only handlers of this vCPU write it, and they are done when this goes on.
+        let in_nmi = self.nmi.load(Ordering::Relaxed) != 0;
+        let Some(port) = self.port() else { return WaitOutcome::NoPort };
+        if in_nmi {
+            return WaitOutcome::NoPort;
+        }
+
+        // Relaxed, here and below: the depth orders this vCPU against itself only, and an
+        // interrupt sees its own vCPU's program order.
+        let outermost = self.depth.fetch_add(1, Ordering::Relaxed) == 0;
+        let outcome = self.wait_at(xen, abi, port, outermost, deadline_ns, still_blocked);
+        self.depth.fetch_sub(1, Ordering::Relaxed);
+
+        match outcome {
+            WaitOutcome::Kicked => count(&self.counts.kicked),
+            WaitOutcome::TimedOut => count(&self.counts.timed_out),
+            WaitOutcome::Early => count(&self.counts.early),
+            WaitOutcome::ConditionGone | WaitOutcome::NoPort => {}
+        }
+        outcome
+    }
+
+    fn wait_at(
+        &self,
+        xen: &impl Hypercalls,
+        abi: &impl Abi,
+        port: Port,
+        outermost: bool,
+        deadline_ns: u64,
+        still_blocked: impl Fn() -> bool,
+    ) -> WaitOutcome {
+        // A latched token ends the wait. Polling with it in place would return at once, for ever.
+        if let Some(outcome) = self.take_token(abi, port, outermost) {
+            return outcome;
+        }
+        // A kick whose condition this look misses comes after the take above, so that it is
+        // latched when the poll looks: Xen tests the pending bit after it has registered the
+        // poller, both with full barriers.
+        if !still_blocked() {
+            return WaitOutcome::ConditionGone;
+        }
+        count(&self.counts.polls);
+        let polled = poll(xen, port, deadline_ns);
+        // From here on a kick may be used up together with an earlier one: both were for this
+        // wait, and the caller tests its condition after the take.
+        if let Some(outcome) = self.take_token(abi, port, outermost) {
+            return outcome;
+        }
+        if polled.is_ok() && deadline_ns != 0 && xen.system_time_ns() >= deadline_ns {
+            // Count only after the token was looked for: a kick is told from a timeout by it.
+            if !still_blocked() {
+                count(&self.counts.timed_out_unblocked);
+            }
+            return WaitOutcome::TimedOut;
+        }
+        WaitOutcome::Early
+    }
+
+    /// How the wait ends if a token is latched. Only the outermost wait may use it up.
+    fn take_token(&self, abi: &impl Abi, port: Port, outermost: bool) -> Option<WaitOutcome> {
+        if outermost {
+            (abi.is_pending(port) && abi.clear(port)).then_some(WaitOutcome::Kicked)
+        } else {
+            abi.is_pending(port).then_some(WaitOutcome::Early)
+        }
+    }
+
+    /// Ends the present or the next wait of this kicker's vCPU. Any vCPU may call it.
+    ///
+    /// Change the condition first, then kick. Kicks do not add up: two before a wait are one.
+    /// One hypercall; none if no port is bound.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`]; only a port closed behind the kicker's back makes it fail.
+    pub fn kick(&self, xen: &impl Hypercalls) -> Result<(), Errno> {
+        match self.port() {
+            Some(port) => send(xen, port),
+            None => Ok(()),
+        }
+    }
+
+    /// Marks the calling vCPU, this kicker's own, as being in an NMI until the guard is dropped:
+    /// waits in it return [`WaitOutcome::NoPort`]. Call it first in the NMI handler.
+    #[must_use = "the NMI lasts until the guard is dropped"]
+    pub fn enter_nmi(&self) -> NmiGuard<'_> {
+        // Relaxed: read on this vCPU only.
+        self.nmi.fetch_add(1, Ordering::Relaxed);
+        NmiGuard(self)
+    }
+
+    /// What the waits came to so far. May be read from any vCPU; each number is exact, the five
+    /// together are no snapshot.
+    #[must_use]
+    pub fn counts(&self) -> WaitCounts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed); // Relaxed: statistics.
+        WaitCounts {
+            polls: get(&self.counts.polls),
+            kicked: get(&self.counts.kicked),
+            timed_out: get(&self.counts.timed_out),
+            timed_out_unblocked: get(&self.counts.timed_out_unblocked),
+            early: get(&self.counts.early),
+        }
+    }
+}
+
+impl Default for Kicker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An NMI under way on a vCPU; see [`Kicker::enter_nmi`].
+#[derive(Debug)]
+pub struct NmiGuard<'a>(&'a Kicker);
+
+impl Drop for NmiGuard<'_> {
+    fn drop(&mut self) {
+        // Relaxed: read on this vCPU only.
+        self.0.nmi.fetch_sub(1, Ordering::Relaxed);
+    }
+}
