@@ -1,2 +1,44 @@
-//! The lock.
-#![no_std]
+//! A queue spinlock for virtual machines: four bytes, and its waiters sleep in the hypervisor
+//! instead of burning the time of the vCPU they wait for.
+//!
+//! This crate is the lock and nothing else. It knows no hypervisor: a kernel tells it who it is,
+//! where the nodes lie and how a CPU sleeps and wakes, by the [`Platform`] trait. It allocates
+//! nothing and runs in any context, interrupt handlers and NMIs included.
+//!
+//! - [`Mutex`] is the face for data: `lock_api`'s mutex over [`RawPvLock`].
+//! - A [`Policy`] says when a waiter sleeps and who wakes it. [`KickTwice`] and [`KickAtUnlock`] are the
+//!   two sides of the patch that this project grew from.
+//! - [`Mode`] chooses at boot between sleeping waiters, a spinning queue, and test-and-set.
+//! - [`debug::Dump`] shows a stuck lock, [`counters()`] what happened.
+//!
+//! Inside: `word` has the four bytes and every step on them, `queue` what all waiters do, `native` and
+//! `pv` how they wait, `hash` who sleeps on what. An arrow never runs back in this list.
+#![cfg_attr(not(any(loom, test)), no_std)]
+
+mod counters;
+pub mod debug;
+mod hash;
+mod native;
+mod node;
+mod platform;
+mod policy;
+mod pv;
+mod queue;
+mod raw;
+mod sync;
+mod word;
+
+pub use counters::{Counter, add as add_to_counter, counters};
+pub use hash::{HashStorage, HashTable};
+pub use node::CpuNodes;
+pub use platform::{Mode, Platform};
+pub use policy::{Handover, KickAtUnlock, KickTwice, Policy, Spin, Stage};
+pub use raw::RawPvLock;
+
+/// Data behind a [`RawPvLock`].
+#[cfg(not(loom))]
+pub type Mutex<T, P, K = KickAtUnlock> = lock_api::Mutex<RawPvLock<P, K>, T>;
+
+/// The guard of a [`Mutex`].
+#[cfg(not(loom))]
+pub type MutexGuard<'a, T, P, K = KickAtUnlock> = lock_api::MutexGuard<'a, RawPvLock<P, K>, T>;

@@ -21,6 +21,8 @@ pub enum Mode {
 ///
 /// # Safety
 ///
+/// The implementer promises, and mutual exclusion and progress rest on it:
+///
 /// 1. `current_cpu()` is the number of the CPU that executes the call, less than `MAX_CPUS`, and
 ///    stays the same for the whole of a `lock` call (no migration between CPUs inside it).
 /// 2. `nodes(cpu)` and `hash()` always return the same memory for the same argument, memory that no
@@ -29,6 +31,10 @@ pub enum Mode {
 ///    takes before the interrupted one goes on.
 /// 4. `kick(cpu)` before or during `wait` on that CPU makes that `wait` return (the wake token is
 ///    latched). `wait` may return early for any reason.
+/// 5. `wait` takes a latched token (and may then return), and only after that calls `still_blocked`,
+///    with a full barrier between the two; the caller of `kick` has changed the condition before, and
+///    `kick` begins with a full barrier. Hypercalls and locked instructions are full barriers. An
+///    inner level of nesting, which interrupted a `wait`, leaves the outer one's token alone.
 pub unsafe trait Platform: 'static {
     /// One more than the largest CPU number; at most 16,383.
     const MAX_CPUS: usize;
@@ -44,12 +50,19 @@ pub unsafe trait Platform: 'static {
 
     /// Blocks this CPU until it is kicked, unless `still_blocked` says false once the wake token is
     /// armed. May return early.
+    ///
+    /// Interrupts stay as they are. A bounded wait is wise: a deadline that passes is counted by
+    /// [`add_to_counter`](crate::add_to_counter) as [`Counter::PollTimeout`](crate::Counter::PollTimeout),
+    /// and the waiter looks again by itself.
+    #[doc(alias = "pv_wait")]
     fn wait(still_blocked: impl Fn() -> bool);
 
-    /// Ends the present or the next [`wait`](Platform::wait) of `cpu`.
+    /// Ends the present or the next [`wait`](Platform::wait) of `cpu`. A spare kick is harmless.
+    #[doc(alias = "pv_kick")]
     fn kick(cpu: usize);
 
-    /// A monotonic clock of this CPU, in nanoseconds. Clocks of two CPUs may differ.
+    /// A monotonic clock of this CPU, in nanoseconds. Clocks of two CPUs may differ; then only the
+    /// counter of wake-up latencies is wrong.
     fn now() -> u64;
 
     /// How many turns a waiter spins before it blocks, in policies that count turns.
@@ -57,13 +70,15 @@ pub unsafe trait Platform: 'static {
         1 << 15
     }
 
-    /// Whether `cpu` is a vCPU the hypervisor has taken off its pCPU while it could run.
+    /// A hint, asked while spinning: whether `cpu` is a vCPU the hypervisor has taken off its pCPU while it could run.
     fn vcpu_is_preempted(cpu: usize) -> bool {
         let _ = cpu;
         false
     }
 
     /// Which lock to be. Must always return the same once a lock was used.
+    ///
+    /// Read at every unlock: make it a constant, or one plain load.
     fn mode() -> Mode {
         Mode::Pv
     }

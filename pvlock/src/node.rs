@@ -1,0 +1,243 @@
+//! Queue nodes: four to a CPU, one for each level of nesting.
+//!
+//! Owns what a waiter publishes about itself and the claim of a level. Never touches the lock word.
+
+use core::sync::atomic::compiler_fence;
+
+use crate::counters::Counts;
+use crate::sync::{AtomicU8, AtomicU32, Ordering::Relaxed, const_fn, ord};
+use crate::word::{LEVELS, Tail};
+
+/// How a waiter waits, in its node.
+///
+/// | state | written by | meaning |
+/// |-------|------------|---------|
+/// | Running | the waiter; a kicking predecessor | spins, or is on its way out |
+/// | Halted | the waiter, in the queue only | sleeps or is about to; whoever hands over must act |
+/// | Registering | its predecessor | its hash entry is being made; do not make a second |
+/// | Hashed | its predecessor; the waiter as head | the hash entry was made |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    Running,
+    Halted,
+    Registering,
+    Hashed,
+}
+
+impl State {
+    fn from_bits(bits: u8) -> Self {
+        match bits {
+            0 => Self::Running,
+            1 => Self::Halted,
+            2 => Self::Registering,
+            _ => Self::Hashed,
+        }
+    }
+}
+
+/// One place in one queue.
+///
+/// A node names its successor by CPU and level, not by address: nodes live for ever, and any CPU
+/// can look one up through [`Platform::nodes`](crate::Platform::nodes) without a raw pointer.
+#[repr(C, align(32))]
+pub(crate) struct Node {
+    /// The successor's [`Tail`]; 0 = none yet.
+    next: AtomicU32,
+    /// 1 = the predecessor has handed the head of the queue over.
+    handed: AtomicU8,
+    /// A [`State`].
+    state: AtomicU8,
+    /// Levels in use on this CPU. Only in the node of level 0, only for its own CPU.
+    depth: AtomicU32,
+    /// What the policy has learned on this CPU. Only in the node of level 0.
+    learned: AtomicU32,
+}
+
+impl Node {
+    const_fn! {
+        fn new() -> Self {
+            Self {
+                next: AtomicU32::new(0),
+                handed: AtomicU8::new(0),
+                state: AtomicU8::new(State::Running as u8),
+                depth: AtomicU32::new(0),
+                learned: AtomicU32::new(0),
+            }
+        }
+    }
+
+    /// Makes a claimed node fresh. Relaxed: `Word::exchange_tail` publishes it.
+    pub(crate) fn reset(&self) {
+        self.next.store(0, Relaxed);
+        self.handed.store(0, Relaxed);
+        self.state.store(State::Running as u8, Relaxed);
+    }
+
+    /// Tells the predecessor who follows. Release, with `next`: it pairs the successor's reset of its
+    /// node with the predecessor's `hand_over` to it.
+    pub(crate) fn set_next(&self, next: Tail) {
+        self.next.store(u32::from(next.bits()), ord!("link", Release));
+    }
+
+    /// Who follows, if it has said so. Acquire, with `set_next`.
+    pub(crate) fn next(&self) -> Option<Tail> {
+        Tail::from_bits(self.next.load(ord!("next", Acquire)) as u16)
+    }
+
+    /// Makes this node's waiter the head. Release: it is handed the critical sections before it,
+    /// with `is_handed`.
+    pub(crate) fn hand_over(&self) {
+        self.handed.store(1, ord!("hand-over", Release));
+    }
+
+    /// Whether this waiter is the head. Acquire, with `hand_over`.
+    pub(crate) fn is_handed(&self) -> bool {
+        self.handed.load(ord!("handed", Acquire)) != 0
+    }
+
+    /// The state. Acquire: who sees `Hashed` sees the slow byte that was set before it.
+    pub(crate) fn state(&self) -> State {
+        State::from_bits(self.state.load(ord!("state-load", Acquire)))
+    }
+
+    /// Stores a state. Relaxed: the caller orders it.
+    pub(crate) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Relaxed);
+    }
+
+    /// The predecessor is done with the entry. Release, with `state`: the slow byte comes first.
+    pub(crate) fn set_hashed(&self) {
+        self.state.store(State::Hashed as u8, ord!("hashed", Release));
+    }
+
+    /// Halted -> Running by the waiter; leaves any other state. Acquire when it fails: who sees that
+    /// the predecessor acted also sees `hand_over`, which came before, and halts no more.
+    pub(crate) fn unhalt(&self) {
+        let _ = self.state.compare_exchange(
+            State::Halted as u8,
+            State::Running as u8,
+            Relaxed,
+            ord!("unhalt", Acquire),
+        );
+    }
+
+    /// Halted -> `to` by the predecessor: whether the waiter was halted. Release when it succeeds,
+    /// with `unhalt` and `state`; the caller put a full barrier before it (R1, R2).
+    pub(crate) fn claim_halted(&self, to: State) -> bool {
+        self.state
+            .compare_exchange(State::Halted as u8, to as u8, ord!("claim-halted", Release), Relaxed)
+            .is_ok()
+    }
+}
+
+/// The queue nodes of one CPU: 128 bytes, two nodes to a cache line.
+///
+/// With the feature `counters`, this CPU's counts stand behind them.
+///
+/// ```
+/// # #[cfg(not(loom))] {
+/// use pvlock::CpuNodes;
+///
+/// static NODES: [CpuNodes; 4] = [const { CpuNodes::new() }; 4];
+/// # assert!(NODES.iter().all(|nodes| nodes.depth() == 0));
+/// # }
+/// ```
+#[repr(C, align(128))]
+pub struct CpuNodes {
+    nodes: [Node; LEVELS],
+    pub(crate) counts: Counts,
+}
+
+impl CpuNodes {
+    const_fn! {
+        /// Four free nodes.
+        pub fn new() -> Self {
+            Self {
+                nodes: [Node::new(), Node::new(), Node::new(), Node::new()],
+                counts: Counts::new(),
+            }
+        }
+    }
+
+    pub(crate) fn node(&self, level: usize) -> &Node {
+        &self.nodes[level]
+    }
+
+    /// Levels of nesting that wait on this CPU now. A snapshot when read by another CPU.
+    pub fn depth(&self) -> usize {
+        self.nodes[0].depth.load(Relaxed) as usize
+    }
+
+    /// A number that a policy keeps for this CPU, such as a spin budget it has learned; 0 at first.
+    pub fn learned(&self) -> u32 {
+        self.nodes[0].learned.load(Relaxed)
+    }
+
+    /// Keeps a number for the policy. Only this CPU should write it.
+    pub fn set_learned(&self, value: u32) {
+        self.nodes[0].learned.store(value, Relaxed);
+    }
+
+    /// Claims the next level and returns it; [`LEVELS`] or more has no node.
+    ///
+    /// Only the CPU itself calls this. A context that interrupts it between the load and the store
+    /// leaves the depth as it found it, so plain accesses do.
+    pub(crate) fn enter(&self) -> usize {
+        let level = self.nodes[0].depth.load(Relaxed);
+        self.nodes[0].depth.store(level + 1, Relaxed);
+        // The claim comes before any use of the node, for an interrupt on this same CPU.
+        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        level as usize
+    }
+
+    /// Gives the level back.
+    pub(crate) fn leave(&self) {
+        // Every use of the node comes before, for an interrupt on this same CPU.
+        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        let level = self.nodes[0].depth.load(Relaxed);
+        self.nodes[0].depth.store(level - 1, Relaxed);
+    }
+}
+
+impl Default for CpuNodes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Display for CpuNodes {
+    /// The levels in use, one line each.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        for (level, node) in self.nodes.iter().enumerate().take(self.depth()) {
+            let head = if node.is_handed() { ", handed the head" } else { "" };
+            write!(f, "  level {level}: {:?}{head}", node.state())?;
+            match node.next() {
+                Some(next) => writeln!(f, ", next cpu {} level {}", next.cpu(), next.level())?,
+                None => writeln!(f, ", last")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_32_bytes_and_a_cpu_128() {
+        assert_eq!(size_of::<Node>(), 32);
+        if !cfg!(feature = "counters") {
+            assert_eq!(size_of::<CpuNodes>(), 128);
+        }
+    }
+
+    #[test]
+    fn levels_nest() {
+        let cpu = CpuNodes::new();
+        assert_eq!((cpu.enter(), cpu.enter(), cpu.depth()), (0, 1, 2));
+        cpu.leave();
+        assert_eq!((cpu.enter(), cpu.depth()), (1, 2));
+    }
+}

@@ -1,0 +1,145 @@
+//! Policies: when a waiter sleeps, and who wakes it.
+//!
+//! Owns the trait and the policies. Never touches the lock word or a node: a policy decides, the
+//! slow path in [`pv`](crate::pv) acts, so that a policy cannot break mutual exclusion.
+
+use crate::Platform;
+use crate::node::{CpuNodes, State};
+use crate::word::Tail;
+
+/// What a new owner does about the next waiter when that one sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// Wake it at once, to spin as the head of the queue. It may well sleep again before the unlock.
+    Kick,
+    /// Let it sleep, and enter it in the hash table so that the unlock wakes it.
+    Register,
+}
+
+/// Where in the queue a waiter spins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Behind the head: for the predecessor to hand the head over.
+    Behind,
+    /// As the head: for the owner to unlock.
+    Head,
+}
+
+/// One spin of a waiter, as its policy sees it.
+pub struct Spin {
+    stage: Stage,
+    cpu: usize,
+    predecessor: Option<Tail>,
+    turn: u32,
+    /// For the policy to remember something during this spin, such as a deadline; 0 at first.
+    pub memo: u64,
+}
+
+impl Spin {
+    pub(crate) fn new(stage: Stage, cpu: usize, predecessor: Option<Tail>) -> Self {
+        Self { stage, cpu, predecessor, turn: 0, memo: 0 }
+    }
+
+    pub(crate) fn advance(&mut self) {
+        self.turn = self.turn.saturating_add(1);
+    }
+
+    /// Turns done in this spin.
+    pub fn turn(&self) -> u32 {
+        self.turn
+    }
+
+    /// Where in the queue.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The CPU that spins.
+    pub fn cpu(&self) -> usize {
+        self.cpu
+    }
+
+    /// The CPU ahead in the queue when this one came: for a head, the owner, unless it came
+    /// to an empty queue (then `None`) or the lock was stolen or has moved on since.
+    pub fn predecessor(&self) -> Option<usize> {
+        self.predecessor.map(Tail::cpu)
+    }
+
+    /// Whether the predecessor sleeps, or is about to. A hint: its node may be in use for another
+    /// lock by now.
+    pub fn predecessor_sleeps<P: Platform>(&self) -> bool {
+        self.predecessor
+            .is_some_and(|tail| P::nodes(tail.cpu()).node(tail.level()).state() != State::Running)
+    }
+
+    /// The nodes of the spinning CPU, where a policy keeps what it has learned.
+    pub fn nodes<P: Platform>(&self) -> &'static CpuNodes {
+        P::nodes(self.cpu)
+    }
+}
+
+/// When a waiter sleeps, and who wakes it.
+///
+/// A policy is a type without values. The defaults are those of [`KickAtUnlock`].
+///
+/// ```
+/// use pvlock::{Platform, Policy, Spin};
+///
+/// /// As the patch, but a waiter spins for 20 microseconds, whatever a turn costs.
+/// struct TwentyMicroseconds;
+///
+/// impl Policy for TwentyMicroseconds {
+///     const NAME: &'static str = "twenty-microseconds";
+///
+///     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+///         if spin.memo == 0 {
+///             spin.memo = P::now() + 20_000;
+///         }
+///         P::now() < spin.memo
+///     }
+/// }
+/// ```
+pub trait Policy: 'static {
+    /// The name on command lines and in results.
+    const NAME: &'static str;
+
+    /// What a new owner does about a sleeping successor.
+    const HANDOVER: Handover = Handover::Register;
+
+    /// How often a newcomer tries to take a free lock past the queue before it joins it. With 0 the
+    /// order of the queue is the order of acquisition.
+    const STEALS: u32 = 0;
+
+    /// Whether a head that was kicked, and lost the lock to a thief, registers again. Without it
+    /// such a head spins until it owns the lock.
+    const REARM: bool = true;
+
+    /// Thefts that a head suffers in one acquisition before it forbids them.
+    const MAX_THEFTS: u32 = u32::MAX;
+
+    /// Asked before each turn of a spin: another turn, or to sleep?
+    fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+        spin.turn() < P::spin_turns()
+    }
+
+    /// The order of steps of the patch as posted in 2015, which enters a lock twice. For the
+    /// negative control of the model suite.
+    #[doc(hidden)]
+    const AS_POSTED: bool = false;
+}
+
+/// The lock before the patch: the new owner kicks the sleeping next vCPU to make it spin as head,
+/// and when that one has gone to sleep again, the unlock kicks it a second time.
+pub struct KickTwice;
+
+impl Policy for KickTwice {
+    const NAME: &'static str = "kick-twice";
+    const HANDOVER: Handover = Handover::Kick;
+}
+
+/// The patch, with its double entry mended: one kick for an acquisition, at unlock. Strictly FIFO.
+pub struct KickAtUnlock;
+
+impl Policy for KickAtUnlock {
+    const NAME: &'static str = "kick-at-unlock";
+}

@@ -1,0 +1,248 @@
+//! The slow path when waiters sleep in the hypervisor, and the unlock that wakes them.
+//!
+//! Owns the order of all steps between a sleeper and whoever must wake it. The races, R1 to R9, are
+//! listed with what closes each in the book's chapter on the lock.
+
+use core::marker::PhantomData;
+
+use crate::counters::{Counter, add, count, timed_kick, timed_wait};
+use crate::node::{Node, State};
+use crate::policy::{Handover, Policy, Spin, Stage};
+use crate::queue::{self, Discipline, Waiter};
+use crate::sync::{full_fence, full_fence_before_rmw, ord};
+use crate::word::{FREE, LEVELS, LOCKED, SLOW, Tail, Word};
+use crate::{HashTable, Platform};
+
+/// Takes the lock: past the queue if the policy allows, otherwise through it.
+///
+/// # Panics
+///
+/// When the hash table has room for less than four entries for each CPU, before anything is done.
+pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word) {
+    assert!(
+        cfg!(loom) || P::hash().capacity() >= LEVELS * P::MAX_CPUS,
+        "pvlock: Platform::hash() has {} entries, {} CPUs need {LEVELS} each",
+        P::hash().capacity(),
+        P::MAX_CPUS
+    );
+    for _ in 0..K::STEALS {
+        let seen = word.load();
+        // A spinning head forbids stealing; so does a word in which the lock is not free.
+        if seen.locked() == FREE && !seen.pending() && word.try_steal() {
+            count::<P>(P::current_cpu(), Counter::LockStealing);
+            return;
+        }
+    }
+    queue::acquire::<P, Pv<K>>(word);
+}
+
+/// Releases a lock whose locked byte was not 1 when unlock looked.
+///
+/// # Panics
+///
+/// When the lock was free.
+#[cold]
+#[inline(never)]
+pub(crate) fn release_slow<P: Platform>(word: &Word, seen: u8) {
+    assert!(seen == SLOW, "pvlock: unlock of a lock that is not held (locked byte {seen})");
+    // R3: the failed compare-exchange ordered nothing. Acquire, with `exchange_slow` and
+    // `set_slow`: who saw the slow byte sees the entry.
+    crate::sync::fence(ord!("unlock-fence", Acquire));
+    let cpu = P::current_cpu();
+    // R5: the entry goes first, the lock's memory may go with the release.
+    let (sleeper, hops) = P::hash().remove(key(word));
+    word.release();
+    if hops > 0 {
+        add::<P>(cpu, Counter::HashHops, hops as u64);
+    }
+    // R6, R7: the kick is latched, and a spare one is harmless.
+    timed_kick::<P>(cpu, sleeper, Counter::KickUnlock);
+}
+
+/// What the hash table knows a lock by.
+fn key(word: &Word) -> usize {
+    core::ptr::from_ref(word).addr()
+}
+
+/// Waiters that sleep when the policy is tired of spinning.
+struct Pv<K>(PhantomData<K>);
+
+impl<K: Policy> Discipline for Pv<K> {
+    fn wait_behind<P: Platform>(waiter: &Waiter) {
+        let node = waiter.node;
+        loop {
+            let mut spin = Spin::new(Stage::Behind, waiter.cpu, waiter.predecessor);
+            while K::keep_spinning::<P>(&mut spin) {
+                if node.is_handed() {
+                    return;
+                }
+                P::relax();
+                spin.advance();
+            }
+            // R1: state before handed, here; handed before state, in `handed_over`. With a full
+            // barrier in both, one of the two sees the other.
+            node.set_state(State::Halted);
+            full_fence("wait-behind");
+            if !node.is_handed() {
+                count::<P>(waiter.cpu, Counter::WaitNode);
+                timed_wait::<P>(waiter.cpu, || node.state() == State::Halted);
+            }
+            // Awake. If the predecessor has registered us meanwhile, that stands.
+            node.unhalt();
+            if node.is_handed() {
+                return;
+            }
+            count::<P>(waiter.cpu, Counter::SpuriousWakeup);
+        }
+    }
+
+    fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) {
+        let mut waits = 0;
+        let mut thefts = 0;
+        // Whether an entry was made for us in this acquisition, by us or by our predecessor.
+        let mut registered = false;
+        loop {
+            if spin_as_head::<P, K>(word, waiter, thefts) {
+                return;
+            }
+            let state = waiter.node.state();
+            let locked = word.load_acquire().locked();
+            if locked == SLOW {
+                // The entry is in the table: whoever unlocks finds it, and us.
+                registered = true;
+            } else if state == State::Registering {
+                // Our predecessor owns the lock and is making our entry at this moment.
+                continue;
+            } else if K::AS_POSTED && (registered || state == State::Hashed) {
+                continue;
+            } else {
+                // An entry once made is gone only when an unlock took it, so a lock that is held
+                // and not slow was stolen since.
+                if registered || state == State::Hashed {
+                    thefts += u32::from(locked == LOCKED);
+                    if !K::REARM {
+                        continue;
+                    }
+                    count::<P>(waiter.cpu, Counter::Rearm);
+                }
+                if register::<P, K>(word, waiter) {
+                    return;
+                }
+                registered = true;
+            }
+            waits += 1;
+            count::<P>(waiter.cpu, Counter::WaitHead);
+            if waits > 1 {
+                count::<P>(waiter.cpu, Counter::WaitAgain);
+            }
+            timed_wait::<P>(waiter.cpu, || word.load().locked() == SLOW);
+            if word.load().locked() == SLOW {
+                count::<P>(waiter.cpu, Counter::SpuriousWakeup);
+            }
+        }
+    }
+
+    fn handed_over<P: Platform>(word: &Word, waiter: &Waiter, next: Tail) {
+        let node = P::nodes(next.cpu()).node(next.level());
+        // R1 and R2: our store to `handed` comes before our look at the state, even if the
+        // compare-exchange fails, which by itself would order nothing.
+        full_fence_before_rmw("handed-over");
+        match K::HANDOVER {
+            Handover::Kick => {
+                if node.claim_halted(State::Running) {
+                    timed_kick::<P>(waiter.cpu, next.cpu(), Counter::KickWake);
+                }
+            }
+            Handover::Register if K::AS_POSTED => register_next_as_posted::<P>(word, node, next),
+            Handover::Register => {
+                if node.claim_halted(State::Registering) {
+                    // R3: the entry before the slow byte; the slow byte before `Hashed`, so that a
+                    // head that sees `Hashed` and a byte of 1 knows that the entry is used up.
+                    enter::<P>(P::hash(), waiter.cpu, word, next.cpu());
+                    word.set_slow();
+                    node.set_hashed();
+                }
+            }
+        }
+    }
+}
+
+/// Spins on the word as the head: whether the lock was taken.
+fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter, thefts: u32) -> bool {
+    if K::STEALS > 0 {
+        word.set_pending();
+    }
+    let mut spin = Spin::new(Stage::Head, waiter.cpu, waiter.predecessor);
+    loop {
+        // At least one look: the caller may come from a kick.
+        if word.load_acquire().locked() == FREE && take::<K>(word) {
+            return true;
+        }
+        if !K::keep_spinning::<P>(&mut spin) {
+            break;
+        }
+        P::relax();
+        spin.advance();
+    }
+    // Asleep, we let others steal, unless they did too often.
+    if K::STEALS > 0 && thefts < K::MAX_THEFTS {
+        word.clear_pending();
+    }
+    false
+}
+
+/// Takes a lock that was seen free, as the head.
+fn take<K: Policy>(word: &Word) -> bool {
+    if K::STEALS > 0 {
+        word.try_take_as_head()
+    } else {
+        // FIFO: while there is a queue, nobody but its head takes the lock.
+        word.set_locked();
+        true
+    }
+}
+
+/// Registers the head itself; true if the lock turned out to be free and is taken.
+fn register<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
+    if K::AS_POSTED {
+        // The defect: a head that says Halted invites its predecessor to register it again.
+        waiter.node.set_state(State::Halted);
+    }
+    // R3: the entry before the slow byte.
+    enter::<P>(P::hash(), waiter.cpu, word, waiter.cpu);
+    match word.exchange_slow() {
+        // R4: released since we looked. Nobody saw the entry: only an unlock looks for one, and
+        // the lock is ours.
+        FREE => {
+            word.slow_to_locked();
+            if K::STEALS > 0 {
+                word.clear_pending();
+            }
+            P::hash().remove(key(word));
+            true
+        }
+        was => {
+            debug_assert!(K::AS_POSTED || was == LOCKED, "registered twice");
+            if !K::AS_POSTED {
+                // Never Halted: that word belongs to the queue behind the head (S1).
+                waiter.node.set_state(State::Hashed);
+            }
+            false
+        }
+    }
+}
+
+fn enter<P: Platform>(table: &HashTable, counting: usize, word: &Word, sleeper: usize) {
+    let hops = table.insert(key(word), sleeper);
+    if hops > 0 {
+        add::<P>(counting, Counter::HashHops, hops as u64);
+    }
+}
+
+/// `handed_over` as the patch was posted: `Hashed` at once, the slow byte before the entry.
+fn register_next_as_posted<P: Platform>(word: &Word, node: &Node, next: Tail) {
+    if node.claim_halted(State::Hashed) {
+        word.set_slow();
+        P::hash().insert(key(word), next.cpu());
+    }
+}

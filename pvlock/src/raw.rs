@@ -1,0 +1,161 @@
+//! The lock as others see it: fast paths and `lock_api`.
+//!
+//! Owns what is inlined into callers. Every slow path is a call into another file.
+
+use core::marker::PhantomData;
+
+use crate::sync::const_fn;
+use crate::word::{FREE, Snapshot, Word};
+use crate::{Mode, Platform, Policy, native, pv};
+
+/// A spinlock of four bytes whose waiters queue, and sleep in the hypervisor when they have to.
+///
+/// `P` is the kernel it lives in, `K` the policy of sleeping and waking. Usually reached through
+/// [`Mutex`](crate::Mutex). It does not disable preemption or interrupts: a lock that is also taken
+/// by interrupt handlers must be taken with interrupts off everywhere else.
+#[repr(transparent)]
+pub struct RawPvLock<P, K> {
+    word: Word,
+    _types: PhantomData<fn() -> (P, K)>,
+}
+
+impl<P: Platform, K: Policy> RawPvLock<P, K> {
+    const_fn! {
+        /// A free lock.
+        pub fn new() -> Self {
+            const { assert!(P::MAX_CPUS <= crate::word::MAX_CPUS, "at most 16,383 CPUs") };
+            Self { word: Word::new(), _types: PhantomData }
+        }
+    }
+
+    /// Takes the lock.
+    ///
+    /// # Panics
+    ///
+    /// When contended, if the CPU's number is not less than [`Platform::MAX_CPUS`] or the hash
+    /// table has less than four entries for each CPU.
+    #[inline]
+    pub fn lock(&self) {
+        if !self.word.try_acquire() {
+            self.lock_slow();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_slow(&self) {
+        match P::mode() {
+            Mode::Pv => pv::acquire::<P, K>(&self.word),
+            Mode::Native => native::acquire::<P>(&self.word),
+            Mode::TestAndSet => native::acquire_test_and_set::<P>(&self.word),
+        }
+    }
+
+    /// Takes the lock if it is free and nobody waits for it.
+    #[inline]
+    pub fn try_lock(&self) -> bool {
+        // The look first keeps a polled lock's cache line shared.
+        self.word.load().is_free() && self.word.try_acquire()
+    }
+
+    /// Releases the lock, and wakes the head of the queue if it sleeps.
+    ///
+    /// # Safety
+    ///
+    /// The calling context owns the lock.
+    #[inline]
+    pub unsafe fn unlock(&self) {
+        match P::mode() {
+            // R9: a sleeping head may have registered; never a blind store.
+            Mode::Pv => {
+                if let Err(seen) = self.word.try_release() {
+                    pv::release_slow::<P>(&self.word, seen);
+                }
+            }
+            Mode::Native | Mode::TestAndSet => self.word.release(),
+        }
+    }
+
+    /// Whether somebody owns the lock. A snapshot.
+    #[inline]
+    pub fn is_locked(&self) -> bool {
+        self.word.load().locked() != FREE
+    }
+
+    /// Whether somebody waits for the lock. A snapshot.
+    #[inline]
+    pub fn is_contended(&self) -> bool {
+        let seen = self.word.load();
+        seen.pending() || seen.tail().is_some()
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.word.load()
+    }
+}
+
+impl<P: Platform, K: Policy> Default for RawPvLock<P, K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<P: Platform, K: Policy> core::fmt::Debug for RawPvLock<P, K> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "RawPvLock<{}>({})", K::NAME, self.snapshot())
+    }
+}
+
+#[cfg(not(loom))]
+// SAFETY: the word is a lock: one owner at a time, acquire on every path that takes it, release on
+// every path that frees it. Forgetting a guard leaves it locked; a locked one may be moved by
+// who owns it alone, because only its waiters refer to its address, and then there are none.
+// No operation unwinds once the lock is taken, unless memory was corrupted before: `lock` panics
+// before it joins the queue, `unlock` when the lock was not held to begin with.
+unsafe impl<P: Platform, K: Policy> lock_api::RawMutex for RawPvLock<P, K> {
+    const INIT: Self = Self::new();
+
+    type Guard = lock_api::GuardNoSend;
+
+    #[inline]
+    fn lock(&self) -> Self::Guard {
+        Self::lock(self);
+        lock_api::GuardNoSend::new()
+    }
+
+    #[inline]
+    fn try_lock(&self) -> Option<Self::Guard> {
+        Self::try_lock(self).then_some(lock_api::GuardNoSend::new())
+    }
+
+    #[inline]
+    unsafe fn unlock(&self, _guard: Self::Guard) {
+        // SAFETY: the guard state proves that this context owns the lock.
+        unsafe { Self::unlock(self) }
+    }
+
+    #[inline]
+    fn is_locked(&self) -> bool {
+        Self::is_locked(self)
+    }
+}
+
+#[cfg(not(loom))]
+// SAFETY: an unlock lets the queue's head go first: a newcomer takes a queued-for lock only where the
+// policy steals, and the book says so. `bump` gives the lock up and takes it again behind the queue.
+unsafe impl<P: Platform, K: Policy> lock_api::RawMutexFair for RawPvLock<P, K> {
+    #[inline]
+    unsafe fn unlock_fair(&self, _guard: Self::Guard) {
+        // SAFETY: the guard state proves that this context owns the lock.
+        unsafe { Self::unlock(self) }
+    }
+
+    #[inline]
+    unsafe fn bump(&self, _guard: &mut Self::Guard) {
+        if self.is_contended() {
+            // SAFETY: the guard state proves that this context owns the lock.
+            unsafe { Self::unlock(self) };
+            Self::lock(self);
+        }
+    }
+}

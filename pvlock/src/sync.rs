@@ -1,0 +1,99 @@
+//! The only switch between the processor's atomics and the model checker's.
+//!
+//! Owns which atomic types the crate uses and how an ordering is named, so that the model suite can
+//! weaken one ordering at a time. Never holds lock logic.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
+
+#[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
+
+/// An ordering with a name: `ord!("handover-store", Release)`.
+///
+/// It is the plain ordering in every build but the model's, where [`weakened`] may take it down.
+#[cfg(not(loom))]
+macro_rules! ord {
+    ($site:literal, $ordering:ident) => {
+        $crate::sync::Ordering::$ordering
+    };
+}
+#[cfg(loom)]
+macro_rules! ord {
+    ($site:literal, $ordering:ident) => {
+        $crate::sync::weakening::ordering($site, $crate::sync::Ordering::$ordering)
+    };
+}
+pub(crate) use ord;
+
+/// A function that is `const`, but in model builds, whose atomics cannot be made at compile time.
+macro_rules! const_fn {
+    ($(#[$attr:meta])* $vis:vis fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$attr])*
+        $vis const fn $($rest)*
+        #[cfg(loom)]
+        $(#[$attr])*
+        $vis fn $($rest)*
+    };
+}
+pub(crate) use const_fn;
+
+/// The full barrier between a store and a later load of another location (store-buffer pattern).
+#[inline]
+pub(crate) fn full_fence(site: &'static str) {
+    #[cfg(loom)]
+    if weakening::is_weakened(site) {
+        fence(Ordering::AcqRel);
+        return;
+    }
+    let _ = site;
+    fence(Ordering::SeqCst);
+}
+
+/// The full barrier where a read-modify-write of another location follows at once.
+///
+/// On x86-64 every locked instruction is a full barrier by itself, successful or not, so that only
+/// the compiler has to be held back; elsewhere, and in the model, it is a real fence.
+#[inline]
+pub(crate) fn full_fence_before_rmw(site: &'static str) {
+    if cfg!(all(target_arch = "x86_64", not(loom), not(miri))) {
+        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    } else {
+        full_fence(site);
+    }
+}
+
+/// Weakens one named ordering, for the suite that shows every ordering is needed.
+#[cfg(loom)]
+pub(crate) mod weakening {
+    use super::Ordering;
+    use std::sync::OnceLock;
+
+    /// The site to weaken in this process, from the environment variable `PVLOCK_WEAKEN`:
+    /// `NAME`, or `NAME/acquire` and `NAME/release` for one half of an `AcqRel`.
+    fn target() -> Option<&'static str> {
+        static TARGET: OnceLock<Option<String>> = OnceLock::new();
+        TARGET.get_or_init(|| std::env::var("PVLOCK_WEAKEN").ok()).as_deref()
+    }
+
+    pub(crate) fn is_weakened(site: &str) -> bool {
+        target() == Some(site)
+    }
+
+    /// One step down if `site` is the one to weaken.
+    pub(crate) fn ordering(site: &str, ordering: Ordering) -> Ordering {
+        let Some((name, half)) = target().map(|t| t.split_once('/').unwrap_or((t, ""))) else {
+            return ordering;
+        };
+        if name != site {
+            return ordering;
+        }
+        match (ordering, half) {
+            (Ordering::AcqRel, "acquire") => Ordering::Release,
+            (Ordering::AcqRel, "release") => Ordering::Acquire,
+            (Ordering::SeqCst, _) => Ordering::AcqRel,
+            _ => Ordering::Relaxed,
+        }
+    }
+}

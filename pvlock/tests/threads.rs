@@ -1,0 +1,191 @@
+//! The real code on threads as vCPUs: exclusion, progress, and nothing left behind.
+//!
+//! Each test takes the one machine of this process for itself; its vCPUs are its threads.
+#![cfg(not(loom))]
+
+#[path = "common/threads.rs"]
+mod machine;
+
+use machine::{MODE, SPIN_TURNS, Threads};
+use pvlock::{CpuNodes, KickAtUnlock, KickTwice, Platform, Policy, RawPvLock, debug::Dump};
+use std::cell::UnsafeCell;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard};
+
+/// A counter that is exact only under a lock.
+struct Counter<K: Policy> {
+    lock: RawPvLock<Threads, K>,
+    value: UnsafeCell<u64>,
+}
+
+// SAFETY: `value` is only reached under `lock`.
+unsafe impl<K: Policy> Sync for Counter<K> {}
+
+impl<K: Policy> Counter<K> {
+    const fn new() -> Self {
+        Self { lock: RawPvLock::new(), value: UnsafeCell::new(0) }
+    }
+
+    fn add_one(&self) {
+        self.lock.lock();
+        // SAFETY: the lock is held.
+        unsafe { *self.value.get() += 1 };
+        // SAFETY: taken above.
+        unsafe { self.lock.unlock() };
+    }
+}
+
+/// The machine, for one test at a time.
+fn machine(mode: usize, spin_turns: usize) -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    MODE.store(mode, Relaxed);
+    SPIN_TURNS.store(spin_turns, Relaxed);
+    guard
+}
+
+fn hammer<K: Policy>(vcpus: usize, locks: usize, rounds: u64) {
+    let counters: Vec<Counter<K>> = (0..locks).map(|_| Counter::new()).collect();
+    std::thread::scope(|scope| {
+        for vcpu in 0..vcpus {
+            let counters = &counters;
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    counters[(vcpu + round as usize) % locks].add_one();
+                }
+            });
+        }
+    });
+    let total: u64 = counters.iter().map(|c| unsafe_read(c)).sum();
+    assert_eq!(total, vcpus as u64 * rounds);
+    for counter in &counters {
+        assert!(!counter.lock.is_locked() && !counter.lock.is_contended());
+        assert!(
+            Dump::new(&counter.lock).to_string().lines().count() == 1,
+            "left behind:\n{}",
+            Dump::new(&counter.lock)
+        );
+    }
+}
+
+fn unsafe_read<K: Policy>(counter: &Counter<K>) -> u64 {
+    // SAFETY: all threads are joined.
+    unsafe { *counter.value.get() }
+}
+
+#[test]
+fn kick_twice_counts_exactly() {
+    let _machine = machine(0, 20);
+    hammer::<KickTwice>(8, 1, 20_000);
+    hammer::<KickTwice>(8, 3, 20_000);
+}
+
+#[test]
+fn kick_at_unlock_counts_exactly() {
+    let _machine = machine(0, 20);
+    hammer::<KickAtUnlock>(8, 1, 20_000);
+    hammer::<KickAtUnlock>(8, 3, 20_000);
+}
+
+#[test]
+fn waiters_that_never_spin_count_exactly() {
+    let _machine = machine(0, 0);
+    hammer::<KickTwice>(6, 1, 5_000);
+    hammer::<KickAtUnlock>(6, 2, 5_000);
+}
+
+#[test]
+fn native_mode_counts_exactly() {
+    let _machine = machine(1, 0);
+    hammer::<KickAtUnlock>(2, 1, 5_000);
+    hammer::<KickAtUnlock>(4, 2, 5_000);
+}
+
+#[test]
+fn test_and_set_mode_counts_exactly() {
+    let _machine = machine(2, 0);
+    hammer::<KickAtUnlock>(4, 1, 5_000);
+}
+
+#[test]
+fn try_lock_takes_a_free_lock_only() {
+    let _machine = machine(0, 20);
+    let lock = RawPvLock::<Threads, KickAtUnlock>::new();
+    assert!(!lock.is_locked());
+    assert!(lock.try_lock() && lock.is_locked() && !lock.is_contended());
+    assert!(!lock.try_lock());
+    // SAFETY: taken by the first try.
+    unsafe { lock.unlock() };
+    assert!(!lock.is_locked());
+}
+
+#[test]
+#[should_panic(expected = "unlock of a lock that is not held (locked byte 0)")]
+fn unlock_of_a_free_lock_is_named() {
+    let _machine = machine(0, 20);
+    // SAFETY: it is not: this is the error under test, and it has no memory to corrupt.
+    unsafe { RawPvLock::<Threads, KickAtUnlock>::new().unlock() };
+}
+
+#[test]
+fn lock_api_mutex_guards_data() {
+    let _machine = machine(0, 20);
+    static DATA: pvlock::Mutex<u64, Threads> = pvlock::Mutex::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..1000 {
+                    let mut guard = DATA.lock();
+                    *guard += 1;
+                    lock_api::MutexGuard::bump(&mut guard);
+                }
+            });
+        }
+    });
+    assert_eq!(*DATA.lock(), 4000);
+}
+
+/// Four contexts on one CPU queue, each above the other's back, and a fifth finds no node.
+#[test]
+fn five_nested_contexts_find_four_nodes_and_a_fallback() {
+    let _machine = machine(0, 0);
+    static LOCKS: [RawPvLock<Threads, KickAtUnlock>; 5] = [const { RawPvLock::new() }; 5];
+    for lock in &LOCKS {
+        lock.lock();
+    }
+    let (ready, vcpu) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        // A context that waits for lock N is interrupted by one that waits for lock N + 1.
+        scope.spawn(|| {
+            ready.send(Threads::current_cpu()).unwrap();
+            machine::nest(|level| {
+                LOCKS[level].lock();
+                // SAFETY: taken just now.
+                unsafe { LOCKS[level].unlock() };
+            });
+        });
+        let nodes: &CpuNodes = Threads::nodes(vcpu.recv().unwrap());
+        for lock in LOCKS.iter().rev() {
+            // All five stand on one CPU before the first is let go.
+            while nodes.depth() < 5 && lock as *const _ == &raw const LOCKS[4] {
+                std::thread::yield_now();
+            }
+            // SAFETY: taken above by this thread.
+            unsafe { lock.unlock() };
+        }
+    });
+    assert!(LOCKS.iter().all(|lock| !lock.is_locked()));
+}
+
+#[cfg(feature = "counters")]
+#[test]
+fn counters_name_what_happened() {
+    let _machine = machine(0, 0);
+    let sum = |counter: pvlock::Counter| -> u64 {
+        (0..machine::CPUS).map(|cpu| pvlock::counters::<Threads>(cpu)[counter as usize]).sum()
+    };
+    let before = sum(pvlock::Counter::KickUnlock);
+    hammer::<KickAtUnlock>(6, 1, 5_000);
+    assert!(sum(pvlock::Counter::KickUnlock) > before);
+    assert_eq!(sum(pvlock::Counter::Rearm), 0, "no thieves in a FIFO policy");
+}
