@@ -9,7 +9,7 @@ use crate::{Platform, Policy, RawPvLock};
 /// A lock's word, the nodes of all CPUs that wait, and the hash table, as text.
 ///
 /// ```
-/// # mod platform { include!("../tests/common/threads.rs"); }
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
 /// # use platform::Threads;
 /// # #[cfg(not(loom))] {
 /// use pvlock::{KickAtUnlock, RawPvLock, debug::Dump};

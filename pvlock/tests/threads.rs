@@ -165,11 +165,11 @@ fn five_nested_contexts_find_four_nodes_and_a_fallback() {
             });
         });
         let nodes: &CpuNodes = Threads::nodes(vcpu.recv().unwrap());
+        // All five stand on one CPU before the first is let go.
+        while nodes.depth() < 5 {
+            std::thread::yield_now();
+        }
         for lock in LOCKS.iter().rev() {
-            // All five stand on one CPU before the first is let go.
-            while nodes.depth() < 5 && lock as *const _ == &raw const LOCKS[4] {
-                std::thread::yield_now();
-            }
             // SAFETY: taken above by this thread.
             unsafe { lock.unlock() };
         }

@@ -1,5 +1,4 @@
 // Threads as vCPUs: a wait is a park, a kick an unpark. Each process is one machine.
-#![allow(dead_code)]
 
 use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
 use std::cell::{Cell, RefCell};
