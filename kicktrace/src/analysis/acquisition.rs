@@ -1,0 +1,186 @@
+//! Waits to acquisitions: how many times a vCPU slept, and was kicked, until it owned a lock.
+//!
+//! Owns both ways to find out. With the guest's marks each acquisition ends with
+//! `acquired-after-block`, so the count is exact. Without them the end is inferred: a vCPU that
+//! sleeps twice with no event channel operation of its own between the two waits has unlocked
+//! nothing in between that anybody waited for, so both waits belong to one acquisition.
+
+use crate::summary::Acquisitions;
+
+/// The waits of one acquisition so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Episode {
+    /// Polls that blocked and ended.
+    pub(super) waits: u32,
+    pub(super) waking_kicks: u32,
+    /// The vCPU that kicked first, as an index; `u32::MAX` for none.
+    first_kicker: u32,
+    several_kickers: bool,
+    /// A gap in the trace may have swallowed a wait or a kick.
+    pub(super) tainted: bool,
+}
+
+impl Episode {
+    pub(super) fn wait(&mut self, kicker: Option<u32>, tainted: bool) {
+        self.waits += 1;
+        self.tainted |= tainted;
+        if let Some(kicker) = kicker {
+            if self.waking_kicks == 0 {
+                self.first_kicker = kicker;
+            } else {
+                self.several_kickers |= self.first_kicker != kicker;
+            }
+            self.waking_kicks += 1;
+        }
+    }
+}
+
+/// Totals over acquisitions, as in the summary but cheap to add to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    /// `[waits][waking kicks]`, each 0, 1, 2, 3 or more.
+    table: [[u64; 4]; 4],
+    waits: u64,
+    kicks: u64,
+    slept_twice_kicks: u64,
+    one_sender: u64,
+    several_senders: u64,
+    pub(super) excluded: u64,
+    pub(super) disagreements: u64,
+}
+
+impl Tally {
+    pub(super) fn record(&mut self, episode: &Episode) {
+        if episode.tainted {
+            self.excluded += 1;
+            return;
+        }
+        let (waits, kicks) = (episode.waits, episode.waking_kicks);
+        self.table[waits.min(3) as usize][kicks.min(3) as usize] += 1;
+        self.waits += u64::from(waits);
+        self.kicks += u64::from(kicks);
+        if waits >= 2 {
+            self.slept_twice_kicks += u64::from(kicks);
+        }
+        if kicks >= 2 {
+            self.one_sender += u64::from(!episode.several_kickers);
+            self.several_senders += u64::from(episode.several_kickers);
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        for (row, of) in self.table.iter_mut().zip(&other.table) {
+            row.iter_mut().zip(of).for_each(|(cell, of)| *cell += of);
+        }
+        self.waits += other.waits;
+        self.kicks += other.kicks;
+        self.slept_twice_kicks += other.slept_twice_kicks;
+        self.one_sender += other.one_sender;
+        self.several_senders += other.several_senders;
+        self.excluded += other.excluded;
+        self.disagreements += other.disagreements;
+    }
+
+    /// As told. Acquisitions that never blocked (waits 0) are in the table only.
+    pub(super) fn summary(&self, certainty: crate::Certainty) -> Acquisitions {
+        let row = |waits: usize| self.table[waits].iter().sum::<u64>();
+        let column = |kicks: usize| self.table[1..].iter().map(|row| row[kicks]).sum::<u64>();
+        let blocked = row(1) + row(2) + row(3);
+        let slept_twice = row(2) + row(3);
+        let ratio = |kicks: u64, of: u64| (of > 0).then(|| kicks as f64 / of as f64);
+        Acquisitions {
+            certainty,
+            blocked,
+            waits: self.waits,
+            waking_kicks: self.kicks,
+            by_waits: [row(1), row(2), row(3)],
+            by_waking_kicks: [column(0), column(1), column(2), column(3)],
+            table: self.table,
+            waking_kicks_per_blocked: ratio(self.kicks, blocked),
+            slept_twice,
+            waking_kicks_per_slept_twice: ratio(self.slept_twice_kicks, slept_twice),
+            kicked_again_by_same_sender: self.one_sender,
+            kicked_again_by_other_sender: self.several_senders,
+            excluded: self.excluded,
+            disagreements: self.disagreements,
+        }
+    }
+}
+
+/// Locks a vCPU waits for at the same time at most: four contexts can nest, and a few more fit in
+/// case a mark was lost.
+const MOST_OPEN: usize = 16;
+
+/// The exact way: follows one vCPU's marks.
+#[derive(Debug, Default)]
+pub(super) struct Marked {
+    /// Waits begun and not ended, innermost last: the locks.
+    waiting: Vec<u32>,
+    /// Acquisitions begun and not ended.
+    open: Vec<(u32, u32, Episode)>,
+    pub(super) tally: Tally,
+}
+
+impl Marked {
+    /// Whether the vCPU is between a wait's begin and its end.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(super) fn wait_begin(&mut self, lock: u32) {
+        if self.waiting.len() == MOST_OPEN {
+            self.waiting.remove(0);
+        }
+        self.waiting.push(lock);
+        match self.open.iter_mut().find(|(of, ..)| *of == lock) {
+            Some((_, begins, _)) => *begins += 1,
+            None => {
+                if self.open.len() == MOST_OPEN {
+                    self.open.remove(0);
+                    self.tally.excluded += 1;
+                }
+                self.open.push((lock, 1, Episode::default()));
+            }
+        }
+    }
+
+    pub(super) fn wait_end(&mut self, lock: u32) {
+        if let Some(at) = self.waiting.iter().rposition(|&of| of == lock) {
+            self.waiting.truncate(at);
+        }
+    }
+
+    /// A poll blocked and ended; returns the lock it was for.
+    pub(super) fn wait(&mut self, kicker: Option<u32>, tainted: bool) -> Option<u32> {
+        let lock = *self.waiting.last()?;
+        if let Some((.., episode)) = self.open.iter_mut().find(|(of, ..)| *of == lock) {
+            episode.wait(kicker, tainted);
+        }
+        Some(lock)
+    }
+
+    /// The vCPU owns `lock`; `waits` and `kicked` are the guest's own counts.
+    pub(super) fn acquired(&mut self, lock: u32, waits: u32, kicked: u32) {
+        let found = self.open.iter().position(|(of, ..)| *of == lock);
+        let Some((_, begins, episode)) = found.map(|at| self.open.swap_remove(at)) else {
+            self.tally.excluded += 1;
+            return;
+        };
+        if begins < waits {
+            // Begun before the trace, or in a gap.
+            self.tally.excluded += 1;
+            return;
+        }
+        // Xen cannot have blocked the vCPU more often than the guest asked for it, nor kicked it
+        // awake more often than the guest found its port pending.
+        if waits != begins || episode.waits > waits || episode.waking_kicks > kicked.max(waits) {
+            self.tally.disagreements += 1;
+        }
+        self.tally.record(&episode);
+    }
+
+    /// A gap: every open acquisition may have lost a wait or a kick.
+    pub(super) fn taint(&mut self) {
+        self.open.iter_mut().for_each(|(.., episode)| episode.tainted = true);
+    }
+}

@@ -1,0 +1,230 @@
+//! From the analyser's counters to the [`Summary`]: sums, quantiles, certainties, warnings.
+//!
+//! Owns which figure is exact, inferred or a bound. Counts nothing itself.
+
+use crate::analysis::Analyser;
+use crate::analysis::acquisition::Tally;
+use crate::analysis::vcpu::{Latency, LatencySet, Vcpu};
+use crate::reader::Reading;
+use crate::summary::{
+    self, Certainty, Count, Counts, Distribution, Domain, DomainKind, Latencies, Summary, Times,
+};
+
+pub(super) fn summary(analyser: Analyser, reading: Reading) -> Summary {
+    let clock = analyser.calibration.clock(analyser.options.cpu_hz);
+    let ticks = reading.last_tsc.saturating_sub(reading.first_tsc);
+    let mut warnings = warnings(&analyser, &reading);
+    let classes = analyser.classes;
+    let last = analyser.last_tsc;
+    let mut vcpus = analyser.vcpus;
+    vcpus.sort_by_key(|vcpu| (vcpu.domain, vcpu.id));
+    let mut domains = Vec::new();
+    let (mut sure, mut observed) = (0, 0);
+    for of_domain in vcpus.chunk_by(|a, b| a.domain == b.domain) {
+        let (domain, its_sure, its_observed) = domain(of_domain, last);
+        sure += its_sure;
+        observed += its_observed;
+        if domain.counts.inconsistent.value > 0 {
+            warnings.push(format!(
+                "d{}: {} runstate changes contradict the ones before: lost records, or the pCPUs' \
+                 TSCs are not in step",
+                domain.id, domain.counts.inconsistent.value
+            ));
+        }
+        domains.push(domain);
+    }
+    Summary {
+        schema: summary::SCHEMA,
+        clock,
+        ticks,
+        seconds: clock.ns(ticks).map(|ns| ns / 1e9),
+        coverage_percent: percent(sure, observed),
+        classes,
+        domains,
+        warnings,
+        reading,
+    }
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 }
+}
+
+fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u64, u64) {
+    let mut counts = Counts::default();
+    let mut times = Times::default();
+    let mut latencies = LatencySet::default();
+    let mut inferred = Tally::default();
+    let mut marked: Option<Tally> = None;
+    let mut kind = DomainKind::Unknown;
+    let (mut sure, mut observed) = (0, 0);
+    let mut told = Vec::new();
+    for vcpu in vcpus {
+        let one = self::vcpu(vcpu, last);
+        counts.add(&one.counts);
+        times.add(&one.times);
+        latencies.kick_to_wake.add(&vcpu.latencies.kick_to_wake);
+        latencies.wake_to_run.add(&vcpu.latencies.wake_to_run);
+        latencies.kick_to_run.add(&vcpu.latencies.kick_to_run);
+        latencies.wait.add(&vcpu.latencies.wait);
+        inferred.add(&vcpu.inferred);
+        if let Some(of) = &vcpu.marked {
+            marked.get_or_insert_default().add(&of.tally);
+        }
+        if vcpu.kind != DomainKind::Unknown {
+            kind = vcpu.kind;
+        }
+        let (its_sure, its_observed) = vcpu.coverage(last);
+        sure += its_sure;
+        observed += its_observed;
+        told.push(one);
+    }
+    let domain = Domain {
+        id: vcpus.first().map_or(0, |vcpu| vcpu.domain),
+        kind,
+        coverage_percent: percent(sure, observed),
+        counts,
+        times,
+        latencies: self::latencies(&latencies),
+        marked: marked.map(|tally| tally.summary(Certainty::Exact)),
+        inferred: inferred.summary(Certainty::Inferred),
+        vcpus: told,
+    };
+    (domain, sure, observed)
+}
+
+fn vcpu(vcpu: &Vcpu, last: u64) -> summary::Vcpu {
+    let raw = &vcpu.raw;
+    // Once the guest marks its kicks, an operation that is not marked is none.
+    let marks_kicks = raw.marked_kicks > 0;
+    // A PVH guest's sched_op does not show its command: it is a poll unless it yields, or unless
+    // the guest marks its waits.
+    let poll = match (vcpu.kind, &vcpu.marked) {
+        (DomainKind::Hvm, None) => Count::inferred,
+        _ => Count::exact,
+    };
+    let (sure, observed) = vcpu.coverage(last);
+    summary::Vcpu {
+        id: vcpu.id,
+        coverage_percent: percent(sure, observed),
+        counts: Counts {
+            evtchn_ops: Count::exact(raw.evtchn_ops),
+            waking_kicks: if marks_kicks {
+                Count::exact(raw.waking_kicks)
+            } else {
+                Count::inferred(raw.waking_kicks)
+            },
+            idle_kicks: Count::inferred(raw.idle_kicks),
+            kicks_without_wake: if marks_kicks {
+                Count::exact(raw.marked_without_wake)
+            } else {
+                Count::at_most(raw.kicks_without_wake)
+            },
+            marked_kicks: Count::exact(raw.marked_kicks),
+            polls: poll(raw.polls),
+            polls_blocked: poll(raw.polls_blocked),
+            polls_aborted: poll(raw.polls_aborted),
+            polls_immediate: poll(raw.polls_immediate),
+            idle_blocks: poll(raw.idle_blocks),
+            yields: Count::exact(raw.yields),
+            waits: poll(raw.waits),
+            waits_kicked: Count::inferred(raw.waits_kicked),
+            waits_other: Count::inferred(raw.waits - raw.waits_kicked),
+            waits_tainted: Count::exact(raw.waits_tainted),
+            spurious_wakes: Count::inferred(raw.spurious_wakes),
+            kicker_preempted: Count::inferred(raw.kicker_preempted),
+            inconsistent: Count::exact(raw.inconsistent),
+        },
+        times: vcpu.times,
+        latencies: latencies(&vcpu.latencies),
+        marked: vcpu.marked.as_ref().map(|marked| marked.tally.summary(Certainty::Exact)),
+        inferred: vcpu.inferred.summary(Certainty::Inferred),
+    }
+}
+
+fn latencies(set: &LatencySet) -> Latencies {
+    Latencies {
+        kick_to_wake: distribution(&set.kick_to_wake),
+        wake_to_run: distribution(&set.wake_to_run),
+        kick_to_run: distribution(&set.kick_to_run),
+        wait: distribution(&set.wait),
+    }
+}
+
+fn distribution(latency: &Latency) -> Distribution {
+    let Some(histogram) = latency.get() else { return Distribution::default() };
+    Distribution {
+        count: histogram.len(),
+        min: histogram.min(),
+        p50: histogram.value_at_quantile(0.5),
+        p90: histogram.value_at_quantile(0.9),
+        p99: histogram.value_at_quantile(0.99),
+        p999: histogram.value_at_quantile(0.999),
+        max: histogram.max(),
+        mean: histogram.mean(),
+        histogram: histogram
+            .iter_recorded()
+            .map(|class| (class.value_iterated_to(), u64::from(class.count_at_value())))
+            .collect(),
+    }
+}
+
+fn warnings(analyser: &Analyser, reading: &Reading) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |condition: bool, text: String| {
+        if condition {
+            warnings.push(text);
+        }
+    };
+    let classes = &analyser.classes;
+    if let Some(cut) = reading.truncated {
+        warn(
+            true,
+            format!(
+                "the file is cut at byte {}, {} bytes before its last window ends: read up to there",
+                cut.offset, cut.missing
+            ),
+        );
+    }
+    let lost = reading.lost_records();
+    warn(
+        lost > 0,
+        format!(
+            "{lost} records were lost: use larger buffers (xentrace -S), or fewer classes (-e)"
+        ),
+    );
+    warn(
+        reading.late_records > 0,
+        format!(
+            "{} records came out of order: the pCPUs' TSCs are not in step (see --tsc-offset), or \
+             --buffer is too small",
+            reading.late_records
+        ),
+    );
+    let backwards: u64 = reading.pcpus.iter().map(|pcpu| pcpu.backwards).sum();
+    warn(
+        backwards > 0,
+        format!("{backwards} records have a TSC before their predecessor's on the same pCPU"),
+    );
+    warn(
+        !classes.runstates || !classes.wakes,
+        "no runstate changes or no wakes: capture with the mask of `kicktrace capture`".into(),
+    );
+    warn(
+        !classes.pv_hypercalls && !classes.hvm_hypercalls,
+        "no hypercalls: kicks and polls cannot be seen; capture with the mask of `kicktrace \
+         capture`"
+            .into(),
+    );
+    warn(
+        analyser.shared_cores > 0,
+        "vCPUs are scheduled by cores or sockets (sched-gran): which pCPU a vCPU is on is not \
+         always known, so waking kicks may be missed"
+            .into(),
+    );
+    warn(
+        analyser.bad_markers > 0,
+        format!("{} of the guest's marks are malformed and were ignored", analyser.bad_markers),
+    );
+    warnings
+}

@@ -1,0 +1,342 @@
+//! One vCPU: its runstate, its poll, its counts.
+//!
+//! Owns what one vCPU's own records mean for it. Which vCPU a record concerns, and who kicked whom,
+//! is decided in the parent module.
+
+use std::collections::VecDeque;
+
+use hdrhistogram::Histogram;
+
+use crate::analysis::acquisition::{Episode, Marked, Tally};
+use crate::analysis::gaps::Gaps;
+use crate::event::Runstate;
+use crate::summary::{DomainKind, Times};
+
+/// Preemptions remembered of each vCPU, to tell whether a kicker was preempted while its target
+/// waited.
+const RECENT: usize = 32;
+
+/// Where a poll stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Poll {
+    /// No poll is under way.
+    #[default]
+    None,
+    /// The hypercall began.
+    Entered,
+    /// It decided to block; the vCPU is still on its pCPU.
+    Blocking,
+    /// The vCPU left its pCPU.
+    Blocked,
+    /// Something woke it; it is not running yet.
+    Woken,
+}
+
+/// The kick that ended a wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kick {
+    /// Index of the vCPU that kicked.
+    pub(super) by: u32,
+    pub(super) tsc: u64,
+}
+
+/// Raw counts; see [`crate::summary::Counts`] for their meaning.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Raw {
+    pub(super) evtchn_ops: u64,
+    pub(super) waking_kicks: u64,
+    pub(super) idle_kicks: u64,
+    pub(super) kicks_without_wake: u64,
+    pub(super) marked_kicks: u64,
+    pub(super) marked_without_wake: u64,
+    pub(super) polls: u64,
+    pub(super) polls_blocked: u64,
+    pub(super) polls_aborted: u64,
+    pub(super) polls_immediate: u64,
+    pub(super) idle_blocks: u64,
+    pub(super) yields: u64,
+    pub(super) waits: u64,
+    pub(super) waits_kicked: u64,
+    pub(super) waits_tainted: u64,
+    pub(super) spurious_wakes: u64,
+    pub(super) kicker_preempted: u64,
+    pub(super) inconsistent: u64,
+}
+
+/// A histogram that is only there once something was recorded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Latency(Option<Box<Histogram<u32>>>);
+
+impl Latency {
+    #[inline]
+    pub(super) fn record(&mut self, ticks: u64) {
+        let histogram = self.0.get_or_insert_with(|| {
+            // Two digits: within 1 %, from one tick to 2^48 ticks (a day).
+            Box::new(Histogram::new_with_bounds(1, 1 << 48, 2).unwrap_or_else(|_| unreachable!()))
+        });
+        histogram.saturating_record(ticks);
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        match (&mut self.0, &other.0) {
+            (Some(mine), Some(other)) => {
+                // Same bounds, so it cannot fail.
+                let _ = mine.add(&**other);
+            }
+            (mine @ None, Some(other)) => *mine = Some(other.clone()),
+            (_, None) => {}
+        }
+    }
+
+    pub(super) fn get(&self) -> Option<&Histogram<u32>> {
+        self.0.as_deref()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct LatencySet {
+    pub(super) kick_to_wake: Latency,
+    pub(super) wake_to_run: Latency,
+    pub(super) kick_to_run: Latency,
+    pub(super) wait: Latency,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Vcpu {
+    pub(super) domain: u16,
+    pub(super) id: u16,
+    pub(super) kind: DomainKind,
+
+    pub(super) state: Option<Runstate>,
+    /// The pCPU of the last change to running.
+    pub(super) cpu: u32,
+    since: u64,
+    gaps_at_since: u64,
+    first: Option<u64>,
+    woken: bool,
+    /// The last intervals in which it was runnable, oldest first.
+    preempted: VecDeque<(u64, u64)>,
+    pub(super) times: Times,
+    tainted: u64,
+
+    pub(super) poll: Poll,
+    poll_tsc: u64,
+    gaps_at_poll: u64,
+    block_tsc: u64,
+    wake_tsc: u64,
+    aborted: bool,
+    kicked_by: Option<Kick>,
+    /// Running time when the last wait ended.
+    ran_at_wait_end: Option<u64>,
+    last_wait_was_kicked: bool,
+
+    pub(super) raw: Raw,
+    pub(super) latencies: LatencySet,
+    pub(super) episode: Episode,
+    pub(super) inferred: Tally,
+    pub(super) marked: Option<Box<Marked>>,
+    /// The target of a marked kick whose operation is still to come.
+    pub(super) announced: Option<u32>,
+}
+
+/// A wait that ended.
+pub(super) struct Wait {
+    pub(super) kick: Option<Kick>,
+    pub(super) block_tsc: u64,
+    pub(super) tainted: bool,
+}
+
+impl Vcpu {
+    pub(super) fn new(domain: u16, id: u16) -> Self {
+        Self { domain, id, ..Self::default() }
+    }
+
+    /// Accounts the time up to `tsc` to the state that ends, and enters `new`.
+    pub(super) fn change(&mut self, tsc: u64, old: Option<Runstate>, new: Runstate, gaps: &Gaps) {
+        let known = old.is_none() || self.state == old;
+        let ticks = tsc.saturating_sub(self.since);
+        if self.first.is_none() {
+            self.first = Some(tsc);
+        } else if known {
+            self.account(ticks, tsc, gaps);
+        } else {
+            self.times.unknown += ticks;
+            self.tainted += ticks;
+            self.raw.inconsistent += u64::from(self.state.is_some());
+        }
+        self.state = Some(new);
+        self.since = tsc;
+        self.gaps_at_since = gaps.up_to(tsc);
+    }
+
+    fn account(&mut self, ticks: u64, tsc: u64, gaps: &Gaps) {
+        let Some(state) = self.state else {
+            self.times.unknown += ticks;
+            self.tainted += ticks;
+            return;
+        };
+        match state {
+            // A vCPU whose pCPU lost nothing ran, whatever other pCPUs lost.
+            Runstate::Running => return self.times.running += ticks,
+            Runstate::Runnable => {
+                self.times.stolen += ticks;
+                if std::mem::take(&mut self.woken) {
+                    self.times.stolen_after_wake += ticks;
+                }
+                if self.preempted.len() == RECENT {
+                    self.preempted.pop_front();
+                }
+                self.preempted.push_back((self.since, tsc));
+            }
+            Runstate::Blocked => self.times.blocked += ticks,
+            Runstate::Offline => self.times.offline += ticks,
+        }
+        self.tainted += gaps.up_to(tsc).saturating_sub(self.gaps_at_since);
+    }
+
+    /// The pCPU it ran on lost records from `tsc` on: what it does then is unknown.
+    pub(super) fn lose(&mut self, tsc: u64, gaps: &Gaps) {
+        if let Some(state) = self.state {
+            self.change(tsc, Some(state), state, gaps);
+            self.state = None;
+            self.poll = Poll::None;
+        }
+    }
+
+    /// Ends the account at the end of the trace.
+    pub(super) fn finish(&mut self, tsc: u64, gaps: &Gaps) {
+        if let Some(state) = self.state {
+            self.change(tsc, Some(state), state, gaps);
+        }
+    }
+
+    /// Percent of its time that is not doubtful, and that time in ticks.
+    pub(super) fn coverage(&self, last: u64) -> (u64, u64) {
+        let observed = self.first.map_or(0, |first| last.saturating_sub(first));
+        (observed.saturating_sub(self.tainted), observed)
+    }
+
+    fn ran(&self, tsc: u64) -> u64 {
+        let now = match self.state {
+            Some(Runstate::Running) => tsc.saturating_sub(self.since),
+            _ => 0,
+        };
+        self.times.running + now
+    }
+
+    /// Ticks of `from..to` in which this vCPU was runnable, as far as remembered.
+    pub(super) fn preempted_between(&self, from: u64, to: u64) -> u64 {
+        let overlap = |&(start, end): &(u64, u64)| end.min(to).saturating_sub(start.max(from));
+        self.preempted.iter().rev().take_while(|&&(_, end)| end > from).map(overlap).sum()
+    }
+
+    pub(super) fn poll_begins(&mut self, tsc: u64, gaps: &Gaps) {
+        self.back_in_guest();
+        self.raw.polls += 1;
+        self.poll = Poll::Entered;
+        self.poll_tsc = tsc;
+        self.gaps_at_poll = gaps.up_to(tsc);
+        self.kicked_by = None;
+        self.aborted = false;
+        if let Some(ran) = self.ran_at_wait_end.take() {
+            self.times.spinning += self.ran(tsc).saturating_sub(ran);
+            self.raw.spurious_wakes += u64::from(!self.last_wait_was_kicked);
+        }
+    }
+
+    /// The vCPU runs guest code again after a hypercall.
+    #[inline]
+    pub(super) fn back_in_guest(&mut self) {
+        if self.poll == Poll::Entered {
+            self.poll = Poll::None;
+            self.raw.polls_immediate += 1;
+        }
+    }
+
+    pub(super) fn block(&mut self, tsc: u64) {
+        if self.poll == Poll::Entered {
+            self.poll = Poll::Blocking;
+            self.block_tsc = tsc;
+        } else {
+            self.raw.idle_blocks += 1;
+        }
+    }
+
+    /// Woken, by `kick` if it was one; returns whether that ended a poll.
+    pub(super) fn wake(&mut self, tsc: u64, kick: Option<Kick>) -> bool {
+        self.woken = true;
+        match self.poll {
+            Poll::Blocking => self.aborted = true,
+            Poll::Blocked => {}
+            _ => return false,
+        }
+        self.poll = Poll::Woken;
+        self.wake_tsc = tsc;
+        self.kicked_by = kick;
+        true
+    }
+
+    /// On a pCPU (again). Returns the wait this ends, if it does.
+    pub(super) fn runs(&mut self, tsc: u64, gaps: &Gaps) -> Option<Wait> {
+        match self.poll {
+            Poll::Woken => {}
+            Poll::Blocked => {
+                // Its wake is not in the trace.
+                self.poll = Poll::None;
+                self.raw.polls_blocked += 1;
+                self.raw.waits_tainted += 1;
+                return Some(Wait { kick: None, block_tsc: self.block_tsc, tainted: true });
+            }
+            _ => return None,
+        }
+        self.poll = Poll::None;
+        if self.aborted {
+            self.raw.polls_aborted += 1;
+        } else {
+            self.raw.polls_blocked += 1;
+            self.times.blocked_in_poll += self.wake_tsc.saturating_sub(self.block_tsc);
+        }
+        let tainted = gaps.up_to(tsc) > self.gaps_at_poll;
+        let wait = Wait { kick: self.kicked_by, block_tsc: self.block_tsc, tainted };
+        if tainted {
+            self.raw.waits_tainted += 1;
+            self.ran_at_wait_end = None;
+            return Some(wait);
+        }
+        self.raw.waits += 1;
+        self.last_wait_was_kicked = wait.kick.is_some();
+        self.ran_at_wait_end = Some(self.ran(tsc));
+        if let Some(kick) = wait.kick {
+            self.raw.waits_kicked += 1;
+            self.latencies.kick_to_wake.record(self.wake_tsc.saturating_sub(kick.tsc));
+            self.latencies.kick_to_run.record(tsc.saturating_sub(kick.tsc));
+        }
+        self.latencies.wake_to_run.record(tsc.saturating_sub(self.wake_tsc));
+        self.latencies.wait.record(tsc.saturating_sub(self.block_tsc));
+        Some(wait)
+    }
+
+    /// It left its pCPU to block.
+    pub(super) fn descheduled(&mut self) {
+        if self.poll == Poll::Blocking {
+            self.poll = Poll::Blocked;
+        }
+    }
+
+    /// It did an event channel operation: what it waited for before is over.
+    pub(super) fn evtchn_op(&mut self) {
+        self.raw.evtchn_ops += 1;
+        self.ran_at_wait_end = None;
+        if self.episode.waits > 0 {
+            self.inferred.record(&self.episode);
+            self.episode = Episode::default();
+        }
+    }
+
+    pub(super) fn taint_episodes(&mut self) {
+        self.episode.tainted |= self.episode.waits > 0;
+        if let Some(marked) = &mut self.marked {
+            marked.taint();
+        }
+    }
+}

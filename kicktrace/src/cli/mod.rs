@@ -1,0 +1,85 @@
+//! The command line: `kicktrace COMMAND ...`, and the same under another tool's name.
+//!
+//! Owns arguments, exit codes and where output goes. Exit code 0: done; 1: a check asked for did
+//! not hold; 2: bad input or arguments.
+
+mod input;
+mod summary;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+
+/// Reads xentrace files and reconstructs who kicked whom.
+#[derive(Debug, Parser)]
+#[command(name = "kicktrace", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Kicks, polls, waits and runstates of every domain
+    Summary(summary::Args),
+}
+
+/// What ends a command without a result.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{name}: {source}")]
+    Trace { name: String, source: Error },
+    #[error("{name}: {source}")]
+    Open { name: String, source: std::io::Error },
+    #[error("writing failed: {0}")]
+    Output(#[from] std::io::Error),
+    #[error("writing JSON failed: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Failure {
+    fn is_broken_pipe(&self) -> bool {
+        match self {
+            Self::Trace { source, .. } => source.is_broken_pipe(),
+            Self::Output(source) => source.kind() == std::io::ErrorKind::BrokenPipe,
+            Self::Json(source) => source.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe),
+            Self::Open { .. } => false,
+        }
+    }
+}
+
+/// Runs one command; `args` starts with the program's name, as [`std::env::args_os`] does. Results
+/// go to standard output, messages to standard error.
+///
+/// # Example
+/// ```no_run
+/// // What `pvlab kicktrace ...` does.
+/// let args = std::env::args_os().skip(1);
+/// std::process::exit(i32::from(kicktrace::cli::main(args) == std::process::ExitCode::SUCCESS));
+/// ```
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = error.exit_code();
+            // Nowhere to tell it if even this fails.
+            let _ = error.print();
+            return ExitCode::from(code as u8);
+        }
+    };
+    let done = match cli.command {
+        Command::Summary(args) => summary::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // `kicktrace dump | head` is no failure.
+        Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("kicktrace: {failure}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The events of Xen public/trace.h that this crate reads, their names and their layouts.
+//!
+//! Owns the numbers. Decides nothing about what an event means for a vCPU: that is `analysis`.
+//! Numbers and layouts are the same from Xen 4.17 to 4.22 but for [`is_vmexit`].
+
+/// Bits 0..27 of a record's first word.
+pub const EVENT_MASK: u32 = 0x0fff_ffff;
+/// Header of a window: which pCPU's records follow, and how many bytes of them.
+#[doc(alias = "TRC_TRACE_CPU_CHANGE")]
+pub const CPU_CHANGE: u32 = 0x0001_f003;
+/// Padding at the end of a ring; its payload is garbage.
+#[doc(alias = "TRC_TRACE_WRAP_BUFFER")]
+pub const WRAP_BUFFER: u32 = 0x0001_f002;
+/// Records were dropped because the ring was full.
+#[doc(alias = "TRC_LOST_RECORDS")]
+pub const LOST_RECORDS: u32 = 0x0001_f001;
+
+/// Runstate changes are `RUNSTATE_CHANGE | old << 8 | new << 4`.
+#[doc(alias = "TRC_SCHED_RUNSTATE_CHANGE")]
+pub const RUNSTATE_CHANGE: u32 = 0x0002_1001;
+/// The scheduler ran and chose the same vCPU.
+#[doc(alias = "TRC_SCHED_CONTINUE_RUNNING")]
+pub const CONTINUE_RUNNING: u32 = 0x0002_1002;
+/// A vCPU was put to sleep by the toolstack or by itself.
+#[doc(alias = "TRC_SCHED_SLEEP")]
+pub const SLEEP: u32 = 0x0002_8003;
+/// Something wakes a vCPU; written on the pCPU that does it.
+#[doc(alias = "TRC_SCHED_WAKE")]
+pub const WAKE: u32 = 0x0002_8004;
+/// A vCPU gave up its pCPU.
+#[doc(alias = "TRC_SCHED_YIELD")]
+pub const YIELD: u32 = 0x0002_8005;
+/// A vCPU is about to block, in `SCHEDOP_block`, `SCHEDOP_poll` or HLT.
+#[doc(alias = "TRC_SCHED_BLOCK")]
+pub const BLOCK: u32 = 0x0002_8006;
+/// A domain shut down.
+#[doc(alias = "TRC_SCHED_SHUTDOWN")]
+pub const SHUTDOWN: u32 = 0x0002_8007;
+/// A switch: previous and next.
+#[doc(alias = "TRC_SCHED_SWITCH")]
+pub const SWITCH: u32 = 0x0002_800a;
+/// A switch: who leaves, and how many ns it ran (modulo 2^32).
+#[doc(alias = "TRC_SCHED_SWITCH_INFPREV")]
+pub const SWITCH_INFPREV: u32 = 0x0002_800e;
+/// A switch: who comes.
+#[doc(alias = "TRC_SCHED_SWITCH_INFNEXT")]
+pub const SWITCH_INFNEXT: u32 = 0x0002_800f;
+/// No switch: who goes on.
+#[doc(alias = "TRC_SCHED_SWITCH_INFCONT")]
+pub const SWITCH_INFCONT: u32 = 0x0002_8011;
+
+/// A PV hypercall, before it is done: number and arguments' widths, then arguments.
+#[doc(alias = "TRC_PV_HYPERCALL_V2")]
+pub const PV_HYPERCALL: u32 = 0x0020_100d;
+/// One entry of a PV multicall, as [`PV_HYPERCALL`].
+#[doc(alias = "TRC_PV_HYPERCALL_SUBCALL")]
+pub const PV_SUBCALL: u32 = 0x0020_200e;
+
+/// The guest runs again.
+#[doc(alias = "TRC_HVM_VMENTRY")]
+pub const VMENTRY: u32 = 0x0008_1001;
+/// A hypercall of an HVM or PVH guest: its number only.
+#[doc(alias = "TRC_HVM_VMMCALL")]
+pub const VMMCALL: u32 = 0x0008_2012;
+/// A guest halted; written after the BLOCK it caused.
+#[doc(alias = "TRC_HVM_HLT")]
+pub const HLT: u32 = 0x0008_2013;
+
+/// Hypercall number of `sched_op` (Xen public/xen.h).
+#[doc(alias = "__HYPERVISOR_sched_op")]
+pub const HYPERCALL_SCHED_OP: u32 = 29;
+/// Hypercall number of `event_channel_op`.
+#[doc(alias = "__HYPERVISOR_event_channel_op")]
+pub const HYPERCALL_EVENT_CHANNEL_OP: u32 = 32;
+/// Hypercall number of `hvm_op`, which carries `HVMOP_xentrace`.
+#[doc(alias = "__HYPERVISOR_hvm_op")]
+pub const HYPERCALL_HVM_OP: u32 = 34;
+/// `sched_op` commands (Xen public/sched.h).
+#[doc(alias = "SCHEDOP_yield")]
+pub const SCHEDOP_YIELD: u32 = 0;
+/// See [`SCHEDOP_YIELD`].
+#[doc(alias = "SCHEDOP_block")]
+pub const SCHEDOP_BLOCK: u32 = 1;
+/// See [`SCHEDOP_YIELD`].
+#[doc(alias = "SCHEDOP_poll")]
+pub const SCHEDOP_POLL: u32 = 3;
+
+/// The domain of Xen's idle vCPUs.
+pub const DOMID_IDLE: u32 = 0x7fff;
+
+/// True for an exit of an HVM or PVH guest. Intel is 0x81002 (32-bit) and 0x81102 (64-bit) in every
+/// version; AMD was the same up to Xen 4.18 and is 0x81003 and 0x81103 from 4.19 on. 0x400 marks a
+/// nested guest.
+#[must_use]
+pub const fn is_vmexit(event: u32) -> bool {
+    matches!(event & !0x500, 0x0008_1002 | 0x0008_1003)
+}
+
+/// The state of a vCPU (Xen public/vcpu.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runstate {
+    /// On a pCPU.
+    #[doc(alias = "RUNSTATE_running")]
+    Running,
+    /// Wants a pCPU and has none: the time it loses is stolen.
+    #[doc(alias = "RUNSTATE_runnable")]
+    Runnable,
+    /// Waits for an event.
+    #[doc(alias = "RUNSTATE_blocked")]
+    Blocked,
+    /// Down or paused.
+    #[doc(alias = "RUNSTATE_offline")]
+    Offline,
+}
+
+impl Runstate {
+    /// The runstate with Xen's number `n` (modulo 4).
+    #[must_use]
+    pub const fn from_bits(n: u32) -> Self {
+        match n & 3 {
+            0 => Self::Running,
+            1 => Self::Runnable,
+            2 => Self::Blocked,
+            _ => Self::Offline,
+        }
+    }
+
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Runnable => "runnable",
+            Self::Blocked => "blocked",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// Splits a runstate change's event into old and new state; `None` for another event.
+#[must_use]
+#[inline]
+pub const fn runstate_change(event: u32) -> Option<(Runstate, Runstate)> {
+    // 0x21<old><new>1: bits 10..11 and 6..7 are part of the pattern, so states above 3 do not match.
+    if event & 0x0fff_fccf == RUNSTATE_CHANGE {
+        Some((Runstate::from_bits(event >> 8), Runstate::from_bits(event >> 4)))
+    } else {
+        None
+    }
+}
+
+/// The widths of a PV hypercall's arguments stand in its first word from bit 20 on, two bits each: 1
+/// is one word, 2 is two. Returns the low word of argument 0, if it was recorded.
+#[must_use]
+#[inline]
+pub fn hypercall_arg0(words: &[u32]) -> Option<u32> {
+    match words {
+        [first, arg0, ..] if (first >> 20) & 3 != 0 => Some(*arg0),
+        _ => None,
+    }
+}
+
+/// A short name for the event, as `dump` prints it; `None` when this crate does not know it.
+#[must_use]
+pub fn name(event: u32) -> Option<&'static str> {
+    if runstate_change(event).is_some() {
+        return Some("runstate_change");
+    }
+    if is_vmexit(event) {
+        return Some("vmexit");
+    }
+    Some(match event {
+        CPU_CHANGE => "cpu_change",
+        WRAP_BUFFER => "wrap_buffer",
+        LOST_RECORDS => "lost_records",
+        CONTINUE_RUNNING => "continue_running",
+        0x0002_8001 => "dom_add",
+        0x0002_8002 => "dom_rem",
+        SLEEP => "sleep",
+        WAKE => "wake",
+        YIELD => "yield",
+        BLOCK => "block",
+        SHUTDOWN => "shutdown",
+        0x0002_8009 => "adjdom",
+        SWITCH => "switch",
+        SWITCH_INFPREV => "switch_infprev",
+        SWITCH_INFNEXT => "switch_infnext",
+        0x0002_8010 => "shutdown_code",
+        SWITCH_INFCONT => "switch_infcont",
+        0x0004_1001 => "domain_create",
+        0x0004_1002 => "domain_destroy",
+        PV_HYPERCALL => "hypercall",
+        PV_SUBCALL => "subcall",
+        VMENTRY => "vmentry",
+        VMMCALL => "vmmcall",
+        HLT => "hlt",
+        0x0008_2004 => "inj_virq",
+        0x0008_200f => "intr",
+        0x0008_2020 => "intr_window",
+        0x0080_1002 => "idle_entry",
+        0x0080_1003 => "idle_exit",
+        0x0080_2008 => "irq_handled",
+        // PV traps: + 0x100 when the words are 64 bits wide.
+        0x0020_1003 | 0x0020_1103 => "trap",
+        0x0020_1004 | 0x0020_1104 => "page_fault",
+        0x0020_1005 | 0x0020_1105 => "forced_invalid_op",
+        0x0020_1006 | 0x0020_1106 => "emulate_privop",
+        0x0020_1007 | 0x0020_1107 => "emulate_4g",
+        0x0020_1008 => "math_state_restore",
+        0x0020_1009 | 0x0020_1109 => "paging_fixup",
+        0x0020_100a | 0x0020_110a => "gdt_ldt_fault",
+        0x0020_100b | 0x0020_110b => "ptwr_emulation",
+        _ if event & !0xfff == crate::markers::GUEST => match event & 0xfff {
+            crate::markers::WAIT_BEGIN => "mark_wait_begin",
+            crate::markers::WAIT_END => "mark_wait_end",
+            crate::markers::KICK => "mark_kick",
+            crate::markers::ACQUIRED_AFTER_BLOCK => "mark_acquired",
+            _ => "guest",
+        },
+        _ => return None,
+    })
+}

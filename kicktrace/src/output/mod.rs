@@ -1,0 +1,3 @@
+//! A [`Summary`](crate::Summary) for people and for other programs.
+
+mod table;

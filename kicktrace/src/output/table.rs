@@ -1,0 +1,165 @@
+//! The terminal table.
+
+use std::fmt::{self, Display, Formatter};
+
+use crate::summary::{
+    Acquisitions, Certainty, Clock, ClockSource, Count, Distribution, Domain, DomainKind, Summary,
+};
+
+impl Display for Count {
+    /// The value with its mark: `~` inferred, `<=` at most, `>=` at least, nothing when exact.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}{}", mark(self.certainty), self.value))
+    }
+}
+
+fn mark(certainty: Certainty) -> &'static str {
+    match certainty {
+        Certainty::Exact => "",
+        Certainty::Inferred => "~",
+        Certainty::UpperBound => "<=",
+        Certainty::LowerBound => ">=",
+    }
+}
+
+impl Display for Summary {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let reading = &self.reading;
+        let pcpus = reading.pcpus.len();
+        writeln!(
+            f,
+            "{} records of {pcpus} pCPUs in {} bytes; {} lost; coverage {:.2} %",
+            reading.records,
+            reading.bytes,
+            reading.lost_records(),
+            self.coverage_percent
+        )?;
+        match (self.clock.hz, self.seconds) {
+            (Some(hz), Some(seconds)) => writeln!(
+                f,
+                "{seconds:.6} s at {:.6} GHz ({})",
+                hz / 1e9,
+                match (self.clock.source, self.clock.error_ppm) {
+                    (ClockSource::Calibrated, Some(ppm)) =>
+                        format!("measured on {} runs, +-{ppm:.0} ppm", self.clock.runs),
+                    _ => "given".into(),
+                }
+            )?,
+            _ => writeln!(f, "{} ticks of unknown length (see --cpu-hz)", self.ticks)?,
+        }
+        writeln!(f, "marks: none exact, ~ inferred, <= at most, >= at least")?;
+        for domain in &self.domains {
+            self::domain(f, domain, self.ticks, &self.clock)?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "\nwarning: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> fmt::Result {
+    let kind = match domain.kind {
+        DomainKind::Unknown => "unknown kind",
+        DomainKind::Pv => "PV",
+        DomainKind::Hvm => "HVM or PVH",
+    };
+    writeln!(f, "\nd{} ({kind}), coverage {:.2} %", domain.id, domain.coverage_percent)?;
+    let mut header = format!("  {:<22}{:>12}", "", "domain");
+    // A wide host would not fit; the JSON and CSV outputs have every vCPU.
+    let vcpus = &domain.vcpus[..domain.vcpus.len().min(8)];
+    for vcpu in vcpus {
+        header += &format!("{:>12}", format!("v{}", vcpu.id));
+    }
+    writeln!(f, "{header}")?;
+    let columns: Vec<_> = vcpus.iter().map(|vcpu| vcpu.counts.named()).collect();
+    for (row, (name, total)) in domain.counts.named().into_iter().enumerate() {
+        if total.value == 0 && matches!(name, "inconsistent" | "marked_kicks" | "waits_tainted") {
+            continue;
+        }
+        write!(f, "  {:<22}{total:>12}", name.replace('_', " "))?;
+        for column in &columns {
+            write!(f, "{:>12}", column[row].1)?;
+        }
+        writeln!(f)?;
+    }
+    let percent = |part: u64, of: u64| part as f64 * 100.0 / of.max(1) as f64;
+    let all = ticks * domain.vcpus.len() as u64;
+    for (name, of) in TIMES {
+        write!(f, "  {:<22}{:>10.2} %", name, percent(of(&domain.times), all))?;
+        for vcpu in vcpus {
+            write!(f, "{:>10.2} %", percent(of(&vcpu.times), ticks))?;
+        }
+        writeln!(f)?;
+    }
+    let latencies = &domain.latencies;
+    if latencies.wait.count > 0 {
+        writeln!(
+            f,
+            "  {:<22}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}",
+            if clock.hz.is_some() { "latency in us" } else { "latency in ticks" },
+            "count", "p50", "p90", "p99", "p99.9", "max"
+        )?;
+        for (name, of) in [
+            ("kick to wake", &latencies.kick_to_wake),
+            ("wake to run", &latencies.wake_to_run),
+            ("kick to run", &latencies.kick_to_run),
+            ("block to run", &latencies.wait),
+        ] {
+            distribution(f, name, of, clock)?;
+        }
+    }
+    if let Some(marked) = &domain.marked {
+        acquisitions(f, "acquisitions that blocked (guest's marks)", marked)?;
+    }
+    if domain.inferred.blocked > 0 {
+        acquisitions(f, "acquisitions that blocked (inferred)", &domain.inferred)?;
+    }
+    Ok(())
+}
+
+type TimeOf = fn(&crate::summary::Times) -> u64;
+const TIMES: [(&str, TimeOf); 6] = [
+    ("running", |times| times.running),
+    ("stolen", |times| times.stolen),
+    ("blocked", |times| times.blocked),
+    ("  in polls", |times| times.blocked_in_poll),
+    (">=spinning in waits", |times| times.spinning),
+    ("kicker stolen", |times| times.kicker_stolen),
+];
+
+fn distribution(f: &mut Formatter<'_>, name: &str, d: &Distribution, clock: &Clock) -> fmt::Result {
+    write!(f, "  {name:<22}{:>12}", d.count)?;
+    for ticks in [d.p50, d.p90, d.p99, d.p999, d.max] {
+        match clock.ns(ticks) {
+            Some(ns) => write!(f, "{:>12.3}", ns / 1e3)?,
+            None => write!(f, "{ticks:>12}")?,
+        }
+    }
+    writeln!(f)
+}
+
+fn acquisitions(f: &mut Formatter<'_>, title: &str, of: &Acquisitions) -> fmt::Result {
+    let m = mark(of.certainty);
+    let ratio = |r: Option<f64>| r.map_or_else(|| "-".into(), |r| format!("{m}{r:.3}"));
+    writeln!(f, "  {title}: {m}{}, with {m}{} waits and {m}{} waking kicks", of.blocked, of.waits, of.waking_kicks)?;
+    let [w1, w2, w3] = of.by_waits;
+    let [k0, k1, k2, k3] = of.by_waking_kicks;
+    writeln!(f, "    waits         1: {m}{w1}   2: {m}{w2}   3+: {m}{w3}")?;
+    writeln!(f, "    waking kicks  0: {m}{k0}   1: {m}{k1}   2: {m}{k2}   3+: {m}{k3}")?;
+    writeln!(
+        f,
+        "    waking kicks each: {}; of the {m}{} that slept twice or more: {}",
+        ratio(of.waking_kicks_per_blocked),
+        of.slept_twice,
+        ratio(of.waking_kicks_per_slept_twice)
+    )?;
+    if of.excluded + of.disagreements > 0 {
+        writeln!(
+            f,
+            "    left out (cut by the trace's start or a gap): {}; guest disagrees: {}",
+            of.excluded, of.disagreements
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,368 @@
+//! What is told about a trace: plain data, `serde`, a version.
+//!
+//! Owns the JSON schema (docs/kicktrace.md describes it). Times are in TSC ticks unless the name
+//! ends in `_ns` or `_s`; nanoseconds are there when the frequency is known.
+
+use serde::Serialize;
+
+use crate::reader::Reading;
+
+/// Version of the JSON schema: it grows when a field is removed or changes its meaning.
+pub const SCHEMA: u32 = 1;
+
+/// How far a figure can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Certainty {
+    /// Counted: every single one is in the trace.
+    Exact,
+    /// Concluded from the order of records; the rule is in the book.
+    Inferred,
+    /// At most this many.
+    UpperBound,
+    /// At least this many.
+    LowerBound,
+}
+
+/// A count and how far to trust it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// The count.
+    pub value: u64,
+    /// How far to trust it.
+    pub certainty: Certainty,
+}
+
+impl Count {
+    /// A count of records.
+    #[must_use]
+    pub const fn exact(value: u64) -> Self {
+        Self { value, certainty: Certainty::Exact }
+    }
+
+    /// A count concluded from the order of records.
+    #[must_use]
+    pub const fn inferred(value: u64) -> Self {
+        Self { value, certainty: Certainty::Inferred }
+    }
+
+    /// At most this many.
+    #[must_use]
+    pub const fn at_most(value: u64) -> Self {
+        Self { value, certainty: Certainty::UpperBound }
+    }
+
+    /// At least this many.
+    #[must_use]
+    pub const fn at_least(value: u64) -> Self {
+        Self { value, certainty: Certainty::LowerBound }
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.value += other.value;
+        self.certainty = self.certainty.max(other.certainty);
+    }
+}
+
+/// Everything [`summarise`](crate::summarise) finds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What the file held.
+    pub reading: Reading,
+    /// Ticks to seconds.
+    pub clock: Clock,
+    /// Last TSC minus first TSC.
+    pub ticks: u64,
+    /// The same in seconds, when the frequency is known.
+    pub seconds: Option<f64>,
+    /// Percent of the vCPUs' time that no lost record makes doubtful, over all domains.
+    pub coverage_percent: f64,
+    /// Which classes of events the trace holds.
+    pub classes: Classes,
+    /// Domains, idle left out, by number.
+    pub domains: Vec<Domain>,
+    /// What a reader should know before believing a figure.
+    pub warnings: Vec<String>,
+}
+
+/// Ticks to seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Clock {
+    /// TSC ticks a second, if known.
+    pub hz: Option<f64>,
+    /// Where the frequency comes from.
+    pub source: ClockSource,
+    /// Spread of the calibration in parts per million (half the distance of its quartiles).
+    pub error_ppm: Option<f64>,
+    /// Runs of vCPUs the calibration could choose from.
+    pub runs: u64,
+}
+
+impl Clock {
+    /// Ticks to nanoseconds, when the frequency is known.
+    #[must_use]
+    pub fn ns(&self, ticks: u64) -> Option<f64> {
+        self.hz.map(|hz| ticks as f64 * 1e9 / hz)
+    }
+}
+
+/// Where a frequency comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockSource {
+    /// The caller gave it.
+    Given,
+    /// Measured on the trace's own scheduler records.
+    Calibrated,
+    /// Unknown: all times stay in ticks.
+    None,
+}
+
+/// Which classes of events were seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Classes {
+    /// Runstate changes.
+    pub runstates: bool,
+    /// Wake and block.
+    pub wakes: bool,
+    /// Hypercalls of PV domains.
+    pub pv_hypercalls: bool,
+    /// Exits of HVM and PVH domains.
+    pub hvm_exits: bool,
+    /// Hypercalls of HVM and PVH domains.
+    pub hvm_hypercalls: bool,
+    /// The guest's marks of pvlock (see [`crate::markers`]).
+    pub markers: bool,
+}
+
+/// How a domain enters Xen, as its records show it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DomainKind {
+    /// No hypercall and no exit was seen.
+    #[default]
+    Unknown,
+    /// PV hypercalls.
+    Pv,
+    /// VM exits: HVM or PVH.
+    Hvm,
+}
+
+/// One domain.
+#[derive(Clone, Debug, Serialize)]
+pub struct Domain {
+    /// Its number.
+    pub id: u16,
+    /// How it enters Xen.
+    pub kind: DomainKind,
+    /// Percent of its vCPUs' time that no lost record makes doubtful.
+    pub coverage_percent: f64,
+    /// Sums over its vCPUs.
+    pub counts: Counts,
+    /// Sums over its vCPUs.
+    pub times: Times,
+    /// Over all its waits.
+    pub latencies: Latencies,
+    /// Acquisitions as the guest marked them; absent when it marked none.
+    pub marked: Option<Acquisitions>,
+    /// Acquisitions as the order of waits and event channel operations suggests them.
+    pub inferred: Acquisitions,
+    /// Its vCPUs, by number.
+    pub vcpus: Vec<Vcpu>,
+}
+
+/// One vCPU.
+#[derive(Clone, Debug, Serialize)]
+pub struct Vcpu {
+    /// Its number.
+    pub id: u16,
+    /// Percent of its time that no lost record makes doubtful.
+    pub coverage_percent: f64,
+    /// Its counts.
+    pub counts: Counts,
+    /// Its times.
+    pub times: Times,
+    /// Its waits.
+    pub latencies: Latencies,
+    /// See [`Domain::marked`].
+    pub marked: Option<Acquisitions>,
+    /// See [`Domain::inferred`].
+    pub inferred: Acquisitions,
+}
+
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What happened how often. "Wait" is a poll that blocked and ended.
+        #[derive(Clone, Copy, Debug, Serialize)]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: Count,)*
+        }
+
+        impl Default for Counts {
+            fn default() -> Self {
+                Self { $($name: Count::exact(0),)* }
+            }
+        }
+
+        impl Counts {
+            pub(crate) fn add(&mut self, other: &Self) {
+                $(self.$name.add(other.$name);)*
+            }
+
+            /// Every count with its name, in the order they are told.
+            #[must_use]
+            pub fn named(&self) -> Vec<(&'static str, Count)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+counts! {
+    /// Event channel operations by this vCPU, of any kind and to any port.
+    evtchn_ops,
+    /// Of those: woke a vCPU of the same domain out of a poll.
+    waking_kicks,
+    /// Of those: woke a vCPU of the same domain that was idle, not polling.
+    idle_kicks,
+    /// Of those: woke nobody. At most this many kicks were in vain; with markers, exactly.
+    kicks_without_wake,
+    /// Kicks the guest marked.
+    marked_kicks,
+    /// Polls of this vCPU.
+    polls,
+    /// Of those: blocked.
+    polls_blocked,
+    /// Of those: woken after they decided to block and before they left the pCPU.
+    polls_aborted,
+    /// Of those: returned at once.
+    polls_immediate,
+    /// Blocked otherwise: idle, not a lock.
+    idle_blocks,
+    /// Gave up the pCPU.
+    yields,
+    /// Waits of this vCPU that ended, aborted ones included.
+    waits,
+    /// Of those: ended by a waking kick.
+    waits_kicked,
+    /// Of those: ended by something else (a timer, a device, another domain).
+    waits_other,
+    /// Waits in or beside a gap of the trace; in none of the other figures.
+    waits_tainted,
+    /// Waits that ended without a kick and were followed by another poll with no event channel
+    /// operation in between.
+    spurious_wakes,
+    /// Waits during which the vCPU that ended them had itself been preempted.
+    kicker_preempted,
+    /// Runstate changes whose old state is not the one before: skewed TSCs or lost records.
+    inconsistent,
+}
+
+/// Where time went, in TSC ticks.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Times {
+    /// On a pCPU.
+    pub running: u64,
+    /// Ready to run without a pCPU: stolen.
+    pub stolen: u64,
+    /// Of `stolen`: between a wake and running.
+    pub stolen_after_wake: u64,
+    /// Waiting for an event, a lock or idle.
+    pub blocked: u64,
+    /// Of `blocked`: in a poll.
+    pub blocked_in_poll: u64,
+    /// Down or paused.
+    pub offline: u64,
+    /// Running between two waits of one acquisition: at least so long spinning.
+    pub spinning: u64,
+    /// Over all waits: how long their kicker was itself off its pCPU, preempted, between the
+    /// waiter's block and the kick.
+    pub kicker_stolen: u64,
+    /// Time in no known state.
+    pub unknown: u64,
+}
+
+impl Times {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.running += other.running;
+        self.stolen += other.stolen;
+        self.stolen_after_wake += other.stolen_after_wake;
+        self.blocked += other.blocked;
+        self.blocked_in_poll += other.blocked_in_poll;
+        self.offline += other.offline;
+        self.spinning += other.spinning;
+        self.kicker_stolen += other.kicker_stolen;
+        self.unknown += other.unknown;
+    }
+}
+
+/// Distributions over waits.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Latencies {
+    /// From the waker's event channel operation to the wake.
+    pub kick_to_wake: Distribution,
+    /// From the wake to the vCPU on a pCPU.
+    pub wake_to_run: Distribution,
+    /// From the waker's event channel operation to the vCPU on a pCPU.
+    pub kick_to_run: Distribution,
+    /// From the block to the vCPU on a pCPU again.
+    pub wait: Distribution,
+}
+
+/// Quantiles of one distribution, in TSC ticks; within 1 % of the true value.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Distribution {
+    /// Number of values.
+    pub count: u64,
+    /// Smallest.
+    pub min: u64,
+    /// Half are at most this.
+    pub p50: u64,
+    /// 90 % are at most this.
+    pub p90: u64,
+    /// 99 % are at most this.
+    pub p99: u64,
+    /// 99.9 % are at most this.
+    pub p999: u64,
+    /// Largest.
+    pub max: u64,
+    /// Mean.
+    pub mean: f64,
+    /// Non-empty classes of an HDR histogram: highest value of the class, values in it.
+    pub histogram: Vec<(u64, u64)>,
+}
+
+/// Waits and waking kicks per acquisition of a lock that blocked at least once.
+#[derive(Clone, Debug, Serialize)]
+pub struct Acquisitions {
+    /// How far to trust all of these.
+    pub certainty: Certainty,
+    /// Acquisitions that blocked at least once.
+    pub blocked: u64,
+    /// Their waits.
+    pub waits: u64,
+    /// Their waking kicks.
+    pub waking_kicks: u64,
+    /// How many waited once, twice, three times or more.
+    pub by_waits: [u64; 3],
+    /// How many were kicked awake never, once, twice, three times or more.
+    pub by_waking_kicks: [u64; 4],
+    /// `table[w][k]`: acquisitions with `w` waits and `k` waking kicks; 3 means 3 or more.
+    pub table: [[u64; 4]; 4],
+    /// Waking kicks for each of `blocked`.
+    pub waking_kicks_per_blocked: Option<f64>,
+    /// Acquisitions that waited twice or more.
+    pub slept_twice: u64,
+    /// Waking kicks for each of `slept_twice`.
+    pub waking_kicks_per_slept_twice: Option<f64>,
+    /// Kicked awake twice or more, always by the same vCPU.
+    pub kicked_again_by_same_sender: u64,
+    /// Kicked awake twice or more, by different vCPUs.
+    pub kicked_again_by_other_sender: u64,
+    /// Acquisitions in none of these figures: begun before the trace, or beside a gap.
+    pub excluded: u64,
+    /// Acquisitions where the guest's own counts contradict the hypervisor's.
+    pub disagreements: u64,
+}
