@@ -115,7 +115,8 @@ pub enum ErrorKind {
         /// The limit.
         limit: usize,
     },
-    /// The input ends inside a window and [`Options::strict`](crate::Options::strict) is set.
+    /// The input ends inside a window, which
+    /// [`ReadOptions::strict`](crate::reader::ReadOptions::strict) forbids.
     #[error(
         "byte {offset}: the trace is cut here, {missing} bytes before the end of its last window; \
          without --strict it is read up to this byte"

@@ -5,6 +5,30 @@
 
 /// Bits 0..27 of a record's first word.
 pub const EVENT_MASK: u32 = 0x0fff_ffff;
+/// Class and subclass of an event: what `xentrace -e` selects.
+pub const GROUP_MASK: u32 = 0x0fff_f000;
+/// Group of the format's own records.
+#[doc(alias = "TRC_GEN")]
+pub const GENERAL: u32 = 0x0001_f000;
+/// Group of the runstate changes.
+#[doc(alias = "TRC_SCHED_MIN")]
+pub const SCHED_MIN: u32 = 0x0002_1000;
+/// Group of wakes, blocks and switches.
+#[doc(alias = "TRC_SCHED_VERBOSE")]
+pub const SCHED_VERBOSE: u32 = 0x0002_8000;
+/// Group of the entries and exits of HVM and PVH guests.
+#[doc(alias = "TRC_HVM_ENTRYEXIT")]
+pub const HVM_ENTRY_EXIT: u32 = 0x0008_1000;
+/// Group of what is done between an exit and the next entry.
+#[doc(alias = "TRC_HVM_HANDLER")]
+pub const HVM_HANDLER: u32 = 0x0008_2000;
+/// Group of the hypercalls, traps and faults of PV guests.
+#[doc(alias = "TRC_PV_ENTRY")]
+pub const PV_ENTRY: u32 = 0x0020_1000;
+/// Group of the entries of PV multicalls.
+#[doc(alias = "TRC_PV_SUBCALL")]
+pub const PV_SUBCALLS: u32 = 0x0020_2000;
+
 /// Header of a window: which pCPU's records follow, and how many bytes of them.
 #[doc(alias = "TRC_TRACE_CPU_CHANGE")]
 pub const CPU_CHANGE: u32 = 0x0001_f003;

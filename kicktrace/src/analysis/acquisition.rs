@@ -122,11 +122,6 @@ pub(super) struct Marked {
 }
 
 impl Marked {
-    /// Whether the vCPU is between a wait's begin and its end.
-    pub(super) fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
     pub(super) fn wait_begin(&mut self, lock: u32) {
         if self.waiting.len() == MOST_OPEN {
             self.waiting.remove(0);

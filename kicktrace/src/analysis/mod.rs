@@ -146,8 +146,8 @@ impl Analyser {
     #[cold]
     fn find_vcpu(&mut self, key: u32, slot: usize, record: &Record<'_>) -> Result<u32, Error> {
         let domain = key >> 16;
-        let wanted = self.options.domains.is_empty()
-            || self.options.domains.contains(&(domain as u16));
+        let wanted =
+            self.options.domains.is_empty() || self.options.domains.contains(&(domain as u16));
         if domain == event::DOMID_IDLE || !wanted {
             self.cache[slot] = (key, NOBODY);
             return Ok(NOBODY);
@@ -169,9 +169,7 @@ impl Analyser {
     #[inline]
     fn named(&mut self, record: &Record<'_>) -> Result<u32, Error> {
         match *record.words {
-            [domain, vcpu, ..] if domain | vcpu <= 0xffff => {
-                self.vcpu(domain << 16 | vcpu, record)
-            }
+            [domain, vcpu, ..] if domain | vcpu <= 0xffff => self.vcpu(domain << 16 | vcpu, record),
             [domain, vcpu, ..] => {
                 Err(ErrorKind::AbsurdVcpu { offset: record.offset, domain, vcpu }.into())
             }
@@ -292,8 +290,7 @@ impl Analyser {
             marked.wait(by, wait.tainted);
         }
         let Some(kick) = wait.kick.filter(|_| !wait.tainted) else { return };
-        let stolen =
-            self.vcpus[kick.by as usize].preempted_between(wait.block_tsc, kick.tsc);
+        let stolen = self.vcpus[kick.by as usize].preempted_between(wait.block_tsc, kick.tsc);
         let vcpu = &mut self.vcpus[index as usize];
         vcpu.raw.kicker_preempted += u64::from(stolen > 0);
         vcpu.times.kicker_stolen += stolen;
@@ -481,8 +478,8 @@ impl Visit for Analyser {
     #[inline]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
         self.last_tsc = self.last_tsc.max(record.tsc);
-        match record.event >> 12 {
-            0x0002_1 => {
+        match record.event & event::GROUP_MASK {
+            event::SCHED_MIN => {
                 if let Some((old, new)) = event::runstate_change(record.event) {
                     self.classes.runstates = true;
                     self.runstate(record, old, new)?;
@@ -490,7 +487,7 @@ impl Visit for Analyser {
                     self.continue_running(record)?;
                 }
             }
-            0x0002_8 => match record.event {
+            event::SCHED_VERBOSE => match record.event {
                 event::WAKE => {
                     self.classes.wakes = true;
                     self.wake(record)?;
@@ -507,21 +504,21 @@ impl Visit for Analyser {
                 _ => {}
             },
             // Every entry of a PV guest ends what it did before.
-            0x0020_1 => {
+            event::PV_ENTRY => {
                 self.close(record.cpu);
                 if record.event == event::PV_HYPERCALL {
                     self.pv_hypercall(record);
                 }
             }
-            0x0020_2 => {
+            event::PV_SUBCALLS => {
                 self.close(record.cpu);
                 if record.event == event::PV_SUBCALL {
                     self.pv_hypercall(record);
                 }
             }
-            0x0008_1 | 0x0008_2 => self.hvm(record),
-            0x0800_f => self.marker(record),
-            0x0001_f => self.lost(record)?,
+            event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(record),
+            markers::GUEST => self.marker(record),
+            event::GENERAL => self.lost(record)?,
             _ => {}
         }
         Ok(())

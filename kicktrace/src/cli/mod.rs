@@ -56,9 +56,11 @@ impl Failure {
 ///
 /// # Example
 /// ```no_run
-/// // What `pvlab kicktrace ...` does.
-/// let args = std::env::args_os().skip(1);
-/// std::process::exit(i32::from(kicktrace::cli::main(args) == std::process::ExitCode::SUCCESS));
+/// # use std::process::ExitCode;
+/// // The first argument names the tool, the second was `kicktrace`.
+/// fn main() -> ExitCode {
+///     kicktrace::cli::main(std::env::args_os().skip(1))
+/// }
 /// ```
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {

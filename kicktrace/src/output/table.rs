@@ -98,7 +98,12 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> 
             f,
             "  {:<22}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}",
             if clock.hz.is_some() { "latency in us" } else { "latency in ticks" },
-            "count", "p50", "p90", "p99", "p99.9", "max"
+            "count",
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "max"
         )?;
         for (name, of) in [
             ("kick to wake", &latencies.kick_to_wake),
@@ -142,7 +147,11 @@ fn distribution(f: &mut Formatter<'_>, name: &str, d: &Distribution, clock: &Clo
 fn acquisitions(f: &mut Formatter<'_>, title: &str, of: &Acquisitions) -> fmt::Result {
     let m = mark(of.certainty);
     let ratio = |r: Option<f64>| r.map_or_else(|| "-".into(), |r| format!("{m}{r:.3}"));
-    writeln!(f, "  {title}: {m}{}, with {m}{} waits and {m}{} waking kicks", of.blocked, of.waits, of.waking_kicks)?;
+    writeln!(
+        f,
+        "  {title}: {m}{}, with {m}{} waits and {m}{} waking kicks",
+        of.blocked, of.waits, of.waking_kicks
+    )?;
     let [w1, w2, w3] = of.by_waits;
     let [k0, k1, k2, k3] = of.by_waking_kicks;
     writeln!(f, "    waits         1: {m}{w1}   2: {m}{w2}   3+: {m}{w3}")?;

@@ -4,8 +4,8 @@
 //! headers, padding, lost records, cut files, the merge of the pCPUs' streams by TSC. Must never
 //! interpret an event beyond what the format itself needs, and never panic on any input.
 //!
-//! A thread reads and checks blocks of whole records ([`window`]); the caller's thread merges them
-//! and calls the [`Visit`]or ([`merge`]).
+//! A thread reads and checks blocks of whole records (`window.rs`); the caller's thread merges them
+//! and calls the [`Visit`]or (`merge.rs`).
 
 mod merge;
 mod window;
@@ -217,9 +217,7 @@ pub fn read<R: Read + Send, V: Visit>(
         merge.finish()?;
         let end = end?;
         if let (true, Some(cut)) = (options.strict, end.truncated) {
-            return Err(
-                ErrorKind::Truncated { offset: cut.offset, missing: cut.missing }.into()
-            );
+            return Err(ErrorKind::Truncated { offset: cut.offset, missing: cut.missing }.into());
         }
         Ok(merge.into_reading(end))
     })
