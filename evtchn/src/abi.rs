@@ -7,7 +7,7 @@ use crate::{Errno, Hypercalls, Port};
 
 /// How a domain and Xen share the pending and mask bit of every port.
 ///
-/// [`TwoLevel`](crate::TwoLevel) and [`Fifo`](crate::Fifo) are Xen's two ABIs.
+/// [`TwoLevel`](crate::TwoLevel) is the one every Xen offers.
 ///
 /// **Ports start unmasked.** Under both ABIs the shared words are zero at boot and Xen does not
 /// mask a port when it binds it, so a guest masks everything before its first bind

@@ -1,7 +1,7 @@
 //! The two hypercalls event channels need, as a trait.
 //!
 //! This file owns the seam between event channels and whoever carries them out: real Xen (in a
-//! guest) or [`FakeXen`](crate::fake::FakeXen) (in host tests). No policy lives here.
+//! guest) or `FakeXen` (feature `fake`) (in host tests). No policy lives here.
 
 use core::ffi::c_void;
 use core::fmt;

@@ -300,3 +300,177 @@ impl Drop for NmiGuard<'_> {
         self.0.nmi.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::cell::Cell;
+    use core::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+    use crate::fake::FakeXen;
+    use crate::status;
+
+    const NEVER: u64 = u64::MAX;
+
+    fn bound(vcpus: u32) -> (FakeXen, Kicker) {
+        let (xen, kicker) = (FakeXen::with_virtual_clock(vcpus), Kicker::new());
+        kicker.bind(&xen.vcpu(0), &xen.two_level(), 0).unwrap();
+        (xen, kicker)
+    }
+
+    #[test]
+    fn the_port_is_masked_and_stays_so() {
+        let (xen, kicker) = bound(1);
+        let port = kicker.port().unwrap();
+        kicker.kick(&xen.vcpu(0)).unwrap();
+        assert!(xen.two_level().is_masked(port));
+        assert!(!xen.vcpu_info(0).upcall_pending());
+        assert_eq!(status(&xen.vcpu(0), port).unwrap().vcpu, 0);
+    }
+
+    #[test]
+    fn a_kick_before_the_wait_ends_it_and_is_used_up() {
+        let (xen, kicker) = bound(1);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        kicker.kick(&vcpu).unwrap();
+        kicker.kick(&vcpu).unwrap();
+        assert_eq!(kicker.wait(&vcpu, &events, NEVER, || true), WaitOutcome::Kicked);
+        assert_eq!(kicker.wait(&vcpu, &events, 5, || true), WaitOutcome::TimedOut);
+        assert_eq!(xen.seen().polls, 1, "the latched kick asked Xen nothing");
+    }
+
+    #[test]
+    fn a_kick_between_the_look_and_the_poll_is_not_lost() {
+        let (xen, kicker) = bound(1);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let looked = || {
+            kicker.kick(&vcpu).unwrap();
+            true
+        };
+        assert_eq!(kicker.wait(&vcpu, &events, NEVER, looked), WaitOutcome::Kicked);
+        assert_eq!(xen.seen().blocked_polls, 0);
+        assert!(!events.is_pending(kicker.port().unwrap()), "no token is left to spin on");
+    }
+
+    #[test]
+    fn a_kick_wakes_a_sleeper() {
+        let (xen, kicker) = bound(2);
+        let blocked = AtomicBool::new(true);
+        let outcome = thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                kicker
+                    .wait(&xen.vcpu(0), &xen.two_level(), NEVER, || blocked.load(Ordering::Acquire))
+            });
+            while xen.seen().blocked_polls == 0 {
+                thread::yield_now();
+            }
+            blocked.store(false, Ordering::Release);
+            kicker.kick(&xen.vcpu(1)).unwrap();
+            sleeper.join().unwrap()
+        });
+        assert_eq!(outcome, WaitOutcome::Kicked);
+        let expected = WaitCounts { polls: 1, kicked: 1, ..WaitCounts::default() };
+        assert_eq!(kicker.counts(), expected);
+    }
+
+    #[test]
+    fn a_gone_condition_asks_xen_nothing() {
+        let (xen, kicker) = bound(1);
+        let outcome = kicker.wait(&xen.vcpu(0), &xen.two_level(), NEVER, || false);
+        assert_eq!((outcome, xen.seen().polls), (WaitOutcome::ConditionGone, 0));
+    }
+
+    #[test]
+    fn expiries_are_counted_and_lost_kicks_apart() {
+        let (xen, kicker) = bound(1);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        assert_eq!(kicker.wait(&vcpu, &events, 100, || true), WaitOutcome::TimedOut);
+        assert_eq!(kicker.counts().timed_out_unblocked, 0, "still blocked: a long wait, no more");
+        // The condition goes during the poll, and nobody kicks.
+        let looks = Cell::new(0);
+        let blocked = || looks.replace(looks.get() + 1) == 0;
+        assert_eq!(kicker.wait(&vcpu, &events, 200, blocked), WaitOutcome::TimedOut);
+        let counts = kicker.counts();
+        assert_eq!((counts.polls, counts.timed_out, counts.timed_out_unblocked), (2, 2, 1));
+    }
+
+    #[test]
+    fn another_events_upcall_ends_the_wait_early() {
+        let (xen, kicker) = bound(1);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let other = bind_ipi(&vcpu, 0).unwrap();
+        send(&vcpu, other).unwrap(); // unmasked: its upcall is due
+        assert_eq!(kicker.wait(&vcpu, &events, NEVER, || true), WaitOutcome::Early);
+        assert_eq!(kicker.counts().early, 1);
+    }
+
+    #[test]
+    fn a_nested_wait_leaves_the_outer_waits_kick_alone() {
+        let (xen, kicker) = bound(1);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let inner = Cell::new(None);
+        // The handler of an interrupt that comes between the outer wait's look and its poll,
+        // after the outer wait's kick.
+        let interrupted = || {
+            kicker.kick(&vcpu).unwrap();
+            inner.set(Some(kicker.wait(&vcpu, &events, NEVER, || true)));
+            true
+        };
+        assert_eq!(kicker.wait(&vcpu, &events, NEVER, interrupted), WaitOutcome::Kicked);
+        assert_eq!(inner.get(), Some(WaitOutcome::Early));
+    }
+
+    #[test]
+    fn a_nested_waits_own_kick_makes_the_outer_wait_look_again() {
+        let (xen, kicker) = bound(2);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let outer = thread::scope(|scope| {
+            let kick = scope.spawn(|| {
+                while xen.seen().blocked_polls == 0 {
+                    thread::yield_now();
+                }
+                kicker.kick(&xen.vcpu(1)).unwrap();
+            });
+            let interrupted = || {
+                assert_eq!(kicker.wait(&vcpu, &events, NEVER, || true), WaitOutcome::Early);
+                true
+            };
+            let outer = kicker.wait(&vcpu, &events, NEVER, interrupted);
+            kick.join().unwrap();
+            outer
+        });
+        assert_eq!(outer, WaitOutcome::Kicked);
+        assert!(!events.is_pending(kicker.port().unwrap()));
+    }
+
+    #[test]
+    fn an_nmi_and_an_unbound_kicker_do_not_block() {
+        let (xen, kicker) = bound(1);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        {
+            let _nmi = kicker.enter_nmi();
+            assert_eq!(kicker.wait(&vcpu, &events, NEVER, || true), WaitOutcome::NoPort);
+        }
+        kicker.kick(&vcpu).unwrap();
+        assert_eq!(kicker.wait(&vcpu, &events, NEVER, || true), WaitOutcome::Kicked);
+        kicker.unbind(&vcpu).unwrap();
+        kicker.unbind(&vcpu).unwrap();
+        kicker.kick(&vcpu).unwrap();
+        assert_eq!(kicker.wait(&vcpu, &events, NEVER, || true), WaitOutcome::NoPort);
+        assert_eq!(xen.seen().polls, 0);
+    }
+
+    #[test]
+    fn a_port_closed_behind_the_kickers_back_is_an_error_to_kick_and_early_to_wait() {
+        let (xen, kicker) = bound(1);
+        let vcpu = xen.vcpu(0);
+        close(&vcpu, kicker.port().unwrap()).unwrap();
+        assert_eq!(kicker.kick(&vcpu), Err(Errno::EINVAL));
+        assert_eq!(kicker.wait(&vcpu, &xen.two_level(), 1, || true), WaitOutcome::Early);
+        // After a resume all ports are gone like this one: bind again.
+        kicker.bind(&vcpu, &xen.two_level(), 0).unwrap();
+        kicker.kick(&vcpu).unwrap();
+        assert_eq!(kicker.wait(&vcpu, &xen.two_level(), NEVER, || true), WaitOutcome::Kicked);
+    }
+}

@@ -13,7 +13,7 @@
 //! | handle an upcall | [`TwoLevel::dispatch`] |
 //! | mask a vCPU's upcalls | [`VcpuInfo`] |
 //! | sleep and wake | [`Kicker`] |
-//! | test all that on a host | [`fake::FakeXen`] (feature `fake`) |
+//! | test all that on a host | `fake::FakeXen` (feature `fake`) |
 //!
 //! # Design
 //!
