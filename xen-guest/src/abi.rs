@@ -14,34 +14,6 @@ use xen_sys as sys;
 /// Bytes of a page, of a ring page, of everything Xen maps.
 pub const PAGE_SIZE: usize = 4096;
 
-/// The page shared with xenstored: two rings of bytes and their indices.
-///
-/// Indices run freely and are reduced modulo 1024 at each access. Xen public/io/xs_wire.h.
-#[doc(alias = "xenstore_domain_interface")]
-#[repr(C)]
-pub struct XenstoreRing {
-    /// Requests, written by the guest.
-    pub req: [AtomicU8; 1024],
-    /// Replies and watch events, written by xenstored.
-    pub rsp: [AtomicU8; 1024],
-    /// How far xenstored has read requests.
-    pub req_cons: AtomicU32,
-    /// How far the guest has written requests.
-    pub req_prod: AtomicU32,
-    /// How far the guest has read replies.
-    pub rsp_cons: AtomicU32,
-    /// How far xenstored has written replies.
-    pub rsp_prod: AtomicU32,
-    /// `XENSTORE_SERVER_FEATURE_*`.
-    pub server_features: AtomicU32,
-    /// `XENSTORE_CONNECTED` (0) in the steady state.
-    pub connection: AtomicU32,
-    /// `XENSTORE_ERROR_*`.
-    pub error: AtomicU32,
-}
-const _: () = assert!(offset_of!(XenstoreRing, req_cons) == 2048);
-const _: () = assert!(offset_of!(XenstoreRing, error) == 2072);
-
 /// The page shared with the console daemon. Xen public/io/console.h.
 #[doc(alias = "xencons_interface")]
 #[repr(C)]
@@ -91,12 +63,10 @@ const _: () =
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct VcpuInfo {
-    /// Not 0: an event waits to be delivered.
-    pub evtchn_upcall_pending: AtomicU8,
-    /// Not 0: upcalls are held back. The interrupt flag of a PV vCPU.
-    pub evtchn_upcall_mask: AtomicU8,
-    /// Which words of `evtchn_pending` to look at.
-    pub evtchn_pending_sel: AtomicU64,
+    // The event fields: `evtchn::VcpuInfo` is their only user.
+    evtchn_upcall_pending: AtomicU8,
+    evtchn_upcall_mask: AtomicU8,
+    evtchn_pending_sel: AtomicU64,
     /// Fault address of the last page fault (PV).
     pub cr2: AtomicU64,
     _pad: u64,
@@ -124,28 +94,11 @@ impl VcpuInfo {
         }
     }
 }
+const _: () = assert!(offset_of!(VcpuInfo, evtchn_upcall_pending) == 0);
+const _: () = assert!(offset_of!(VcpuInfo, evtchn_upcall_mask) == 1);
+const _: () = assert!(offset_of!(VcpuInfo, evtchn_pending_sel) == 8);
 const _: () = assert!(size_of::<VcpuInfo>() == size_of::<sys::vcpu_info>());
 const _: () = assert!(offset_of!(VcpuInfo, time) == offset_of!(sys::vcpu_info, time));
-
-/// vCPUs that have a [`VcpuInfo`] in the shared page; more need one registered.
-pub const LEGACY_MAX_VCPUS: usize = 32;
-
-/// The page Xen shares with the domain. Xen public/xen.h.
-#[doc(alias = "shared_info")]
-#[repr(C, align(4096))]
-pub struct SharedInfo {
-    /// Of the first 32 vCPUs, unless registered elsewhere.
-    pub vcpu_info: [VcpuInfo; LEGACY_MAX_VCPUS],
-    /// A bit a port: an event happened.
-    pub evtchn_pending: [AtomicU64; 64],
-    /// A bit a port: no upcall for it.
-    pub evtchn_mask: [AtomicU64; 64],
-    // Wall clock and the p2m root follow; nothing here uses them.
-    _rest: [u8; 1024],
-}
-const _: () = assert!(size_of::<SharedInfo>() == PAGE_SIZE);
-const _: () =
-    assert!(offset_of!(SharedInfo, evtchn_mask) == offset_of!(sys::shared_info, evtchn_mask));
 
 /// Where a vCPU's time went, written by Xen at the vCPU's own context switches.
 ///

@@ -9,8 +9,10 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use spin::Mutex;
 
 use crate::abi::ConsoleRing;
-use crate::errno::Port;
-use crate::{clock, hypercall, percpu};
+use crate::hypercall::{self, Xen};
+use crate::shared_info::events;
+use crate::{clock, percpu};
+use evtchn::{Abi, Port};
 
 /// How long a full ring may stay full before the rest is dropped: nobody reads it then.
 const PATIENCE_NS: u64 = 2_000_000_000;
@@ -79,9 +81,9 @@ fn wait_for(ring: &ConsoleRing, port: Port, enough: impl Fn(u32) -> bool) -> boo
         }
         // The daemon notifies us when it has read. A pending bit left from before ends the poll
         // at once; the deadline bounds it should the event be lost.
-        crate::shared_info::take_pending(port.get());
+        events().clear(port);
         if ring.out_cons.load(Acquire) == read {
-            let _ = hypercall::sched_poll(port.get(), now + 10_000_000);
+            let _ = evtchn::poll(&Xen, port, now + 10_000_000);
         }
     }
 }
@@ -97,7 +99,7 @@ impl Sink {
                     let taken = push(ring, rest);
                     rest = &rest[taken..];
                     // An error would say that the port is gone: then nobody reads.
-                    let _ = hypercall::evtchn_send(port.get());
+                    let _ = evtchn::send(&Xen, port);
                     if taken == 0 && !wait_for(ring, port, |used| used < ring.out.len() as u32) {
                         return;
                     }

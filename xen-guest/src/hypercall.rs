@@ -10,12 +10,11 @@
 
 use core::arch::{asm, global_asm};
 
+use evtchn::{Errno, EventChannelOp, Hypercalls, SchedOp};
 use xen_sys as sys;
 
 use crate::abi;
 use crate::machine::ShutdownReason;
-
-pub use crate::errno::Errno;
 
 global_asm!(
     ".pushsection .text.xen_hypercall_page, \"ax\", @progbits",
@@ -71,33 +70,41 @@ pub unsafe fn call(nr: u32, args: [usize; 4]) -> Result<usize, Errno> {
     if result < 0 { Err(Errno(-result as i32)) } else { Ok(result as usize) }
 }
 
-fn address<T>(argument: &mut T) -> usize {
-    core::ptr::from_mut(argument) as usize
+/// The hypervisor under this kernel, for everything in `evtchn`.
+#[derive(Clone, Copy, Debug)]
+pub struct Xen;
+
+impl Hypercalls for Xen {
+    fn event_channel_op(&self, mut op: EventChannelOp<'_>) -> Result<(), Errno> {
+        let (command, argument) = op.raw();
+        let arguments = [command as usize, argument as usize, 0, 0];
+        // SAFETY: `raw` pairs the command with its own structure, which outlives the call.
+        unsafe { call(sys::__HYPERVISOR_event_channel_op, arguments) }.map(drop)
+    }
+
+    fn sched_op(&self, op: SchedOp) -> Result<(), Errno> {
+        op.with_raw(|command, argument| {
+            let arguments = [command as usize, argument as usize, 0, 0];
+            // SAFETY: as above. What runs meanwhile on this vCPU are our own upcall handlers.
+            unsafe { call(sys::__HYPERVISOR_sched_op, arguments) }.map(drop)
+        })
+    }
+
+    #[inline]
+    fn system_time_ns(&self) -> u64 {
+        crate::clock::now()
+    }
 }
 
 /// Gives the pCPU away for the rest of the slice; the vCPU stays runnable.
 #[doc(alias = "SCHEDOP_yield")]
 pub fn sched_yield() {
-    // SAFETY: takes no address and changes nothing but when we run. It cannot fail.
-    let _ = unsafe { call(sys::__HYPERVISOR_sched_op, [sys::SCHEDOP_yield as usize, 0, 0, 0]) };
+    // It cannot fail.
+    let _ = Xen.sched_op(SchedOp::Yield);
 }
 
-/// Blocks until an unmasked event is pending. Unmasks upcalls of this vCPU first.
-#[doc(alias = "SCHEDOP_block")]
-pub fn sched_block() {
-    // SAFETY: takes no address; the event handlers it allows to run are those we registered.
-    let _ = unsafe { call(sys::__HYPERVISOR_sched_op, [sys::SCHEDOP_block as usize, 0, 0, 0]) };
-}
-
-/// Blocks until `port` is pending, an unmasked event arrives, or system time reaches `deadline_ns`
-/// (0 = no limit). All three return `Ok`; `EINVAL` says that the port is not bound.
-#[doc(alias = "SCHEDOP_poll")]
-pub fn sched_poll(port: u32, deadline_ns: u64) -> Result<(), Errno> {
-    let mut port = port;
-    let mut poll = sys::sched_poll { ports: &raw mut port, nr_ports: 1, timeout: deadline_ns };
-    let arguments = [sys::SCHEDOP_poll as usize, address(&mut poll), 0, 0];
-    // SAFETY: both structures outlive the call, and Xen only reads them.
-    unsafe { call(sys::__HYPERVISOR_sched_op, arguments) }.map(drop)
+fn address<T>(argument: &mut T) -> usize {
+    core::ptr::from_mut(argument) as usize
 }
 
 /// Ends the domain. Returns only where Xen refuses, which it does not.
@@ -117,15 +124,6 @@ pub fn console_io_write(bytes: &[u8]) {
     let arguments = [sys::CONSOLEIO_write as usize, bytes.len(), bytes.as_ptr() as usize, 0];
     // SAFETY: Xen reads `len` bytes at the pointer. There is nowhere to report a failure to.
     let _ = unsafe { call(sys::__HYPERVISOR_console_io, arguments) };
-}
-
-/// Makes the port's other end pending.
-#[doc(alias = "EVTCHNOP_send")]
-pub fn evtchn_send(port: u32) -> Result<(), Errno> {
-    let mut send = sys::evtchn_send { port };
-    let arguments = [sys::EVTCHNOP_send as usize, address(&mut send), 0, 0];
-    // SAFETY: the structure outlives the call, and Xen only reads it.
-    unsafe { call(sys::__HYPERVISOR_event_channel_op, arguments) }.map(drop)
 }
 
 /// Carries out a `vcpu_op` whose argument Xen only reads during the call.
@@ -174,9 +172,10 @@ mod tests {
 
     #[test]
     fn before_xen_fills_the_page_every_call_is_enosys() {
-        assert_eq!(sched_poll(1, 1), Err(Errno(38)));
-        assert_eq!(vcpu_is_up(0), Err(Errno(38)));
-        assert_eq!(xentrace(0x701, &[0; 9]), Err(Errno(38)));
+        assert_eq!(evtchn::bind_ipi(&Xen, 0), Err(Errno::ENOSYS));
+        assert_eq!(Xen.sched_op(SchedOp::Yield), Err(Errno::ENOSYS));
+        assert_eq!(vcpu_is_up(0), Err(Errno::ENOSYS));
+        assert_eq!(xentrace(0x701, &[0; 9]), Err(Errno::ENOSYS));
         assert_eq!(page() as usize % abi::PAGE_SIZE, 0);
     }
 }

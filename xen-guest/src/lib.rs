@@ -7,18 +7,24 @@ extern crate alloc;
 extern crate std;
 
 pub mod abi;
+pub mod boot;
 pub mod clock;
 pub mod console;
-pub mod errno;
+pub mod crash;
+pub mod heap;
 pub mod hypercall;
 pub mod locks;
 pub mod machine;
 pub mod markers;
+#[cfg(feature = "image")]
+mod mem;
 pub mod params;
 pub mod percpu;
 pub mod rng;
 pub mod shared_info;
 pub mod smp;
+pub mod stack;
+pub mod trap;
 pub mod watchdog;
 pub mod work;
 pub mod workload;

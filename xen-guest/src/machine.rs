@@ -4,13 +4,15 @@
 //! does" (parameters, workloads, reports). The programme uses nothing of the boot half but this and
 //! [`glue`](crate::glue). One value, made at boot and shared by all vCPUs.
 
+use evtchn::Abi;
 use spin::Once;
 
-use crate::abi::XenstoreRing;
-use crate::hypercall;
+use crate::hypercall::{self, Xen};
+use crate::shared_info::events;
+use crate::xenstore::Ring as XenstoreRing;
 use crate::{clock, console, percpu, smp};
 
-pub use crate::errno::{Errno, Port};
+pub use evtchn::{Errno, Port};
 pub use results::DomainType;
 
 /// Why a domain ends; what the toolstack does then stands in its configuration (`on_poweroff`,
@@ -101,13 +103,13 @@ impl Machine {
     /// Notifies the other end of a port.
     #[doc(alias = "EVTCHNOP_send")]
     pub fn notify(&self, port: Port) -> Result<(), Errno> {
-        hypercall::evtchn_send(port.get())
+        evtchn::send(&Xen, port)
     }
 
     /// Clears the port's pending bit and says whether it was set. Clear *before* looking at what the
     /// port announces, or a later announcement is lost.
     pub fn take_pending(&self, port: Port) -> bool {
-        crate::shared_info::take_pending(port.get())
+        events().clear(port)
     }
 
     /// Blocks until `port` is pending (it stays so), an unmasked event arrives, or the clock reaches
@@ -115,7 +117,7 @@ impl Machine {
     #[doc(alias = "SCHEDOP_poll")]
     pub fn poll_port(&self, port: Port, deadline_ns: u64) -> Result<(), Errno> {
         // 0 would mean "no limit".
-        hypercall::sched_poll(port.get(), deadline_ns.max(1))
+        evtchn::poll(&Xen, port, deadline_ns.max(1))
     }
 
     /// Starts a vCPU that is down: it runs `entry(vcpu)` on a stack of its own, with upcalls masked.

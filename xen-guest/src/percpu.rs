@@ -5,7 +5,11 @@
 
 use core::arch::asm;
 use core::mem::offset_of;
-use core::sync::atomic::AtomicU64;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+
+use evtchn::PortSet;
+use xen_sys as sys;
 
 use crate::abi::{RunstateInfo, VcpuInfo};
 
@@ -22,6 +26,14 @@ pub struct PerCpu {
     /// Its own address, so that one load through GS finds the area.
     own: AtomicU64,
     number: AtomicU64,
+    /// What the vCPU runs when it starts: the address of a `fn(u32)`, or 0.
+    pub(crate) entry: AtomicUsize,
+    /// Whether Xen knows where it starts.
+    pub(crate) initialised: AtomicBool,
+    /// The port it sleeps on, or 0.
+    pub(crate) sleep_port: AtomicU32,
+    /// Ports whose upcalls this vCPU handles.
+    pub ports: PortSet,
 }
 
 static AREAS: [PerCpu; MAX_VCPUS] = [const {
@@ -30,6 +42,10 @@ static AREAS: [PerCpu; MAX_VCPUS] = [const {
         runstate: RunstateInfo::new(),
         own: AtomicU64::new(0),
         number: AtomicU64::new(0),
+        entry: AtomicUsize::new(0),
+        initialised: AtomicBool::new(false),
+        sleep_port: AtomicU32::new(0),
+        ports: PortSet::new(),
     }
 }; MAX_VCPUS];
 
@@ -41,6 +57,15 @@ impl PerCpu {
     /// If `vcpu` is not below [`MAX_VCPUS`].
     pub fn of(vcpu: u32) -> &'static PerCpu {
         &AREAS[vcpu as usize]
+    }
+
+    /// The vCPU's event flags.
+    #[inline]
+    pub fn flags(&self) -> evtchn::VcpuInfo {
+        let info = NonNull::from(&self.info).cast::<sys::vcpu_info>();
+        // SAFETY: areas are static, the layouts agree (asserted at the declaration), and the
+        // event fields are private atomics that nobody else touches.
+        unsafe { evtchn::VcpuInfo::new(info) }
     }
 
     /// The area of the vCPU this runs on.

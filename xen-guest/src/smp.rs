@@ -1,25 +1,145 @@
 //! vCPUs: starting, parking, sleeping.
+//!
+//! This file owns how a vCPU comes into Rust code and how it leaves. It knows nothing of what it runs.
 
-use crate::errno::Errno;
-use crate::machine::Machine;
-use crate::{clock, hypercall, percpu};
+use core::arch::naked_asm;
+use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use alloc::boxed::Box;
+use xen_sys as sys;
+
+use crate::abi::{self, RegisterVcpuInfo};
+use crate::boot::pv;
+use crate::hypercall::{self, Xen};
+use crate::machine::{DomainType, Machine};
+use crate::percpu::{self, PerCpu};
+use crate::{clock, stack, trap};
+use evtchn::{Errno, Port};
+
+/// `EBUSY`: the vCPU is up.
+const EBUSY: Errno = Errno(16);
 
 /// See [`Machine::start_vcpu`].
 pub(crate) fn start(machine: &Machine, vcpu: u32, entry: fn(u32)) -> Result<(), Errno> {
-    let _ = (machine, vcpu, entry);
-    Err(Errno(38))
+    if vcpu >= machine.vcpus() {
+        return Err(Errno::EINVAL);
+    }
+    if hypercall::vcpu_is_up(vcpu)? {
+        return Err(EBUSY);
+    }
+    let area = PerCpu::of(vcpu);
+    // Release: pairs with the load in `run`. The hypercall that starts the vCPU orders it too.
+    area.entry.store(entry as usize, Release);
+    // Relaxed: whoever starts vCPUs does so from one place; two at a time would make Xen refuse.
+    if !area.initialised.load(Relaxed) {
+        let gs = PerCpu::prepare(vcpu);
+        // A new vCPU starts with upcalls held back.
+        let _ = area.flags().mask_upcalls();
+        register_vcpu_info(vcpu)?;
+        trap::register_runstate(vcpu)?;
+        match machine.domain_type() {
+            DomainType::Pv => initialise_pv(vcpu, gs)?,
+            DomainType::Pvh => return Err(Errno::EINVAL),
+        }
+        area.initialised.store(true, Relaxed);
+    }
+    // SAFETY: the operation takes no argument; the vCPU starts where its context says, or goes on
+    // in `park`.
+    unsafe { hypercall::vcpu_op(abi::vcpuop::UP, vcpu, &mut ()) }.map(drop)
+}
+
+/// Tells Xen where a vCPU that is down starts.
+fn initialise_pv(vcpu: u32, gs: u64) -> Result<(), Errno> {
+    let context = Box::<sys::vcpu_guest_context>::new(
+        // SAFETY: integers and addresses only, for all of which zero is a value.
+        unsafe { MaybeUninit::zeroed().assume_init() },
+    );
+    let mut context = context;
+    context.flags = u64::from(sys::VGCF_IN_KERNEL);
+    let top = stack::top(vcpu) as u64;
+    context.user_regs.__bindgen_anon_8.rip = enter as *const () as u64;
+    context.user_regs.__bindgen_anon_10.rsp = top;
+    context.user_regs.__bindgen_anon_9.rflags = 1 << 12; // IOPL 1: where a PV kernel runs
+    context.user_regs.cs = trap::FLAT_KERNEL_CS;
+    context.user_regs.ss = trap::FLAT_KERNEL_SS;
+    context.kernel_ss = u64::from(trap::FLAT_KERNEL_SS);
+    context.kernel_sp = top;
+    context.ctrlreg[3] = pv::page_table_frame() << 12;
+    context.gs_base_kernel = gs;
+    trap::fill_context(&mut context);
+    // SAFETY: the context leads into `enter` on the vCPU's own stack with its GS base set; Xen
+    // copies it.
+    unsafe { hypercall::vcpu_op(abi::vcpuop::INITIALISE, vcpu, &mut *context) }.map(drop)
+}
+
+/// Where a started vCPU comes in, and where a parked one starts again, with an empty stack.
+#[unsafe(naked)]
+extern "C" fn enter() -> ! {
+    naked_asm!("cld", "xor ebp, ebp", "call {run}", "ud2", run = sym run);
+}
+
+/// Puts the stack pointer to `top` and goes to [`enter`].
+#[unsafe(naked)]
+unsafe extern "C" fn enter_again(top: usize) -> ! {
+    naked_asm!("mov rsp, rdi", "jmp {enter}", enter = sym enter);
+}
+
+extern "C" fn run() -> ! {
+    let area = PerCpu::current();
+    // Acquire: pairs with the store in `start`. Taken, so that it runs once a start.
+    let entry = area.entry.swap(0, Acquire);
+    if entry != 0 {
+        // SAFETY: only `start` stores anything but 0 here, and it stores a `fn(u32)`.
+        let entry = unsafe { core::mem::transmute::<usize, fn(u32)>(entry) };
+        entry(percpu::current_vcpu());
+    }
+    park()
 }
 
 /// See [`Machine::vcpu_park`].
 pub(crate) fn park() -> ! {
-    loop {
-        let _ = hypercall::vcpu_down(percpu::current_vcpu());
-    }
+    let vcpu = percpu::current_vcpu();
+    // Nobody serves upcalls of a vCPU that is down.
+    let _ = PerCpu::current().flags().mask_upcalls();
+    // It cannot fail for the vCPU itself. It returns when the vCPU is brought up again.
+    let _ = hypercall::vcpu_down(vcpu);
+    // SAFETY: the vCPU's own stack, of which nothing is used any more: this function never returns.
+    unsafe { enter_again(stack::top(vcpu)) }
 }
 
 /// See [`Machine::sleep_until`].
 pub(crate) fn sleep_until(ns: u64) {
     while clock::now() < ns {
-        hypercall::sched_yield();
+        // A port of one's own that nobody sends to: only the deadline ends the poll, or an upcall.
+        match sleep_port().and_then(|port| evtchn::poll(&Xen, port, ns)) {
+            Ok(()) => {}
+            // No port: time passes anyway.
+            Err(_) => hypercall::sched_yield(),
+        }
     }
+}
+
+/// The port this vCPU sleeps on, bound at its first sleep.
+fn sleep_port() -> Result<Port, Errno> {
+    let area = PerCpu::current();
+    // Relaxed: only this vCPU uses it.
+    if let Some(port) = Port::new(area.sleep_port.load(Relaxed)) {
+        return Ok(port);
+    }
+    let port = evtchn::bind_ipi(&Xen, percpu::current_vcpu())?;
+    area.sleep_port.store(port.get(), Relaxed);
+    Ok(port)
+}
+
+/// Tells Xen to use the area's `vcpu_info`. For the vCPU this runs on, or one that is down.
+pub(crate) fn register_vcpu_info(vcpu: u32) -> Result<(), Errno> {
+    let address = core::ptr::from_ref(&PerCpu::of(vcpu).info) as usize;
+    let mut argument = RegisterVcpuInfo {
+        frame: pv::machine_frame(address),
+        offset: (address % abi::PAGE_SIZE) as u32,
+        rsvd: 0,
+    };
+    // SAFETY: the area is static, aligned so that it crosses no page, and all atomics.
+    unsafe { hypercall::vcpu_op(abi::vcpuop::REGISTER_VCPU_INFO, vcpu, &mut argument) }.map(drop)
 }

@@ -1,0 +1,109 @@
+//! From Xen's first instruction in us to the programme's `main`.
+//!
+//! This file owns the ELF notes that tell Xen how to boot the image, the entry points, and the
+//! order of set-up that both kinds of domain share. What differs between them is in [`pv`].
+
+pub mod pv;
+
+use crate::console::{self, Sink};
+use crate::machine::Machine;
+use crate::percpu::MAX_VCPUS;
+use crate::{hypercall, trap};
+
+/// The programme: gets the machine on vCPU 0, with upcalls masked, and never returns.
+pub type Main = fn(&'static Machine) -> !;
+
+/// Makes the crate that uses it a kernel: ELF notes, entry points, and `main` as where they lead.
+///
+/// Link it with `link.ld` of this crate. The crate also needs a panic handler
+/// ([`crash::panic`](crate::crash::panic)) and a global allocator ([`heap::Heap`](crate::heap::Heap)).
+///
+/// ```text
+/// fn main(machine: &'static xen_guest::machine::Machine) -> ! {
+///     machine.console_write(b"hello\n");
+///     machine.shutdown(xen_guest::machine::ShutdownReason::Poweroff)
+/// }
+/// xen_guest::kernel!(main);
+/// ```
+#[macro_export]
+macro_rules! kernel {
+    ($main:path) => {
+        const _: $crate::boot::Main = $main;
+        ::core::arch::global_asm!(
+            // One note: type (Xen public/elfnote.h) and contents.
+            ".macro xen_note type:req, contents:vararg",
+            ".pushsection .note.Xen, \"a\", @note",
+            ".balign 4",
+            ".long 4, 2f - 1f, \\type",
+            ".asciz \"Xen\"",
+            "1: \\contents",
+            "2: .balign 4",
+            ".popsection",
+            ".endm",
+            "xen_note 6, .asciz \"xen-guest\"",             // GUEST_OS
+            "xen_note 8, .asciz \"generic\"",               // LOADER
+            "xen_note 5, .asciz \"xen-3.0\"",               // XEN_VERSION
+            "xen_note 3, .quad 0",                          // VIRT_BASE
+            "xen_note 4, .quad 0",                          // PADDR_OFFSET
+            "xen_note 1, .quad xen_pv_entry",               // ENTRY
+            "xen_note 2, .quad xen_hypercall_page",         // HYPERCALL_PAGE
+            "xen_note 9, .asciz \"yes\"",                   // PAE_MODE
+            // 64-bit, paging on, start_info in rsi.
+            ".pushsection .text.xen_entry, \"ax\", @progbits",
+            ".globl xen_pv_entry",
+            "xen_pv_entry:",
+            "cld",
+            "lea {stacks} + {stack_top}(%rip), %rsp",
+            "xor %ebp, %ebp", // ends backtraces
+            "mov %rsi, %rdi",
+            "lea {main}(%rip), %rsi",
+            "call {pv_start}",
+            "ud2",
+            ".popsection",
+            stacks = sym $crate::stack::STACKS,
+            stack_top = const $crate::stack::FIRST_TOP,
+            main = sym $main,
+            pv_start = sym $crate::boot::pv::start,
+            options(att_syntax)
+        );
+    };
+}
+
+/// What a boot protocol has found out.
+struct Found {
+    domain_type: results::DomainType,
+    cmdline: &'static [u8],
+    console: Sink,
+    xenstore: Option<(&'static crate::xenstore::Ring, evtchn::Port)>,
+}
+
+/// The part of boot that no protocol differs in, once hypercalls, the shared page, the per-vCPU area
+/// and traps of vCPU 0 are in place.
+fn finish(found: Found, main: Main) -> ! {
+    console::init(found.console);
+    console::init_log(log::LevelFilter::Info);
+    trap::register_runstate(0).expect("the runstate area can be registered");
+    let cmdline = match core::str::from_utf8(found.cmdline) {
+        Ok(text) => text,
+        Err(error) => {
+            panic!("the command line (extra=) is not UTF-8 from byte {}", error.valid_up_to())
+        }
+    };
+    let machine = Machine::install(Machine {
+        domain_type: found.domain_type,
+        cmdline,
+        vcpus: count_vcpus(),
+        xenstore: found.xenstore,
+    });
+    main(machine)
+}
+
+/// How many vCPUs the domain has: the numbers up to the first that Xen does not know.
+fn count_vcpus() -> u32 {
+    let known =
+        (0..MAX_VCPUS as u32).take_while(|vcpu| hypercall::vcpu_is_up(*vcpu).is_ok()).count();
+    if known == MAX_VCPUS && hypercall::vcpu_is_up(known as u32).is_ok() {
+        panic!("the domain has more than {MAX_VCPUS} vCPUs; set vcpus= to at most that");
+    }
+    known as u32
+}

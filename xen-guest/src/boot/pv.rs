@@ -1,0 +1,192 @@
+//! Booting as a 64-bit PV domain, and the memory of one.
+//!
+//! This file owns `start_info`, the translation from our addresses to machine frames, and changes
+//! of the page tables Xen built for us (they are read-only to us: each change is a hypercall).
+//! Addresses equal pseudo-physical ones, because the image's VIRT_BASE is 0.
+
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::Ordering::Relaxed;
+
+use xen_sys as sys;
+
+use super::{Found, Main};
+use crate::abi::{ConsoleRing, PAGE_SIZE};
+use crate::console::Sink;
+use crate::percpu::PerCpu;
+use crate::{hypercall, shared_info, smp, stack, trap};
+use evtchn::{Errno, Port};
+
+/// Page table entry bits, Intel SDM volume 3, 4.5.
+mod pte {
+    pub(super) const PRESENT: u64 = 1;
+    pub(super) const WRITABLE: u64 = 1 << 1;
+    pub(super) const USER: u64 = 1 << 2;
+    pub(super) const NO_EXECUTE: u64 = 1 << 63;
+}
+
+/// The machine-to-pseudo-physical table, which Xen maps into every PV domain.
+/// `MACH2PHYS_VIRT_START`, Xen public/arch-x86/xen-x86_64.h.
+const MACHINE_TO_PHYS: *const u64 = 0xffff_8000_0000_0000 as *const u64;
+
+/// The page whose mapping is replaced by the shared page.
+#[repr(C, align(4096))]
+struct Placeholder(UnsafeCell<[u8; PAGE_SIZE]>);
+
+// SAFETY: never used as what it is declared; what gets mapped over it is all atomics.
+unsafe impl Sync for Placeholder {}
+
+static SHARED_PAGE: Placeholder = Placeholder(UnsafeCell::new([0; PAGE_SIZE]));
+
+/// The pseudo-physical-to-machine table of this domain, from `start_info`.
+static PHYS_TO_MACHINE: AtomicPtr<u64> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Machine frame of the page at `address`.
+///
+/// # Panics
+///
+/// In a domain that was not booted as PV.
+pub(crate) fn machine_frame(address: usize) -> u64 {
+    // Relaxed: set by vCPU 0 before there was another.
+    let table = PHYS_TO_MACHINE.load(Relaxed);
+    assert!(!table.is_null(), "machine frames exist in PV domains only");
+    // SAFETY: the table has an entry for every page of the domain, and all our addresses are in it.
+    unsafe { table.wrapping_add(address / PAGE_SIZE).read() }
+}
+
+/// The page table root, as the machine frame a new vCPU's cr3 wants.
+static PAGE_TABLE_ROOT: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Machine frame of the page table root.
+pub(crate) fn page_table_frame() -> u64 {
+    machine_frame(PAGE_TABLE_ROOT.load(Relaxed) as usize)
+}
+
+/// Replaces the page table entry of `address` on all vCPUs.
+///
+/// # Safety
+///
+/// Nothing relies on what the entry allowed before.
+unsafe fn map(address: usize, entry: u64) -> Result<(), Errno> {
+    // UVMF_INVLPG | UVMF_ALL (Xen public/xen.h): the address, on all vCPUs.
+    const INVALIDATE_ALL: usize = 2 | 1 << 2;
+    let arguments = [address, entry as usize, INVALIDATE_ALL, 0];
+    // SAFETY: the caller's promise.
+    unsafe { hypercall::call(sys::__HYPERVISOR_update_va_mapping, arguments) }.map(drop)
+}
+
+/// First Rust code of vCPU 0, on its own stack.
+///
+/// # Safety
+///
+/// Called once, by the entry code, with the `start_info` Xen passed.
+#[allow(improper_ctypes_definitions, reason = "the entry code passes the function's address on")]
+pub unsafe extern "C" fn start(info: *const sys::start_info, main: Main) -> ! {
+    // SAFETY: GS has no other use. Before this line nothing may touch per-vCPU data.
+    let gs = unsafe { set_gs_base(PerCpu::prepare(0)) };
+    // SAFETY: Xen maps start_info for as long as the domain lives, and changes it only when the
+    // domain is resumed after a save.
+    let info = unsafe { &*info };
+    PHYS_TO_MACHINE.store(info.mfn_list as *mut u64, Relaxed);
+    PAGE_TABLE_ROOT.store(info.pt_base as *mut u8, Relaxed);
+
+    let page = SHARED_PAGE.0.get() as usize;
+    let entry = info.shared_info | pte::PRESENT | pte::WRITABLE | pte::USER | pte::NO_EXECUTE;
+    // SAFETY: nothing uses the placeholder page.
+    let shared = unsafe { map(page, entry) };
+    let page = NonNull::new(SHARED_PAGE.0.get().cast()).expect("a static has an address");
+    // SAFETY: the line above mapped it there; where that failed the domain ends below.
+    unsafe { shared_info::install(page) };
+    shared_info::events().mask_all();
+    let vcpu_info = smp::register_vcpu_info(0);
+
+    let initial = info.flags & sys::SIF_INITDOMAIN != 0;
+    let (console, xenstore) = if initial { (Sink::Xen, None) } else { rings(info) };
+    // Whatever failed above is reported once there is a console to report it on.
+    crate::console::init(console);
+    gs.expect("the GS base can be set");
+    shared.expect("the shared page can be mapped");
+    vcpu_info.expect("vcpu_info of vCPU 0 can be registered");
+    trap::init_pv();
+    protect();
+
+    let domain_type = results::DomainType::Pv;
+    super::finish(Found { domain_type, cmdline: cmdline(info), console, xenstore }, main)
+}
+
+/// The command line, which Xen ends with a zero byte.
+fn cmdline(info: &'static sys::start_info) -> &'static [u8] {
+    let line = &info.cmd_line;
+    // SAFETY: the same bytes, unsigned.
+    let line: &[u8] = unsafe { core::slice::from_raw_parts(line.as_ptr().cast(), line.len()) };
+    line.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// The console's and xenstore's rings.
+fn rings(info: &sys::start_info) -> (Sink, Option<(&'static crate::xenstore::Ring, Port)>) {
+    // SAFETY: this is no initial domain, so the union holds the domU member.
+    let console = unsafe { info.console.domU };
+    let sink = Port::new(console.evtchn).map_or(Sink::None, |port| {
+        let ring = page_of(console.mfn).cast::<ConsoleRing>();
+        // SAFETY: the toolstack made the page and never takes it away; its fields are atomics.
+        Sink::Ring { ring: unsafe { &*ring }, port }
+    });
+    let xenstore = Port::new(info.store_evtchn).map(|port| {
+        let ring = page_of(info.store_mfn).cast::<crate::xenstore::Ring>();
+        // SAFETY: as above.
+        (unsafe { &*ring }, port)
+    });
+    (sink, xenstore)
+}
+
+/// Our address of a machine frame that belongs to us.
+fn page_of(machine_frame: u64) -> *const u8 {
+    // SAFETY: the table covers all machine frames; Xen maps it readable.
+    let frame = unsafe { MACHINE_TO_PHYS.wrapping_add(machine_frame as usize).read() };
+    (frame as usize * PAGE_SIZE) as *const u8
+}
+
+/// Sets the GS base of this vCPU in kernel mode, which is the mode we always run in.
+///
+/// # Safety
+///
+/// All code that follows must expect it there.
+unsafe fn set_gs_base(base: u64) -> Result<(), Errno> {
+    let arguments = [sys::SEGBASE_GS_KERNEL as usize, base as usize, 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { hypercall::call(sys::__HYPERVISOR_set_segment_base, arguments) }.map(drop)
+}
+
+unsafe extern "C" {
+    static __text_start: u8;
+    static __rodata_start: u8;
+    static __data_start: u8;
+    static __image_end: u8;
+}
+
+/// Takes away what no code needs: writing to code and constants, executing data, page 0 and the
+/// guard pages. Xen builds everything writable and executable.
+fn protect() {
+    use pte::{NO_EXECUTE, PRESENT, USER, WRITABLE};
+    let at = |symbol: *const u8| symbol as usize;
+    let (text, rodata) = (at(&raw const __text_start), at(&raw const __rodata_start));
+    let (data, end) = (at(&raw const __data_start), at(&raw const __image_end));
+    let guards = stack::guards();
+    for address in (text..end).step_by(PAGE_SIZE) {
+        if address == SHARED_PAGE.0.get() as usize {
+            continue; // mapped by hand, and not a page of ours
+        }
+        let bits = match address {
+            _ if address < rodata => PRESENT | USER,
+            _ if address < data => PRESENT | USER | NO_EXECUTE,
+            _ if guards.contains(&address) && stack::is_guard(address) => 0,
+            _ => PRESENT | USER | WRITABLE | NO_EXECUTE,
+        };
+        let entry = if bits == 0 { 0 } else { machine_frame(address) << 12 | bits };
+        // SAFETY: code stays executable, data writable, constants readable; guards are never used.
+        unsafe { map(address, entry) }.expect("a page of the image can be protected");
+    }
+    // SAFETY: nothing of ours lies at address 0, where Xen maps a page because VIRT_BASE is 0.
+    unsafe { map(0, 0) }.expect("page 0 can be unmapped");
+}
