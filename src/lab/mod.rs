@@ -1,1 +1,219 @@
-//! Makes a Xen host out of a plain Linux machine.
+//! Makes a Xen host out of a plain Linux machine: without root and with nothing installed.
+//!
+//! Owns everything between "this is a Debian or Ubuntu machine" and "a program runs in dom0 under a
+//! real Xen": the packages ([`Lab::prepare`]), the dom0 image made of them, the emulator and its
+//! processes ([`Lab::run`]). It knows nothing of scenarios, policies or domains, and it never
+//! writes outside its cache and the folder a run is given.
+//!
+//! ```no_run
+//! use pvlab::lab::{Boot, Lab};
+//! use pvlab::progress::Progress;
+//!
+//! let lab = Lab::prepare(&Progress::new())?;
+//! let boot = Boot::script("xl info", "out");
+//! let ended = lab.run(&boot, &mut |line| println!("{line}"))?;
+//! assert_eq!(ended.status, 0);
+//! # Ok::<(), pvlab::lab::Error>(())
+//! ```
+
+mod apt;
+mod build;
+mod cache;
+pub mod commands;
+mod cpio;
+mod deb;
+mod elf;
+mod error;
+mod fairness;
+mod initramfs;
+mod kernel;
+mod machine;
+mod modules;
+mod overlay;
+mod process;
+mod qemu;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::error::Error;
+pub use self::overlay::{Content, Overlay};
+
+use self::cache::Cache;
+use crate::progress::Progress;
+
+/// A Xen host that can be started: Xen, a dom0 kernel, a dom0 image and an emulator, ready on disk.
+///
+/// Having one proves that all of them are complete; building one is atomic.
+#[derive(Debug)]
+pub struct Lab {
+    cache: Cache,
+    /// The finished folder in the cache.
+    folder: PathBuf,
+    parts: build::Parts,
+}
+
+/// How the emulator runs the host's pCPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Each pCPU on a thread of its own: fast, and no two runs are alike.
+    Parallel,
+    /// Virtual time counts instructions and pCPUs take turns: two runs of the same boot are alike
+    /// to the last byte.
+    Repeatable(Repeatable),
+}
+
+/// The settings of [`Mode::Repeatable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeatable {
+    /// An instruction lasts 2^`shift` nanoseconds of virtual time. All pCPUs together share this
+    /// budget: 3 means 125 million instructions a second. At most 10.
+    pub shift: u8,
+    /// The longest turn of a pCPU, in virtual time. From 1 us; finer is slower (three pCPUs with
+    /// 10 us ran 4 times as long as with 100 us).
+    pub slice: Duration,
+    /// The seed of the emulator's random numbers.
+    pub seed: u64,
+}
+
+impl Default for Repeatable {
+    fn default() -> Self {
+        Repeatable { shift: 3, slice: Duration::from_micros(100), seed: 1 }
+    }
+}
+
+/// One start of the host: what it is made of and what it does.
+#[derive(Debug, Clone)]
+pub struct Boot {
+    /// pCPUs of the machine. dom0 has pCPU 0 for itself; domains belong on 1 and up.
+    pub pcpus: u32,
+    /// Memory of the machine in MiB.
+    pub memory_mib: u32,
+    /// Memory of dom0 in MiB, out of `memory_mib`.
+    pub dom0_mib: u32,
+    /// How pCPUs run.
+    pub mode: Mode,
+    /// Added to Xen's command line, for experiments with the hypervisor itself.
+    pub xen_options: String,
+    /// Files placed in dom0 before it starts.
+    pub files: Vec<Overlay>,
+    /// Run by `sh` in dom0 once the toolstack is up. What it leaves in `/out` comes back.
+    pub script: String,
+    /// Where files come back to, with the console and the emulator's command. Made if missing.
+    pub out: PathBuf,
+    /// Wall time after which the host is ended by force.
+    pub deadline: Duration,
+}
+
+impl Boot {
+    /// A host that runs `script` in dom0 on three pCPUs in parallel, and brings `/out` back to `out`.
+    pub fn script(script: impl Into<String>, out: impl Into<PathBuf>) -> Self {
+        Boot {
+            pcpus: 3,
+            memory_mib: 2048,
+            dom0_mib: 512,
+            mode: Mode::Parallel,
+            xen_options: String::new(),
+            files: Vec::new(),
+            script: script.into(),
+            out: out.into(),
+            deadline: Duration::from_secs(600),
+        }
+    }
+
+    /// A host in whose dom0 this very program carries out `plan` (`pvlab host --plan ... --out /out`).
+    ///
+    /// # Errors
+    ///
+    /// If the running program's own file cannot be read.
+    pub fn plan(plan: Vec<u8>, out: impl Into<PathBuf>) -> Result<Self, Error> {
+        let mut boot =
+            Boot::script("exec /pvlab/pvlab host --plan /pvlab/plan.json --out /out\n", out);
+        boot.files.push(Overlay::this_program("/pvlab/pvlab")?);
+        boot.files.push(Overlay::bytes("/pvlab/plan.json", 0o644, plan));
+        Ok(boot)
+    }
+}
+
+/// How a host ended that came up and went down by itself.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Exit status of the script in dom0.
+    pub status: i32,
+    /// The serial console from the first line of the firmware on, as a file in [`Boot::out`].
+    pub console: PathBuf,
+    /// Wall time from the emulator's start to its end.
+    pub elapsed: Duration,
+}
+
+impl Lab {
+    /// Finds the lab in the cache, or makes it: downloads packages, unpacks them, builds the dom0
+    /// image. The cache is `$PVLAB_CACHE`, else `$XDG_CACHE_HOME/pvlab`, else `~/.cache/pvlab`.
+    ///
+    /// Two processes may call this at once; one builds, the other waits.
+    ///
+    /// # Errors
+    ///
+    /// No apt, no network, a package that cannot be had, a full disk: each with its remedy.
+    pub fn prepare(progress: &Progress) -> Result<Self, Error> {
+        Self::prepare_in(Cache::locate()?, progress)
+    }
+
+    /// [`prepare`](Self::prepare) in a cache folder of the caller's.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare).
+    pub fn prepare_at(cache: impl Into<PathBuf>, progress: &Progress) -> Result<Self, Error> {
+        Self::prepare_in(Cache::at(cache.into()), progress)
+    }
+
+    fn prepare_in(cache: Cache, progress: &Progress) -> Result<Self, Error> {
+        let folder = cache.lab_folder(build::RECIPE);
+        let parts = match build::Parts::load(&folder)? {
+            Some(parts) => parts,
+            None => {
+                let _lock = cache.lock(progress)?;
+                // Another process may have built it while this one waited.
+                match build::Parts::load(&folder)? {
+                    Some(parts) => parts,
+                    None => build::build(&cache, &folder, progress)?,
+                }
+            }
+        };
+        Ok(Lab { cache, folder, parts })
+    }
+
+    /// Starts a host, hands every line of its console to `on_line`, and waits until it has powered
+    /// off. Whatever happens, no process is left behind and the console so far is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Deadline`], [`Error::Interrupted`], [`Error::HostDied`] if the host went down before
+    /// the script had ended, [`Error::Unfair`] for [`Mode::Repeatable`] on an emulator whose pCPUs
+    /// do not share time, and whatever keeps the emulator from starting.
+    pub fn run(&self, boot: &Boot, on_line: &mut dyn FnMut(&str)) -> Result<Ended, Error> {
+        machine::run(self, boot, on_line)
+    }
+
+    /// The version of every package the host is made of, by package name.
+    pub fn versions(&self) -> &BTreeMap<String, String> {
+        &self.parts.packages
+    }
+
+    /// A file or folder of the finished lab.
+    fn part(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The folder the packages were unpacked in.
+    fn root(&self) -> PathBuf {
+        self.part(build::ROOT)
+    }
+
+    /// Where the lab keeps its files.
+    pub fn cache_folder(&self) -> &Path {
+        self.cache.folder()
+    }
+}

@@ -1,0 +1,537 @@
+//! Drives apt with a state of its own, so that it needs no root and touches nothing of the machine.
+//!
+//! Owns the `apt/` folder of the cache. apt believes that nothing is installed, so what it plans is
+//! the full closure down to libc. Of the machine it uses the package sources, keys and the `Acquire`
+//! settings (proxies); no hook and no pin of the machine is run or obeyed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::Error;
+use super::process::Leashed;
+use crate::interrupt;
+use crate::progress::Progress;
+
+/// apt, ready to be asked.
+pub(super) struct Apt {
+    folder: PathBuf,
+    /// What the last update complained about; the cause when a package is not found.
+    complaints: String,
+}
+
+/// A package source of the machine: one suite of one repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Source {
+    uri: String,
+    suite: String,
+    component: String,
+    origin: String,
+}
+
+/// A package to be downloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Archive {
+    pub(super) package: String,
+    pub(super) version: String,
+    /// Name in the archives folder.
+    pub(super) file: String,
+    /// Bytes.
+    pub(super) size: u64,
+}
+
+impl Apt {
+    /// Sets up `folder` with the machine's package sources.
+    pub(super) fn open(folder: &Path) -> Result<Self, Error> {
+        let apt = Apt { folder: folder.into(), complaints: String::new() };
+        let sources = apt.sources_folder();
+        // Made anew each time: the machine's sources may have changed.
+        drop(fs::remove_dir_all(&sources));
+        for made in ["state/lists/partial", "cache/archives/partial", "sources"] {
+            let made = folder.join(made);
+            fs::create_dir_all(&made).map_err(Error::file("create folder", &made))?;
+        }
+        let machine = MachineSettings::read()?;
+        for (number, source) in machine.source_files.iter().enumerate() {
+            let Some(extension) = source.extension().and_then(|text| text.to_str()) else {
+                continue;
+            };
+            let link = sources.join(format!("machine-{number}.{extension}"));
+            symlink(source, &link).map_err(Error::file("create link", &link))?;
+        }
+        let config = configuration(folder, &machine.acquire);
+        fs::write(apt.configuration_file(), config)
+            .map_err(Error::file("write", apt.configuration_file()))?;
+        let pins = apt.folder.join("preferences");
+        fs::write(&pins, "").map_err(Error::file("write", &pins))?;
+        Ok(apt)
+    }
+
+    /// Fetches the package lists. Lists that cannot be fetched are not an error yet: old ones serve.
+    pub(super) fn update(&mut self) -> Result<(), Error> {
+        let answer = self.run("apt-get", &["update"], &mut || {})?;
+        self.complaints = complaints(&answer.err);
+        Ok(())
+    }
+
+    /// The suites the machine takes packages from.
+    pub(super) fn sources(&self) -> Result<Vec<Source>, Error> {
+        const FORMAT: &str =
+            "$(IDENTIFIER)|$(ARCHITECTURE)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)";
+        let answer = self.run("apt-get", &["indextargets", "--format", FORMAT], &mut || {})?;
+        Ok(answer.out.lines().filter_map(parse_source).collect())
+    }
+
+    /// The version of `package` that would be installed, if there is one.
+    pub(super) fn candidate(&self, package: &str) -> Result<Option<String>, Error> {
+        let answer = self.run("apt-cache", &["policy", package], &mut || {})?;
+        Ok(parse_candidate(&answer.out))
+    }
+
+    /// Adds the backports of the distribution's release and prefers them for `packages` alone.
+    pub(super) fn add_backports(&mut self, packages: &str) -> Result<(), Error> {
+        let sources = self.sources()?;
+        if let Some(text) = backports(&sources) {
+            let path = self.sources_folder().join("backports.sources");
+            fs::write(&path, text).map_err(Error::file("write", &path))?;
+            self.update()?;
+        }
+        let Some(suite) = self
+            .sources()?
+            .into_iter()
+            .map(|source| source.suite)
+            .find(|suite| suite.ends_with("-backports"))
+        else {
+            return Ok(());
+        };
+        let path = self.folder.join("preferences");
+        let pins = format!(
+            "Package: {packages}\nPin: release a={suite}\nPin-Priority: 990\n\nPackage: {packages}\nPin: release n={suite}\nPin-Priority: 990\n"
+        );
+        fs::write(&path, pins).map_err(Error::file("write", &path))
+    }
+
+    /// Everything that must be downloaded to have `packages` on an empty machine.
+    pub(super) fn plan(&self, packages: &[&str]) -> Result<Vec<Archive>, Error> {
+        // apt leaves out what its archives folder holds already, so it is shown an empty one.
+        let empty = self.folder.join("empty");
+        fs::create_dir_all(empty.join("partial")).map_err(Error::file("create folder", &empty))?;
+        let empty = format!("Dir::Cache::archives={}/", empty.display());
+        let arguments = [&["-y", "--print-uris", "-o", &empty, "install"], packages].concat();
+        let answer = self.run("apt-get", &arguments, &mut || {})?;
+        if !answer.good {
+            return Err(
+                self.failed(format!("planning the packages ({})", packages.join(" ")), &answer.err)
+            );
+        }
+        let plan: Vec<Archive> = answer.out.lines().filter_map(parse_archive).collect();
+        Ok(plan)
+    }
+
+    /// Downloads what is not there yet. An interrupted download goes on where it stopped.
+    pub(super) fn download(
+        &self,
+        packages: &[&str],
+        plan: &[Archive],
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let total = plan.iter().map(|archive| archive.size).sum();
+        let megabytes = total / 1_000_000;
+        let step =
+            progress.bytes(format!("downloading {} packages, {megabytes} MB", plan.len()), total);
+        let archives = self.archives();
+        let arguments = [&["-y", "--download-only", "install"], packages].concat();
+        let answer = self.run("apt-get", &arguments, &mut || {
+            step.position(plan.iter().map(|archive| present(&archives, archive)).sum());
+        })?;
+        let lacking = plan.iter().find(|archive| !complete(&archives, archive));
+        if !answer.good || lacking.is_some() {
+            let name = lacking.map_or("packages", |archive| &archive.package);
+            return Err(self.failed(format!("downloading {name}"), &answer.err));
+        }
+        step.done(format!("downloaded {} packages, {megabytes} MB", plan.len()));
+        Ok(())
+    }
+
+    /// Where downloaded packages are.
+    pub(super) fn archives(&self) -> PathBuf {
+        self.folder.join("cache/archives")
+    }
+
+    fn sources_folder(&self) -> PathBuf {
+        self.folder.join("sources")
+    }
+
+    fn configuration_file(&self) -> PathBuf {
+        self.folder.join("apt.conf")
+    }
+
+    fn failed(&self, what: String, err: &str) -> Error {
+        let words = [complaints(err), self.complaints.clone()].join("\n");
+        Error::Apt { remedy: remedy(&words), what, words }
+    }
+
+    /// Runs one of apt's programs, calling `tick` ten times a second.
+    fn run(
+        &self,
+        program: &'static str,
+        arguments: &[&str],
+        tick: &mut dyn FnMut(),
+    ) -> Result<Answer, Error> {
+        let mut command = Command::new(program);
+        command.args(arguments).env("APT_CONFIG", self.configuration_file());
+        run(program, &mut command, tick)
+    }
+}
+
+/// What a program of apt's said.
+struct Answer {
+    good: bool,
+    out: String,
+    err: String,
+}
+
+fn run(
+    program: &'static str,
+    command: &mut Command,
+    tick: &mut dyn FnMut(),
+) -> Result<Answer, Error> {
+    // apt's words are parsed and shown: in one language.
+    command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = Leashed::spawn(command).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::NoApt { program },
+        _ => Error::File { what: "start", path: program.into(), source },
+    })?;
+    let out = collect(child.child().stdout.take());
+    let err = collect(child.child().stderr.take());
+    let status = loop {
+        interrupt::check()?;
+        tick();
+        if let Some(status) = child.child().try_wait().map_err(Error::file("wait for", program))? {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
+    let text = |thread: thread::JoinHandle<Vec<u8>>| {
+        String::from_utf8_lossy(&thread.join().unwrap_or_default()).into_owned()
+    };
+    Ok(Answer { good: status.success(), out: text(out), err: text(err) })
+}
+
+/// Reads a pipe to its end in the background, so that the program never waits for this one.
+fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // A read error ends the text early; the exit status tells the rest.
+            drop(pipe.read_to_end(&mut bytes));
+        }
+        bytes
+    })
+}
+
+/// What is taken from the machine's own apt configuration.
+struct MachineSettings {
+    source_files: Vec<PathBuf>,
+    acquire: String,
+}
+
+impl MachineSettings {
+    fn read() -> Result<Self, Error> {
+        let query = ["shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d"];
+        let answer = run("apt-config", Command::new("apt-config").args(query), &mut || {})?;
+        let value = |name: &str| {
+            let line =
+                answer.out.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.map(|path| PathBuf::from(path.trim_matches('\'')))
+        };
+        let mut source_files: Vec<PathBuf> =
+            value("LIST").into_iter().filter(|path| path.is_file()).collect();
+        if let Some(parts) = value("PARTS") {
+            let mut files: Vec<PathBuf> = fs::read_dir(&parts)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
+            files.retain(|path| {
+                path.extension().is_some_and(|text| text == "list" || text == "sources")
+            });
+            files.sort();
+            source_files.extend(files);
+        }
+        let dump =
+            run("apt-config", Command::new("apt-config").args(["dump", "Acquire"]), &mut || {})?;
+        Ok(MachineSettings { source_files, acquire: acquire_settings(&dump.out) })
+    }
+}
+
+/// The lines of `apt-config dump Acquire` that hold for any use of the network.
+fn acquire_settings(dump: &str) -> String {
+    let lines = dump
+        .lines()
+        .filter(|line| !line.starts_with("Acquire::IndexTargets") && !line.ends_with(" \"\";"));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// The whole configuration; nothing else is read.
+fn configuration(folder: &Path, acquire: &str) -> String {
+    let folder = folder.display();
+    format!(
+        r#"Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "{folder}/sources";
+Dir::Etc::preferences "{folder}/preferences";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::State "{folder}/state";
+Dir::State::status "/dev/null";
+Dir::Cache "{folder}/cache";
+Debug::NoLocking "1";
+APT::Architecture "amd64";
+APT::Architectures "amd64";
+APT::Install-Recommends "0";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+{acquire}"#
+    )
+}
+
+fn parse_source(line: &str) -> Option<Source> {
+    let mut fields = line.split('|');
+    let mut next = || fields.next();
+    let (identifier, architecture) = (next()?, next()?);
+    let (uri, suite, component, origin) = (next()?, next()?, next()?, next()?);
+    (identifier == "Packages" && architecture == "amd64").then(|| Source {
+        uri: uri.into(),
+        suite: suite.into(),
+        component: component.into(),
+        origin: origin.into(),
+    })
+}
+
+/// `  Candidate: 1:7.2+dfsg-7`; `(none)` for a package that is known but not to be had.
+fn parse_candidate(policy: &str) -> Option<String> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.into())
+}
+
+/// `'URI' FILE SIZE HASH`, FILE being `NAME_VERSION_ARCHITECTURE.deb`.
+fn parse_archive(line: &str) -> Option<Archive> {
+    let rest = line.strip_prefix('\'')?.split_once("' ")?.1;
+    let mut words = rest.split_whitespace();
+    let (file, size) = (words.next()?, words.next()?.parse().ok()?);
+    let mut parts = file.strip_suffix(".deb")?.split('_');
+    let (package, version) = (parts.next()?, parts.next()?);
+    Some(Archive {
+        package: package.into(),
+        version: version.replace("%3a", ":"),
+        file: file.into(),
+        size,
+    })
+}
+
+/// A source of the backports that belong to the machine's release, unless it has them already.
+fn backports(sources: &[Source]) -> Option<String> {
+    if sources.iter().any(|source| source.suite.ends_with("-backports")) {
+        return None;
+    }
+    // The release itself is the suite without a suffix, of the distribution's own archive.
+    let release = sources.iter().find(|source| {
+        source.origin == "Debian"
+            && !source.suite.contains(['-', '/'])
+            && source.component == "main"
+    })?;
+    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let signed =
+        if Path::new(keys).exists() { format!("Signed-By: {keys}\n") } else { String::new() };
+    Some(format!(
+        "Types: deb\nURIs: {}\nSuites: {}-backports\nComponents: main\n{signed}",
+        release.uri, release.suite
+    ))
+}
+
+/// The lines apt marks as errors or warnings.
+fn complaints(err: &str) -> String {
+    let marked = err.lines().filter(|line| line.starts_with("E:") || line.starts_with("W:"));
+    let lines: Vec<&str> = marked.collect();
+    if lines.is_empty() { err.trim().into() } else { lines.join("\n") }
+}
+
+fn remedy(words: &str) -> &'static str {
+    let any = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
+    if any(&["No space left", "enough free space", "Write error"]) {
+        "free some space, or set PVLAB_CACHE to a folder on a larger disk"
+    } else if any(&[
+        "Could not resolve",
+        "Temporary failure",
+        "Could not connect",
+        "Unable to connect",
+        "Connection failed",
+        "Connection timed out",
+        "Network is unreachable",
+        "Cannot initiate the connection",
+    ]) {
+        "check the network and the proxy settings of apt, then try again: what is downloaded is kept"
+    } else if any(&[
+        "Unable to locate package",
+        "has no installation candidate",
+        "unmet dependencies",
+        "held broken packages",
+    ]) {
+        "see that the machine's package sources hold this release's main archive (on Ubuntu, universe too) and offer the package"
+    } else if any(&["NO_PUBKEY", "is not signed", "EXPKEYSIG"]) {
+        "install or renew the archive's keyring (debian-archive-keyring), then try again"
+    } else {
+        "see that `apt-get update` works on this machine, then try again: what is downloaded is kept"
+    }
+}
+
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |data| data.len())
+}
+
+fn complete(archives: &Path, archive: &Archive) -> bool {
+    size(&archives.join(&archive.file)) == archive.size
+}
+
+/// Bytes of an archive that are here, be it a part.
+fn present(archives: &Path, archive: &Archive) -> u64 {
+    size(&archives.join(&archive.file))
+        .max(size(&archives.join("partial").join(&archive.file)))
+        .min(archive.size)
+}
+
+/// Package names and versions of a plan.
+pub(super) fn versions(plan: &[Archive]) -> BTreeMap<String, String> {
+    plan.iter().map(|archive| (archive.package.clone(), archive.version.clone())).collect()
+}
+
+/// The leading two numbers of a version's upstream part: `1:10.0.2+ds-2` is 10 and 0.
+pub(super) fn upstream(version: &str) -> Option<(u32, u32)> {
+    let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
+    let mut numbers = upstream.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next().and_then(Result::ok).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(uri: &str, suite: &str, origin: &str) -> Source {
+        Source {
+            uri: uri.into(),
+            suite: suite.into(),
+            component: "main".into(),
+            origin: origin.into(),
+        }
+    }
+
+    #[test]
+    fn reads_a_plan() {
+        let text = "Reading package lists...\n\
+            The following NEW packages will be installed:\n  busybox-static\n\
+            'http://mirror.invalid/pool/b/busybox-static_1.35.0-4%2bdeb12u1%2bb1_amd64.deb' \
+            busybox-static_1%3a1.35.0-4+deb12u1+b1_amd64.deb 928188 MD5Sum:04c4\n\
+            'http://mirror.invalid/pool/q/seabios_1.16.3-2_all.deb' seabios_1.16.3-2_all.deb 164452 \n";
+        let plan: Vec<Archive> = text.lines().filter_map(parse_archive).collect();
+        let expected = [
+            (
+                "busybox-static",
+                "1:1.35.0-4+deb12u1+b1",
+                "busybox-static_1%3a1.35.0-4+deb12u1+b1_amd64.deb",
+                928_188,
+            ),
+            ("seabios", "1.16.3-2", "seabios_1.16.3-2_all.deb", 164_452),
+        ];
+        let expected = expected.map(|(package, version, file, size)| Archive {
+            package: package.into(),
+            version: version.into(),
+            file: file.into(),
+            size,
+        });
+        assert_eq!(plan, expected);
+    }
+
+    #[test]
+    fn reads_the_candidate() {
+        let policy =
+            "qemu-system-x86:\n  Installed: (none)\n  Candidate: 1:7.2+dfsg-7\n  Version table:\n";
+        assert_eq!(parse_candidate(policy).as_deref(), Some("1:7.2+dfsg-7"));
+        assert_eq!(parse_candidate("x:\n  Installed: (none)\n  Candidate: (none)\n"), None);
+        assert_eq!(parse_candidate(""), None);
+    }
+
+    #[test]
+    fn compares_upstream_versions_by_number() {
+        assert_eq!(upstream("1:7.2+dfsg-7+deb12u18+b3"), Some((7, 2)));
+        assert_eq!(upstream("1:10.0.2+ds-2+deb13u1~bpo12+1"), Some((10, 0)));
+        assert_eq!(upstream("9"), Some((9, 0)));
+        assert_eq!(upstream("unknown"), None);
+        assert!(upstream("1:10.0.2") > upstream("1:8.1.0"));
+    }
+
+    #[test]
+    fn backports_come_from_the_machines_own_mirror() {
+        let third_party = source("https://other.invalid/apt/", "bookworm", "Other");
+        let updates = source("http://mirror.invalid/debian/", "bookworm-updates", "Debian");
+        let release = source("http://mirror.invalid/debian/", "bookworm", "Debian");
+        let text = backports(&[third_party.clone(), updates.clone(), release.clone()]).unwrap();
+        assert!(
+            text.contains("URIs: http://mirror.invalid/debian/\nSuites: bookworm-backports\n"),
+            "{text}"
+        );
+        let there =
+            source("http://mirror.invalid/debian/", "bookworm-backports", "Debian Backports");
+        assert_eq!(backports(&[release, there]), None);
+        assert_eq!(backports(&[third_party, updates]), None);
+    }
+
+    #[test]
+    fn reads_the_machines_sources() {
+        let line = "Packages|amd64|http://mirror.invalid/debian/|bookworm|main|Debian";
+        assert_eq!(
+            parse_source(line),
+            Some(source("http://mirror.invalid/debian/", "bookworm", "Debian"))
+        );
+        assert_eq!(
+            parse_source("Translations|amd64|http://mirror.invalid/|bookworm|main|Debian"),
+            None
+        );
+        assert_eq!(parse_source("Packages|amd64"), None);
+    }
+
+    #[test]
+    fn proxies_are_kept_and_index_settings_are_not() {
+        let dump = "Acquire \"\";\nAcquire::http::Proxy \"http://proxy.invalid:3128\";\n\
+            Acquire::IndexTargets::deb::DEP-11::MetaKey \"x\";\n";
+        assert_eq!(acquire_settings(dump), "Acquire::http::Proxy \"http://proxy.invalid:3128\";\n");
+    }
+
+    #[test]
+    fn each_failure_has_its_remedy() {
+        let remedies = [
+            ("W: Failed to fetch http://x  Could not resolve 'x'", "network"),
+            ("E: Unable to locate package xen-system-amd64", "package sources"),
+            ("E: You don't have enough free space in /x/.", "PVLAB_CACHE"),
+            ("W: GPG error: http://x InRelease: NO_PUBKEY 0E98", "keyring"),
+            ("E: something else", "apt-get update"),
+        ];
+        for (words, part) in remedies {
+            assert!(remedy(words).contains(part), "{words}: {}", remedy(words));
+        }
+    }
+
+    #[test]
+    fn only_marked_lines_are_shown() {
+        let err = "Reading...\nW: one\nnoise\nE: two\n";
+        assert_eq!(complaints(err), "W: one\nE: two");
+        assert_eq!(complaints("dpkg was not found\n"), "dpkg was not found");
+    }
+}

@@ -1,0 +1,166 @@
+//! The cache folder: where it is, who may write to it, and how a finished lab appears in it.
+//!
+//! Layout:
+//!
+//! ```text
+//! lock             held while a lab is built
+//! apt/             apt's own state: lists and downloaded packages
+//! lab-RECIPE/      a finished lab; appears by one rename
+//! building/        a lab in the making; whatever is there belongs to the lock's holder
+//! run/PID-N/       files of a running host; removed when it ends
+//! ```
+
+use std::env;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use super::Error;
+use crate::interrupt;
+use crate::progress::Progress;
+
+/// The cache folder.
+#[derive(Debug, Clone)]
+pub(super) struct Cache {
+    folder: PathBuf,
+}
+
+/// The right to build in the cache. Ends when dropped, or with the process.
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Cache {
+    /// `$PVLAB_CACHE`, else `$XDG_CACHE_HOME/pvlab`, else `~/.cache/pvlab`.
+    pub(super) fn locate() -> Result<Self, Error> {
+        choose(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
+            .map(Self::at)
+            .ok_or(Error::NoCache)
+    }
+
+    pub(super) fn at(folder: PathBuf) -> Self {
+        // Absolute, because the emulator runs in a folder of its own.
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
+        Cache { folder }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn apt(&self) -> PathBuf {
+        self.folder.join("apt")
+    }
+
+    pub(super) fn lab_folder(&self, recipe: u32) -> PathBuf {
+        self.folder.join(format!("lab-{recipe}"))
+    }
+
+    pub(super) fn building(&self) -> PathBuf {
+        self.folder.join("building")
+    }
+
+    /// An empty folder for one run. Removes what runs left that were killed outright.
+    pub(super) fn run_folder(&self) -> Result<tempfile::TempDir, Error> {
+        let runs = self.folder.join("run");
+        fs::create_dir_all(&runs).map_err(Error::file("create folder", &runs))?;
+        for entry in fs::read_dir(&runs).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| name.split('-').next());
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                // Another process may be doing the same.
+                drop(fs::remove_dir_all(entry.path()));
+            }
+        }
+        tempfile::Builder::new()
+            .prefix(&format!("{}-", std::process::id()))
+            .tempdir_in(&runs)
+            .map_err(Error::file("create folder", &runs))
+    }
+
+    /// Removes what the lab has put there, and nothing else. The caller holds the lock.
+    pub(super) fn remove_contents(&self) -> Result<(), Error> {
+        for entry in
+            fs::read_dir(&self.folder).map_err(Error::file("list", &self.folder))?.flatten()
+        {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("lab-") || ["apt", "building", "run"].contains(&&*name) {
+                fs::remove_dir_all(entry.path()).map_err(Error::file("remove", entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the lock, waiting for whoever has it.
+    pub(super) fn lock(&self, progress: &Progress) -> Result<Lock, Error> {
+        fs::create_dir_all(&self.folder).map_err(Error::file("create folder", &self.folder))?;
+        let path = self.folder.join("lock");
+        let file = File::create(&path).map_err(Error::file("create", &path))?;
+        let mut waiting = None;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Lock { _file: file }),
+                Err(TryLockError::WouldBlock) => {
+                    interrupt::check()?;
+                    waiting.get_or_insert_with(|| {
+                        progress.step("waiting for another pvlab that prepares the lab")
+                    });
+                    // The lock cannot be waited for together with a signal.
+                    thread::sleep(Duration::from_millis(200));
+                }
+                Err(TryLockError::Error(source)) => return Err(Error::file("lock", &path)(source)),
+            }
+        }
+    }
+}
+
+fn choose(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    variable("PVLAB_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|home| home.join("pvlab")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/pvlab")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_variable_that_is_set_decides() {
+        let all = [("PVLAB_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")];
+        let wanted = ["/a", "/b/pvlab", "/c/.cache/pvlab"];
+        for (first, wanted) in wanted.iter().enumerate() {
+            let set = &all[first..];
+            let found = choose(|name| {
+                set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
+            });
+            assert_eq!(found.as_deref(), Some(Path::new(wanted)));
+        }
+        assert_eq!(choose(|_| None), None);
+    }
+
+    #[test]
+    fn a_second_builder_waits_for_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("new"));
+        let held = cache.lock(&Progress::hidden()).unwrap();
+        let file = File::open(cache.folder().join("lock")).unwrap();
+        assert!(matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(held);
+        assert!(file.try_lock().is_ok());
+    }
+
+    #[test]
+    fn a_run_that_was_killed_leaves_nothing_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().into());
+        // No process has the highest number a kernel can be configured for.
+        let stale = folder.path().join("run/4194305-abc");
+        fs::create_dir_all(&stale).unwrap();
+        let mine = cache.run_folder().unwrap();
+        let other = cache.run_folder().unwrap();
+        assert!(!stale.exists());
+        assert!(mine.path().exists() && other.path().exists());
+    }
+}

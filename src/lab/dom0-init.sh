@@ -1,0 +1,48 @@
+#!/bin/sh
+# The first program of dom0: brings the toolstack up, runs /pvlab/run, brings /out home, powers off.
+# Lines that begin with "@lab" are read by pvlab.
+/bin/busybox --install -s /usr/bin
+export PATH=/usr/sbin:/usr/bin:XEN_BIN HOME=/root TERM=linux
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts
+mount -t devpts pts /dev/pts
+mount -t tmpfs run /run
+# xl needs /var/lock, which is /run/lock: without it `xl create -c` hangs.
+mkdir -p /run/xen /run/xenstored /run/lock /out
+
+modprobe -a xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc
+mount -t xenfs xenfs /proc/xen
+xenstored --pid-file /run/xen/xenstored.pid || echo "@lab error xenstored does not start"
+tries=0
+until xenstore-read / >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    if [ $tries -gt 300 ]; then
+        echo "@lab error xenstored does not answer"
+        break
+    fi
+    usleep 100000
+done
+xen-init-dom0 >/dev/null || echo "@lab error xen-init-dom0 failed"
+xenconsoled --log=guest --log-dir=/var/log/xen --timestamp=none || echo "@lab error xenconsoled does not start"
+echo "@lab up"
+
+if [ -e /pvlab/run ]; then
+    cd /out
+    sh /pvlab/run </dev/null
+    status=$?
+    cd /
+    # The way out is opened only now: a mounted 9p share has interrupts of its own, and two runs
+    # with it differ soon after the first domain is created.
+    modprobe -a virtio_pci 9pnet_virtio 9p
+    if mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 out /mnt && cp -r /out/. /mnt && umount /mnt; then
+        echo "@lab status $status"
+    else
+        echo "@lab error what is in /out could not be brought home"
+    fi
+else
+    setsid cttyhack sh
+fi
+sync
+poweroff -f

@@ -1,0 +1,207 @@
+//! Builds dom0's image: busybox, the Xen toolstack, the libraries they need, and a few modules.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use super::cpio::Archive;
+use super::elf;
+use super::modules::{self, Tree};
+
+/// Where libraries are in dom0.
+pub(super) const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+
+const INIT: &str = include_str!("dom0-init.sh");
+
+/// Loaded at start, used by scripts, and used on the way out.
+const MODULES: [&str; 14] = [
+    "xen-privcmd",
+    "xenfs",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "virtio_pci",
+    "9pnet_virtio",
+    "9p",
+    "xen-blkback",
+    "xen-netback",
+    "xen-blkfront",
+    "xen-netfront",
+    "virtio_blk",
+    "loop",
+];
+
+/// Programs without which there is no host.
+const TOOLS: [&str; 6] =
+    ["xl", "xenstored", "xenconsoled", "xenconsole", "xentrace", "xen-init-dom0"];
+
+/// Programs that help to look into one, where the release has them.
+const EXTRAS: [&str; 11] = [
+    "libxl-save-helper",
+    "lsevtchn",
+    "xen-cpuid",
+    "xen-diag",
+    "xen-hptool",
+    "xenctx",
+    "xenperf",
+    "xenpm",
+    "xenstore-control",
+    "xentop",
+    "xentrace_setsize",
+];
+
+/// `xenstore`'s other names.
+const XENSTORE: [&str; 8] = ["ls", "read", "write", "list", "exists", "rm", "watch", "chmod"];
+
+/// What the image was made of.
+pub(super) struct Image {
+    pub(super) archive: Archive,
+    /// Sonames of the libraries in it.
+    pub(super) libraries: Vec<String>,
+}
+
+/// Assembles the image from the unpacked packages in `root`, for the kernel `release`.
+pub(super) fn assemble(root: &Path, release: &str) -> Result<Image, Error> {
+    let mut archive = Archive::default();
+    skeleton(&mut archive);
+    let mut programs = Vec::new();
+
+    let xen_bin = xen_programs(root)?;
+    let inside = format!("/{}", xen_bin.strip_prefix(root).unwrap_or(&xen_bin).display());
+    for tool in TOOLS.iter().chain(&EXTRAS) {
+        let path = xen_bin.join(tool);
+        if !path.is_file() {
+            if TOOLS.contains(tool) {
+                return Err(Error::Missing {
+                    what: format!("program {tool}"),
+                    packages: "xen-utils".into(),
+                });
+            }
+            continue;
+        }
+        archive.file(&format!("{inside}/{tool}"), 0o755, &path);
+        archive.symlink(&format!("/usr/sbin/{tool}"), &format!("{inside}/{tool}"));
+        programs.push(path);
+    }
+    let xenstore = required(root, &["usr/bin/xenstore"], "xenstore-utils")?;
+    archive.file("/usr/bin/xenstore", 0o755, &xenstore);
+    for verb in XENSTORE {
+        archive.symlink(&format!("/usr/bin/xenstore-{verb}"), "xenstore");
+    }
+    programs.push(xenstore);
+    let busybox = required(root, &["usr/bin/busybox"], "busybox-static")?;
+    archive.file("/usr/bin/busybox", 0o755, busybox);
+    archive.symlink("/usr/bin/sh", "busybox");
+    archive.file(
+        "/etc/xen/xl.conf",
+        0o644,
+        required(root, &["etc/xen/xl.conf"], "xen-utils-common")?,
+    );
+
+    let mut libraries = elf::libraries(&programs, &[root], &|_| false)?;
+    // Loaded by name when a thread is cancelled, so no program lists it: without it xl aborts.
+    let late = "libgcc_s.so.1";
+    let path = elf::find(late, &[root]).ok_or_else(|| Error::Missing {
+        what: format!("library {late}"),
+        packages: "libgcc-s1".into(),
+    })?;
+    libraries.insert(late.into(), path);
+    for (name, path) in &libraries {
+        archive.file(&library_place(name), 0o755, path);
+    }
+
+    let tree = Tree::scan(&root.join("usr/lib/modules").join(release))?;
+    let modules = tree.closure(&MODULES)?;
+    let folder = format!("/usr/lib/modules/{release}");
+    archive.bytes(&format!("{folder}/modules.dep"), 0o644, modules::dependencies(&modules));
+    for module in modules {
+        archive.bytes(&format!("{folder}/{}", module.path), 0o644, module.bytes);
+    }
+    archive.bytes("/init", 0o755, INIT.replace("XEN_BIN", &inside));
+    Ok(Image { archive, libraries: libraries.into_keys().collect() })
+}
+
+/// Where a library goes in dom0. The dynamic linker has its own place, written into every program.
+pub(super) fn library_place(name: &str) -> String {
+    if name.starts_with("ld-linux") {
+        format!("/usr/lib64/{name}")
+    } else {
+        format!("{LIBRARIES}/{name}")
+    }
+}
+
+fn skeleton(archive: &mut Archive) {
+    for merged in ["bin", "sbin", "lib", "lib64"] {
+        archive.directory(&format!("/usr/{merged}"));
+        archive.symlink(&format!("/{merged}"), &format!("usr/{merged}"));
+    }
+    for folder in [
+        "/dev",
+        "/mnt",
+        "/out",
+        "/proc",
+        "/root",
+        "/run",
+        "/sys",
+        "/tmp",
+        "/var/lib/xen",
+        "/var/lib/xenstored",
+        "/var/log/xen",
+    ] {
+        archive.directory(folder);
+    }
+    archive.symlink("/var/run", "../run");
+    archive.symlink("/var/lock", "../run/lock");
+    archive.bytes("/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
+    archive.bytes("/etc/group", 0o644, "root:x:0:\n");
+}
+
+/// `usr/lib/xen-VERSION/bin`.
+fn xen_programs(root: &Path) -> Result<PathBuf, Error> {
+    let mut found: Vec<PathBuf> = fs::read_dir(root.join("usr/lib"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("xen-"))
+        .map(|entry| entry.path().join("bin"))
+        .filter(|path| path.join("xl").is_file())
+        .collect();
+    found.sort();
+    found
+        .pop()
+        .ok_or_else(|| Error::Missing { what: "program xl".into(), packages: "xen-utils".into() })
+}
+
+/// The first of `names` that is a file below `root`.
+fn required(root: &Path, names: &[&str], package: &str) -> Result<PathBuf, Error> {
+    names
+        .iter()
+        .map(|name| root.join(name))
+        .find(|path| path.is_file())
+        .ok_or_else(|| Error::Missing { what: names.join(" or "), packages: package.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_opens_the_way_out_only_after_the_script() {
+        let script = INIT.find("sh /pvlab/run").unwrap();
+        assert!(INIT.find("mount -t 9p").unwrap() > script);
+        assert!(INIT.find("modprobe -a virtio_pci").unwrap() > script);
+    }
+
+    #[test]
+    fn an_empty_folder_names_the_first_package_it_lacks() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = assemble(empty.path(), "6.1").err().unwrap().to_string();
+        assert!(error.contains("program xl") && error.contains("xen-utils"), "{error}");
+    }
+
+    #[test]
+    fn the_dynamic_linker_is_where_programs_look_for_it() {
+        assert_eq!(library_place("ld-linux-x86-64.so.2"), "/usr/lib64/ld-linux-x86-64.so.2");
+        assert_eq!(library_place("libc.so.6"), "/usr/lib/x86_64-linux-gnu/libc.so.6");
+    }
+}

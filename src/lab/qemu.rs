@@ -1,0 +1,215 @@
+//! The emulator's command lines. Pure: nothing here starts anything.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Boot, Error, Mode, Repeatable};
+
+/// The file names a host is started from, in the emulator's working folder. They are part of the
+/// guest's memory, so they are the same for every run and machine.
+pub(super) const XEN: &str = "xen";
+pub(super) const VMLINUX: &str = "vmlinux";
+pub(super) const INITRD: &str = "initrd.cpio";
+
+/// The slice timer needs a microsecond interval; instructions are 1 ns to 1024 ns.
+const MAX_SHIFT: u8 = 10;
+
+/// QEMU among the unpacked packages.
+pub(super) struct Emulator<'a> {
+    pub(super) root: &'a Path,
+}
+
+impl Emulator<'_> {
+    /// The program, with its own libraries, data and modules, and nothing of the machine's.
+    pub(super) fn command(&self) -> Command {
+        let place = |path: &str| self.root.join(path);
+        // Its own dynamic linker: the machine's may be of another release than its libc.
+        let mut command = Command::new(place("usr/lib64/ld-linux-x86-64.so.2"));
+        let libraries = super::elf::LIBRARY_FOLDERS.map(|folder| place(folder).into_os_string());
+        command.arg("--library-path").arg(libraries.join(&OsString::from(":")));
+        command.arg(place("usr/bin/qemu-system-x86_64"));
+        for data in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
+            command.arg("-L").arg(place(data));
+        }
+        command.env("QEMU_MODULE_DIR", place("usr/lib/x86_64-linux-gnu/qemu"));
+        command
+    }
+}
+
+/// Checks what a user can set.
+pub(super) fn check(boot: &Boot) -> Result<(), Error> {
+    let wrong = |text: String| Err(Error::Setting(text));
+    if !(1..=64).contains(&boot.pcpus) {
+        return wrong(format!("{} pCPUs: the lab has 1 to 64", boot.pcpus));
+    }
+    if boot.dom0_mib < 256 || boot.memory_mib < boot.dom0_mib + 128 {
+        return wrong(format!(
+            "{} MiB for the host, {} of them for dom0: dom0 needs 256 MiB, and Xen and the domains 128 MiB more than it",
+            boot.memory_mib, boot.dom0_mib
+        ));
+    }
+    if let Mode::Repeatable(Repeatable { shift, slice, .. }) = boot.mode {
+        if shift > MAX_SHIFT {
+            return wrong(format!(
+                "shift {shift}: an instruction lasts 2^shift ns, shift is 0 to {MAX_SHIFT}"
+            ));
+        }
+        if !(1..=1_000_000).contains(&slice.as_micros()) {
+            return wrong(format!("a slice of {slice:?}: from 1 us to 1 s"));
+        }
+    }
+    Ok(())
+}
+
+/// The arguments that decide how pCPUs run.
+pub(super) fn timing(mode: Mode) -> Vec<String> {
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    match mode {
+        Mode::Parallel => words("-accel tcg,thread=multi,tb-size=512"),
+        Mode::Repeatable(Repeatable { shift, slice, seed }) => {
+            let slice = slice.as_micros();
+            words(&format!(
+                "-accel tcg,thread=single,tb-size=512 -icount shift={shift},sleep=off \
+                 -rtc clock=vm,base=2024-01-01 -seed {seed} \
+                 -netdev hubport,id=n0,hubid=0 \
+                 -object filter-buffer,id=f0,netdev=n0,queue=rx,interval={slice}"
+            ))
+        }
+    }
+}
+
+/// The arguments of a host: Xen, dom0 and its image by the names above, the console on `serial`.
+pub(super) fn host(boot: &Boot, share: Option<&Path>, serial: &str) -> Vec<OsString> {
+    let repeatable = matches!(boot.mode, Mode::Repeatable(_));
+    let dom0 = boot.dom0_mib;
+    // dom0 has pCPU 0; its one vCPU stays there. Scrubbing memory at boot only costs time, and its
+    // end depends on the host's.
+    let mut xen = format!(
+        "loglvl=all guest_loglvl=all com1=115200,8n1 console=com1 noreboot bootscrub=0 \
+         dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1 dom0_vcpus_pin"
+    );
+    if !boot.xen_options.is_empty() {
+        xen.push(' ');
+        xen += &boot.xen_options;
+    }
+    let kaslr = if repeatable { " nokaslr" } else { "" };
+    // A comma ends a module's text unless doubled.
+    let module = format!("{VMLINUX} console=hvc0 earlyprintk=xen quiet{kaslr}").replace(',', ",,");
+
+    let mut arguments: Vec<OsString> = timing(boot.mode).into_iter().map(Into::into).collect();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    // No XSAVE: QEMU's ignores CR0.TS, and with Xen's lazy FPU switching domains would see each
+    // other's vector registers. SVM and NPT are what PVH domains need.
+    add(&["-machine", "q35", "-cpu", "qemu64,+svm,+npt"]);
+    add(&["-smp", &boot.pcpus.to_string(), "-m", &format!("{}M", boot.memory_mib)]);
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", serial]);
+    add(&["-kernel", XEN, "-append", &xen, "-initrd", &format!("{module},{INITRD}")]);
+    if let Some(share) = share {
+        let mut device = OsString::from("local,id=share,security_model=none,path=");
+        device.push(doubled_commas(share));
+        arguments.extend([OsString::from("-fsdev"), device]);
+        arguments
+            .extend(["-device", "virtio-9p-pci,fsdev=share,mount_tag=out"].map(OsString::from));
+    }
+    arguments
+}
+
+fn doubled_commas(path: &Path) -> PathBuf {
+    path.to_str().map_or_else(|| path.to_path_buf(), |text| text.replace(',', ",,").into())
+}
+
+/// A command as a person would type it.
+pub(super) fn shown(command: &Command) -> String {
+    let quote = |word: &std::ffi::OsStr| {
+        let word = word.to_string_lossy();
+        let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./:=,+@%".contains(letter);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    let set = command
+        .get_envs()
+        .filter_map(|(name, value)| Some(format!("{}={}", quote(name), quote(value?))));
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quote);
+    set.chain(words).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn text(boot: &Boot) -> String {
+        let words = host(boot, Some(Path::new("/results/a,b")), "stdio");
+        words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn parallel_runs_each_pcpu_on_its_own_thread() {
+        let text = text(&Boot::script("", "/results"));
+        assert!(
+            text.contains("thread=multi") && !text.contains("-icount") && !text.contains("nokaslr"),
+            "{text}"
+        );
+        assert!(
+            text.contains("-smp 3 ")
+                && text.contains("dom0_mem=512M,max:512M dom0_max_vcpus=1 dom0_vcpus_pin"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn repeatable_bounds_the_slice_and_fixes_every_seed() {
+        let repeatable = Repeatable { shift: 0, slice: Duration::from_micros(10), seed: 7 };
+        let boot = Boot { mode: Mode::Repeatable(repeatable), ..Boot::script("", "/results") };
+        let text = text(&boot);
+        for part in [
+            "thread=single",
+            "-icount shift=0,sleep=off",
+            "-rtc clock=vm,base=2024-01-01",
+            "-seed 7",
+            "interval=10",
+            "nokaslr",
+            "bootscrub=0",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn commas_in_names_are_doubled() {
+        assert!(text(&Boot::script("", "/results")).contains("path=/results/a,,b"));
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let good = Boot::script("", "/results");
+        assert!(check(&good).is_ok());
+        let repeatable = |shift, micros| {
+            Mode::Repeatable(Repeatable { shift, slice: Duration::from_micros(micros), seed: 0 })
+        };
+        let bad = [
+            (Boot { pcpus: 0, ..good.clone() }, "pCPUs"),
+            (Boot { pcpus: 65, ..good.clone() }, "pCPUs"),
+            (Boot { dom0_mib: 100, ..good.clone() }, "dom0"),
+            (Boot { memory_mib: 512, ..good.clone() }, "MiB"),
+            (Boot { mode: repeatable(11, 100), ..good.clone() }, "shift"),
+            (Boot { mode: repeatable(3, 0), ..good.clone() }, "slice"),
+        ];
+        for (boot, part) in bad {
+            let error = check(&boot).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_shown_command_can_be_pasted() {
+        let mut command = Command::new("qemu");
+        command.args(["-append", "a b", "it's"]).env("X", "1");
+        assert_eq!(shown(&command), r"X=1 qemu -append 'a b' 'it'\''s'");
+    }
+}
