@@ -1,0 +1,146 @@
+//! Builds the guest image and tells `pvlab` where it is.
+//!
+//! The image is the package `xen-guest`, compiled with the ordinary host toolchain and flags of its
+//! own into a freestanding ELF. It goes to a target directory under `OUT_DIR`, so that neither build
+//! disturbs the other. `XEN_GUEST_IMAGE` is its path, for `include_bytes!`.
+//!
+//! Where the sources of the guest are not there (a published `pvlab`), or the machine cannot build
+//! it, `cfg(no_guest_image)` is set instead, and `pvlab` asks for `--image FILE`.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+/// What the image is made of: it is built again when one of these changes, and not otherwise.
+const SOURCES: &[&str] = &[
+    "Cargo.lock",
+    "Cargo.toml",
+    "evtchn/Cargo.toml",
+    "evtchn/src",
+    "pvlock/Cargo.toml",
+    "pvlock/src",
+    "results/Cargo.toml",
+    "results/src",
+    "xen-guest/Cargo.toml",
+    "xen-guest/link.ld",
+    "xen-guest/src",
+];
+
+fn main() {
+    println!("cargo::rustc-check-cfg=cfg(no_guest_image)");
+    println!("cargo::rerun-if-changed=build.rs");
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
+    if let Err(why) = possible(&root) {
+        println!("cargo::rustc-cfg=no_guest_image");
+        println!("cargo::warning=no guest image is built: {why}");
+        return;
+    }
+    for source in SOURCES {
+        println!("cargo::rerun-if-changed={source}");
+    }
+    let image = build(&root, &PathBuf::from(variable("OUT_DIR")).join("guest"));
+    println!("cargo::rustc-env=XEN_GUEST_IMAGE={}", image.display());
+}
+
+/// Whether there is something to build, and a toolchain that can.
+fn possible(root: &Path) -> Result<(), String> {
+    if !root.join("xen-guest/Cargo.toml").exists() {
+        return Err("the sources of xen-guest are not here; use pvlab's --image".into());
+    }
+    let host = variable("HOST");
+    if !host.starts_with("x86_64-unknown-linux") {
+        return Err(format!("it needs an x86_64 Linux toolchain, and this is {host}"));
+    }
+    Ok(())
+}
+
+/// Runs cargo for the image; returns where the image is.
+fn build(root: &Path, target_dir: &Path) -> PathBuf {
+    let host = variable("HOST");
+    let mut cargo = Command::new(variable("CARGO"));
+    cargo
+        .current_dir(root)
+        .args(["build", "--release", "--package", "xen-guest", "--bin", "xen-guest"])
+        .args(["--features", "image"])
+        // Named even though it is the host's: flags then leave build scripts and macros alone.
+        .args(["--target", &host])
+        .arg("--target-dir")
+        .arg(target_dir)
+        // The cargo that runs us has just brought the lock file up to date.
+        .arg("--locked");
+    if is_offline() {
+        cargo.arg("--offline");
+    }
+    for name in inherited() {
+        cargo.env_remove(name);
+    }
+    // This form has no quoting: flags are separated by a byte that no path contains.
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&root.join("xen-guest/link.ld")).join("\x1f"));
+    match cargo.status() {
+        Ok(status) if status.success() => target_dir.join(host).join("release/xen-guest"),
+        Ok(status) => fail(&format!("building the guest image failed ({status}); see above")),
+        Err(error) => fail(&format!("cargo did not start for the guest image: {error}")),
+    }
+}
+
+/// Compiler flags of the image.
+fn flags(linker_script: &Path) -> Vec<String> {
+    [
+        // A fixed address, no dynamic linker.
+        "-Crelocation-model=static",
+        // Xen pushes event frames right at the stack pointer.
+        "-Cno-redzone=yes",
+        // Backtraces of a crash follow frame pointers.
+        "-Cforce-frame-pointers=yes",
+        "-Cpanic=abort",
+        "-Clink-arg=-nostartfiles",
+        "-Clink-arg=-nostdlib",
+        "-Clink-arg=-static",
+        "-Clink-arg=-no-pie",
+        "-Clink-arg=-Wl,-z,max-page-size=4096",
+        "-Clink-arg=-Wl,--build-id=none",
+    ]
+    .into_iter()
+    .map(String::from)
+    .chain([format!("-Clink-arg=-T{}", linker_script.display())])
+    .collect()
+}
+
+/// Variables of the outer build that must not shape the inner one: flags, wrappers (clippy is one)
+/// and settings of profiles and directories.
+fn inherited() -> impl Iterator<Item = String> {
+    const NAMES: &[&str] = &[
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_ENCODED_RUSTDOCFLAGS",
+        "RUSTFLAGS",
+        "RUSTDOCFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CLIPPY_ARGS",
+    ];
+    // CARGO_TARGET_DIR is among the second.
+    const PREFIXES: &[&str] = &["CARGO_BUILD_", "CARGO_TARGET_", "CARGO_PROFILE_", "CARGO_FEATURE_"];
+    env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| {
+        NAMES.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    })
+}
+
+/// Whether the cargo that runs us may not use the network. It tells its build scripts nothing of
+/// `--offline`, so look at how it was called.
+fn is_offline() -> bool {
+    if env::var("CARGO_NET_OFFLINE").is_ok_and(|value| value == "true") {
+        return true;
+    }
+    let caller = std::os::unix::process::parent_id();
+    let line = std::fs::read(format!("/proc/{caller}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| word == b"--offline" || word == b"--frozen")
+}
+
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| fail(&format!("cargo did not set {name}")))
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    exit(1)
+}
