@@ -20,6 +20,7 @@ pub mod markers;
 mod mem;
 pub mod params;
 pub mod percpu;
+pub mod report;
 pub mod rng;
 pub mod shared_info;
 pub mod smp;

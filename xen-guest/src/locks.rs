@@ -11,6 +11,10 @@
 //! | `spin` | [`spin::mutex::SpinMutex`] | test-and-test-and-set with PAUSE |
 //! | `spin-ticket` | [`spin::mutex::TicketMutex`] | tickets: strict order, everyone spins |
 
+use core::fmt::{self, Write};
+
+use pvlock::debug::Dump;
+use pvlock::{Platform, Policy};
 use spin::mutex::{SpinMutex, TicketMutex};
 
 /// A lock around a value.
@@ -32,6 +36,14 @@ pub trait TestedLock<T>: Sync {
 
     /// Runs `section` if the lock is free now.
     fn try_with<R>(&self, section: impl FnOnce(&mut T) -> R) -> Option<R>;
+
+    /// Its state and that of its waiters, one line each, as far as the lock can tell. Takes no lock
+    /// and allocates nothing: for a person who looks for a hang.
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`.
+    fn describe(&self, out: &mut dyn Write) -> fmt::Result;
 }
 
 impl<T: Send> TestedLock<T> for SpinMutex<T> {
@@ -47,6 +59,10 @@ impl<T: Send> TestedLock<T> for SpinMutex<T> {
     #[inline]
     fn try_with<R>(&self, section: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.try_lock().map(|mut value| section(&mut value))
+    }
+
+    fn describe(&self, out: &mut dyn Write) -> fmt::Result {
+        describe_plain(out, self, self.is_locked())
     }
 }
 
@@ -64,24 +80,35 @@ impl<T: Send> TestedLock<T> for TicketMutex<T> {
     fn try_with<R>(&self, section: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.try_lock().map(|mut value| section(&mut value))
     }
+
+    fn describe(&self, out: &mut dyn Write) -> fmt::Result {
+        describe_plain(out, self, self.is_locked())
+    }
 }
 
-/// `pvlock::Mutex`, whatever its policy.
-impl<R, T: Send> TestedLock<T> for lock_api::Mutex<R, T>
-where
-    R: lock_api::RawMutex + Send + Sync,
-{
+fn describe_plain<L>(out: &mut dyn Write, lock: &L, locked: bool) -> fmt::Result {
+    writeln!(out, "lock {lock:p}: {}", if locked { "locked" } else { "free" })
+}
+
+/// Whatever its policy.
+impl<P: Platform, K: Policy, T: Send> TestedLock<T> for pvlock::Mutex<T, P, K> {
     fn new(value: T) -> Self {
         lock_api::Mutex::new(value)
     }
 
     #[inline]
-    fn with<O>(&self, section: impl FnOnce(&mut T) -> O) -> O {
+    fn with<R>(&self, section: impl FnOnce(&mut T) -> R) -> R {
         section(&mut self.lock())
     }
 
     #[inline]
-    fn try_with<O>(&self, section: impl FnOnce(&mut T) -> O) -> Option<O> {
+    fn try_with<R>(&self, section: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.try_lock().map(|mut value| section(&mut value))
+    }
+
+    fn describe(&self, out: &mut dyn Write) -> fmt::Result {
+        // SAFETY: the raw lock is only looked at; it is neither locked nor unlocked through this.
+        let raw = unsafe { self.raw() };
+        write!(out, "{}", Dump::new(raw))
     }
 }

@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_duration_ends_each_vcpu_by_its_own_clock() {
         let (counter, shares) = run::<SpinMutex<Guarded>>(2, 1, &plan(Limit::Duration(20_000_000)));
-        assert_eq!(counter, shares.iter().map(|share| share.acquisitions).sum());
+        assert_eq!(counter, shares.iter().map(|share| share.acquisitions).sum::<u64>());
         assert!(
             shares.iter().all(|share| share.elapsed_ns >= 20_000_000 && share.acquisitions > 0)
         );
