@@ -1,0 +1,246 @@
+//! The join: `pvlock` on `evtchn` on Xen. What an integrator copies.
+//!
+//! Owns the lock's storage (nodes, hash table), one [`Kicker`] a vCPU, and the answers to the
+//! questions a lock asks its kernel. It decides nothing about locking (that is `pvlock`) and nothing
+//! about event channels (that is `evtchn`).
+//!
+//! A kernel of its own needs four things from this file: the statics, [`bind`] for each vCPU before it
+//! takes its first contended lock, [`configure`] once, and the `impl Platform`.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use evtchn::{Abi, Errno, Kicker, Port, WaitCounts, WaitOutcome};
+use pvlock::{Counter, CpuNodes, HashStorage, HashTable, Mode, Platform};
+
+use crate::hypercall::{self, Xen};
+use crate::percpu::{MAX_VCPUS, PerCpu, current_vcpu};
+use crate::{clock, markers, shared_info, watchdog};
+
+/// The lock around a value, on this kernel.
+///
+/// ```
+/// use xen_guest::glue::Mutex;
+///
+/// static BALANCE: Mutex<u64> = Mutex::new(0);
+/// *BALANCE.lock() += 1; // uncontended: one atomic instruction, no hypercall
+/// ```
+pub type Mutex<T, K = pvlock::KickAtUnlock> = pvlock::Mutex<T, XenPlatform, K>;
+
+/// How long a waiter polls before it looks for itself. No healthy wait ends by it; a kick that got
+/// lost costs this much instead of the vCPU.
+pub const POLL_NS: u64 = 1_000_000_000;
+
+/// Four queue nodes a vCPU: task, soft interrupt, hard interrupt, NMI.
+static NODES: [CpuNodes; MAX_VCPUS] = [const { CpuNodes::new() }; MAX_VCPUS];
+
+/// Four entries a vCPU, four to a line.
+static STORAGE: HashStorage<MAX_VCPUS> = HashStorage::new();
+static SLEEPERS: HashTable = HashTable::new(&STORAGE);
+
+static KICKERS: [CachePadded<Kicker>; MAX_VCPUS] =
+    [const { CachePadded::new(Kicker::new()) }; MAX_VCPUS];
+
+static MODE: AtomicU8 = AtomicU8::new(PV);
+static SPIN_TURNS: AtomicU32 = AtomicU32::new(1 << 15);
+
+const PV: u8 = 0;
+const NATIVE: u8 = 1;
+const TEST_AND_SET: u8 = 2;
+
+/// Chooses which lock to be and how many turns a waiter spins before it blocks.
+///
+/// Once, before any lock is contended: a lock in use must not change its mode.
+pub fn configure(mode: Mode, spin_turns: u32) {
+    let mode = match mode {
+        Mode::Pv => PV,
+        Mode::Native => NATIVE,
+        Mode::TestAndSet => TEST_AND_SET,
+    };
+    // Relaxed, both: set before the other vCPUs are started, and the hypercall that starts one
+    // orders it.
+    MODE.store(mode, Ordering::Relaxed);
+    SPIN_TURNS.store(spin_turns, Ordering::Relaxed);
+}
+
+/// Gives `vcpu` the port on which it can be kicked. Before it takes its first contended lock, and
+/// again after a resume.
+///
+/// # Errors
+///
+/// As [`evtchn::bind_ipi`].
+pub fn bind(vcpu: u32) -> Result<Port, Errno> {
+    KICKERS[vcpu as usize].bind(&Xen, &shared_info::events(), vcpu)
+}
+
+/// What the waits of `vcpu` came to since boot.
+#[inline]
+pub fn wait_counts(vcpu: usize) -> WaitCounts {
+    KICKERS[vcpu].counts()
+}
+
+/// What a lock asks of this kernel.
+#[derive(Debug)]
+pub struct XenPlatform;
+
+// SAFETY: 1. A vCPU's number is in its own area, found through its GS base; nothing migrates
+// between vCPUs. 2. The statics above are used by this platform alone. 3. Upcall handlers and NMI
+// handlers return before what they interrupted goes on. 4, 5. As `Kicker::wait` and `Kicker::kick`
+// promise: the token is taken before the condition is looked at, both sides' hypercalls and locked
+// instructions are full barriers, and a nested wait leaves the token alone.
+unsafe impl Platform for XenPlatform {
+    const MAX_CPUS: usize = MAX_VCPUS;
+
+    #[inline]
+    fn current_cpu() -> usize {
+        current_vcpu() as usize
+    }
+
+    #[inline]
+    fn nodes(cpu: usize) -> &'static CpuNodes {
+        &NODES[cpu]
+    }
+
+    #[inline]
+    fn hash() -> &'static HashTable {
+        &SLEEPERS
+    }
+
+    fn wait(still_blocked: impl Fn() -> bool) {
+        let vcpu = Self::current_cpu();
+        let marked = markers::enabled().then(|| mark_wait_begin(vcpu));
+        let deadline = clock::now() + POLL_NS;
+        let outcome = KICKERS[vcpu].wait(&Xen, &shared_info::events(), deadline, &still_blocked);
+        if let Some(lock) = marked {
+            mark(markers::WAIT_END, &[vcpu as u32, lock, outcome_code(outcome)]);
+        }
+        if outcome == WaitOutcome::TimedOut {
+            // A wait can be that long on a crowded host. It is a fault only if there was nothing
+            // left to wait for: then the kick is missing.
+            if !still_blocked() {
+                pvlock::add_to_counter::<Self>(vcpu, Counter::PollTimeout, 1);
+            }
+            watchdog::poll_expired();
+        }
+    }
+
+    fn kick(cpu: usize) {
+        if markers::enabled() {
+            mark(markers::KICK, &[current_vcpu(), cpu as u32]);
+        }
+        // It fails only where the port is gone, with its vCPU. There is nobody to wake then.
+        let _ = KICKERS[cpu].kick(&Xen);
+    }
+
+    #[inline]
+    fn now() -> u64 {
+        clock::now()
+    }
+
+    #[inline]
+    fn spin_turns() -> u32 {
+        // Relaxed: see `configure`.
+        SPIN_TURNS.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn vcpu_is_preempted(cpu: usize) -> bool {
+        // Relaxed: a hint. Xen writes it when that vCPU comes and goes: 0 is running, and "blocked"
+        // stays there until a woken vCPU has really run.
+        PerCpu::of(cpu as u32).runstate.state.load(Ordering::Relaxed) != 0
+    }
+
+    #[inline]
+    fn mode() -> Mode {
+        // Relaxed: see `configure`.
+        match MODE.load(Ordering::Relaxed) {
+            NATIVE => Mode::Native,
+            TEST_AND_SET => Mode::TestAndSet,
+            _ => Mode::Pv,
+        }
+    }
+}
+
+/// Marks the begin of a wait; returns the lock's name for the end of it.
+#[cold]
+fn mark_wait_begin(vcpu: usize) -> u32 {
+    /// How often each vCPU has waited as head, at its last mark.
+    static AS_HEAD: [CachePadded<AtomicU64>; MAX_VCPUS] =
+        [const { CachePadded::new(AtomicU64::new(0)) }; MAX_VCPUS];
+    let as_head = pvlock::counters::<XenPlatform>(vcpu)[Counter::WaitHead as usize];
+    // The lock counts a wait before it waits. Relaxed: only this vCPU uses the entry.
+    let head = AS_HEAD[vcpu].swap(as_head, Ordering::Relaxed) != as_head;
+    let lock = markers::current_lock(vcpu);
+    mark(markers::WAIT_BEGIN, &[vcpu as u32, lock, u32::from(head)]);
+    lock
+}
+
+#[cold]
+fn mark(event: u16, words: &[u32]) {
+    // A mark that is missing shows in the trace; there is nothing to do about it here.
+    let _ = hypercall::xentrace(event, words);
+}
+
+fn outcome_code(outcome: WaitOutcome) -> u32 {
+    match outcome {
+        WaitOutcome::Kicked => 0,
+        WaitOutcome::ConditionGone => 1,
+        WaitOutcome::TimedOut => 2,
+        WaitOutcome::Early | WaitOutcome::NoPort => 3,
+    }
+}
+
+/// Writes each bound kicker's port, its bits and its vCPU's runstate, for a person who looks for a
+/// hang. Takes no lock and allocates nothing.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn dump_pending(out: &mut dyn Write) -> fmt::Result {
+    let events = shared_info::events();
+    for (vcpu, kicker) in KICKERS.iter().enumerate() {
+        let Some(port) = kicker.port() else { continue };
+        let pending = events.is_pending(port);
+        let masked = events.is_masked(port);
+        // Relaxed: a number to look at.
+        let runstate = PerCpu::of(vcpu as u32).runstate.state.load(Ordering::Relaxed);
+        let runstate =
+            ["running", "preempted", "blocked", "offline"].get(runstate as usize).unwrap_or(&"?");
+        let WaitCounts { polls, kicked, timed_out, timed_out_unblocked, early, .. } =
+            kicker.counts();
+        writeln!(
+            out,
+            "vCPU {vcpu}: {runstate}, port {} pending={pending} masked={masked}; {polls} polls, \
+             {kicked} kicked, {early} early, {timed_out} timed out ({timed_out_unblocked} with \
+             nothing to wait for)",
+            port.get()
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_uncontended_lock_needs_nothing_of_xen() {
+        static LOCK: Mutex<u32> = Mutex::new(1);
+        *LOCK.lock() += 1;
+        assert_eq!(*LOCK.lock(), 2);
+    }
+
+    #[test]
+    fn modes_survive_their_byte() {
+        for mode in [Mode::Native, Mode::TestAndSet, Mode::Pv] {
+            configure(mode, 7);
+            assert_eq!((XenPlatform::mode(), XenPlatform::spin_turns()), (mode, 7));
+        }
+    }
+
+    #[test]
+    fn the_table_has_four_entries_a_vcpu() {
+        assert!(size_of_val(&STORAGE) >= MAX_VCPUS * 4 * 16);
+    }
+}
