@@ -14,7 +14,9 @@
 //!
 //! This library is the program's inside, split off for its tests; its interface is not stable.
 
+pub mod host;
 pub mod interrupt;
 pub mod lab;
+pub mod plan;
 pub mod progress;
 pub mod scenario;

@@ -1,0 +1,384 @@
+//! Drives a Xen host from its dom0: creates the domains, traces, releases the start line, collects.
+//!
+//! Owns the order of events in a run. The same code runs on a real Xen host and in the lab's dom0. How
+//! a domain is created, a node is read or a trace is written is behind [`XenHost`], so that the order
+//! is tested without Xen. Whatever happens, every domain this module created is destroyed before it
+//! returns, and what was collected until then stays.
+
+mod event;
+mod toolstack;
+mod xentrace;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use results::DomainReport;
+use results::framing::Decoder;
+use serde::{Deserialize, Serialize};
+
+pub use event::Event;
+pub use toolstack::{Toolstack, is_xen_host};
+
+use crate::interrupt;
+use crate::plan::{Plan, PlannedDomain};
+
+/// How many lines of a console a message shows.
+const TAIL: usize = 12;
+
+/// Time a guest that has reported gets to shut down, so that its console is complete.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// What a run needs from a Xen host.
+pub trait XenHost {
+    /// A trace under way.
+    type Trace;
+
+    /// Creates the domain `name` from a configuration file and answers its number.
+    fn create(&mut self, name: &str, config: &Path) -> Result<u32>;
+    /// Destroys a domain; one that is gone already is no error.
+    fn destroy(&mut self, domid: u32) -> Result<()>;
+    /// Whether a domain runs, has shut down (and why), or is gone.
+    fn life(&mut self, domid: u32) -> Result<Life>;
+    /// Reads a node of xenstore; `None` if there is none.
+    fn read(&mut self, path: &str) -> Result<Option<String>>;
+    /// Writes a node of xenstore.
+    fn write(&mut self, path: &str, value: &str) -> Result<()>;
+    /// From now on [`wait`](Self::wait) ends when something changes below one of `paths`, or a domain shuts down.
+    fn watch(&mut self, paths: &[String]) -> Result<()>;
+    /// Sleeps until something watched changes, or `timeout` is over.
+    fn wait(&mut self, timeout: Duration) -> Result<Change>;
+    /// Everything the domain `name` has written to its console in this life.
+    fn console(&mut self, name: &str) -> Result<String>;
+    /// Starts recording into `file`; returns once the hypervisor records.
+    fn start_trace(&mut self, mask: u32, file: &Path) -> Result<Self::Trace>;
+    /// Stops recording; returns once the file is complete.
+    fn stop_trace(&mut self, trace: Self::Trace) -> Result<()>;
+    /// The versions of everything that could matter.
+    fn versions(&mut self) -> Result<serde_json::Value>;
+}
+
+/// What [`XenHost::wait`] saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// A node below a watched path may have changed.
+    Node,
+    /// A domain may have shut down too; also after a timeout.
+    Domain,
+}
+
+/// Whether a domain lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It is there and has not shut down.
+    Running,
+    /// It has shut down by itself, in good order.
+    ShutDown,
+    /// It has shut down with reason crash.
+    Crashed,
+    /// Xen knows no such domain.
+    Gone,
+}
+
+/// How a domain's part in a run ended. In `NAME.json` of a policy's folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DomainResult {
+    /// The domain's name.
+    pub name: String,
+    /// How it ended, as far as the host can tell.
+    pub end: End,
+    /// What is wrong, for a person; empty if nothing is.
+    #[serde(default)]
+    pub message: String,
+    /// The guest's own report, if it got as far as that.
+    pub report: Option<DomainReport>,
+}
+
+/// How a domain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// It reported and shut down.
+    Done,
+    /// It reported and then did not shut down in good order, or reported that it failed.
+    Failed,
+    /// It crashed without a report.
+    Crashed,
+    /// It was still running at the deadline and had not reported.
+    Hung,
+    /// It was gone, or shut down, without a report.
+    NoReport,
+}
+
+/// Runs every policy of `plan` and collects into `out`, a folder a policy.
+///
+/// A domain that crashes or hangs is a [`DomainResult`] and an [`Event::Problem`], not an error: what the
+/// others found is kept and the next policy runs.
+///
+/// # Errors
+///
+/// If the toolstack fails, a file cannot be written, or a signal asked to end.
+pub fn run<H: XenHost>(
+    host: &mut H,
+    plan: &Plan,
+    out: &Path,
+    tell: &mut dyn FnMut(Event),
+) -> Result<()> {
+    write_json(&out.join("versions.json"), &host.versions()?)?;
+    for policy in &plan.policies {
+        let folder = out.join(policy);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        tell(Event::PolicyStarted { policy: policy.clone() });
+        let mut run = PolicyRun { host, plan, policy, folder: &folder, tell, domains: Vec::new() };
+        let outcome = run.perform();
+        // Also after an error: nothing this run created may stay.
+        let destroyed = run.destroy_all();
+        outcome.with_context(|| format!("policy {policy}"))?;
+        destroyed?;
+        tell(Event::PolicyDone { policy: policy.clone() });
+    }
+    tell(Event::Finished);
+    Ok(())
+}
+
+struct PolicyRun<'a, H: XenHost> {
+    host: &'a mut H,
+    plan: &'a Plan,
+    policy: &'a str,
+    folder: &'a Path,
+    tell: &'a mut dyn FnMut(Event),
+    domains: Vec<Running<'a>>,
+}
+
+struct Running<'a> {
+    planned: &'a PlannedDomain,
+    domid: u32,
+    state: String,
+    life: Life,
+}
+
+impl Running<'_> {
+    fn node(&self, name: &str) -> String {
+        format!("/local/domain/{}/data/pvlab/{name}", self.domid)
+    }
+
+    /// Whether it will not get any further.
+    fn is_over(&self) -> bool {
+        self.life != Life::Running || matches!(self.state.as_str(), "done" | "failed")
+    }
+}
+
+impl<H: XenHost> PolicyRun<'_, H> {
+    fn perform(&mut self) -> Result<()> {
+        let deadline = Instant::now() + self.plan.deadline;
+        self.create_all()?;
+        let paths: Vec<_> = self.domains.iter().map(|domain| domain.node("state")).collect();
+        self.host.watch(&paths)?;
+        self.wait_until(deadline, |domain| domain.state == "ready" || domain.is_over())?;
+
+        let trace =
+            self.host.start_trace(self.plan.trace_mask(), &self.folder.join("trace.bin"))?;
+        let finished = self.race(deadline);
+        self.host.stop_trace(trace)?;
+        finished?;
+
+        // The report is there; the last console lines may not be.
+        let grace = deadline.min(Instant::now() + SHUTDOWN_GRACE);
+        if self.domains.iter().all(Running::is_over) {
+            self.wait_until(grace, |domain| domain.life != Life::Running)?;
+        }
+        self.collect()
+    }
+
+    /// Everything that is measured: from the start line to the last domain's report.
+    fn race(&mut self, deadline: Instant) -> Result<()> {
+        for domain in self.domains.iter().filter(|domain| !domain.is_over()) {
+            self.host.write(&domain.node("go"), "1")?;
+        }
+        self.wait_until(deadline, |domain| domain.is_over())
+    }
+
+    fn create_all(&mut self) -> Result<()> {
+        for planned in &self.plan.domains {
+            interrupt::check()?;
+            let config = self.folder.join(format!("{}.cfg", planned.name));
+            fs::write(&config, self.plan.configuration(planned, self.policy)?)
+                .with_context(|| format!("cannot write {}", config.display()))?;
+            let domid = self.host.create(&planned.name, &config)?;
+            self.domains.push(Running {
+                planned,
+                domid,
+                state: String::new(),
+                life: Life::Running,
+            });
+            (self.tell)(Event::DomainCreated { domain: planned.name.clone(), domid });
+        }
+        Ok(())
+    }
+
+    /// Sleeps until `enough` holds for all domains or the deadline has passed.
+    fn wait_until(&mut self, deadline: Instant, enough: impl Fn(&Running) -> bool) -> Result<()> {
+        loop {
+            interrupt::check()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.domains.iter().all(&enough) {
+                return Ok(());
+            }
+            let change = self.host.wait(left)?;
+            self.look(change)?;
+        }
+    }
+
+    fn look(&mut self, change: Change) -> Result<()> {
+        for domain in &mut self.domains {
+            // Before the state: a domain that is found dead has written its last state.
+            if domain.life == Life::Running && change == Change::Domain {
+                domain.life = self.host.life(domain.domid)?;
+            }
+            let state = self.host.read(&domain.node("state"))?.unwrap_or_default();
+            if state != domain.state {
+                domain.state = state.clone();
+                (self.tell)(Event::DomainState { domain: domain.planned.name.clone(), state });
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<()> {
+        for index in 0..self.domains.len() {
+            let name = &self.domains[index].planned.name;
+            let console = self.host.console(name)?;
+            let log = self.folder.join(format!("console-{name}.log"));
+            fs::write(&log, &console).with_context(|| format!("cannot write {}", log.display()))?;
+            let result = self.result_of(index, &console);
+            if result.end != End::Done {
+                let message = format!("{}{}", result.message, tail(&console));
+                (self.tell)(Event::Problem { policy: self.policy.to_owned(), message });
+            }
+            write_json(&self.folder.join(format!("{}.json", result.name)), &result)?;
+        }
+        Ok(())
+    }
+
+    fn result_of(&mut self, index: usize, console: &str) -> DomainResult {
+        let domain = &self.domains[index];
+        let name = domain.planned.name.clone();
+        let (state, life) = (domain.state.clone(), domain.life);
+        // Xenstore first; the console is the way that also works without one.
+        let (report, doubt) =
+            match self.report_in_xenstore(index).or_else(|_| report_on_console(console)) {
+                Ok(report) => (Some(report), String::new()),
+                Err(error) => (None, format!(" ({error:#})")),
+            };
+        let seconds = self.plan.deadline.as_secs();
+        let (end, message) = match (&report, life) {
+            (Some(report), _) if report.outcome != results::Outcome::Success => {
+                (End::Failed, format!("domain {name} reports {}", describe(&report.outcome)))
+            }
+            (Some(_), Life::Crashed) => {
+                (End::Failed, format!("domain {name} crashed after its report"))
+            }
+            (Some(_), _) => (End::Done, String::new()),
+            (None, Life::Crashed) => (End::Crashed, format!("domain {name} crashed{doubt}")),
+            (None, Life::Running) => {
+                let state = if state.is_empty() {
+                    "no state at all".to_owned()
+                } else {
+                    format!("state `{state}`")
+                };
+                let message =
+                    format!("domain {name} hung: {state} at the deadline of {seconds} s{doubt}");
+                (End::Hung, message)
+            }
+            (None, Life::ShutDown | Life::Gone) => {
+                (End::NoReport, format!("domain {name} ended without a report{doubt}"))
+            }
+        };
+        DomainResult { name, end, message, report }
+    }
+
+    fn report_in_xenstore(&mut self, index: usize) -> Result<DomainReport> {
+        let domain = &self.domains[index];
+        let node = domain.node("result/count");
+        let count = self.host.read(&node)?.with_context(|| format!("no {node} in xenstore"))?;
+        let count: u32 =
+            count.parse().with_context(|| format!("{node} is `{count}`, not a number"))?;
+        let mut text = String::new();
+        for piece in 0..count {
+            let node = domain.node(&format!("result/{piece}"));
+            text.push_str(
+                &self.host.read(&node)?.with_context(|| format!("no {node} in xenstore"))?,
+            );
+        }
+        parse_report(&text)
+    }
+
+    fn destroy_all(&mut self) -> Result<()> {
+        let mut first_error = None;
+        for domain in self.domains.drain(..) {
+            if let Err(error) = self.host.destroy(domain.domid) {
+                first_error.get_or_insert(
+                    error.context(format!("domain {} may be left over", domain.planned.name)),
+                );
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+}
+
+fn report_on_console(console: &str) -> Result<DomainReport> {
+    let mut decoder = Decoder::default();
+    let mut last = None;
+    for line in console.lines() {
+        if let Some(text) = decoder.line(line)? {
+            last = Some(text);
+        }
+    }
+    match last {
+        Some(text) => parse_report(&text),
+        None => bail!("no report in xenstore and none on its console"),
+    }
+}
+
+fn parse_report(text: &str) -> Result<DomainReport> {
+    let report: DomainReport =
+        serde_json::from_str(text).context("its report is not one pvlab can read")?;
+    if report.schema != results::SCHEMA {
+        let (found, known) = (report.schema, results::SCHEMA);
+        bail!(
+            "its report has schema {found}, this pvlab reads {known}; use the image of the same version"
+        );
+    }
+    Ok(report)
+}
+
+fn describe(outcome: &results::Outcome) -> String {
+    use results::Outcome::{Error, Failure, Skip, Success};
+    match outcome {
+        Success => "success".to_owned(),
+        Skip(reason) => format!("that it cannot run here: {reason}"),
+        Error(reason) => format!("an error: {reason}"),
+        Failure(reason) => format!("a FAILED CHECK: {reason}"),
+    }
+}
+
+/// The last lines of a console, as a block below a message.
+fn tail(console: &str) -> String {
+    let lines: Vec<_> = console.lines().filter(|line| !line.contains("pvlab-result")).collect();
+    let shown = &lines[lines.len().saturating_sub(TAIL)..];
+    if shown.is_empty() {
+        return "; its console is empty".to_owned();
+    }
+    format!("; its console ends:\n    {}", shown.join("\n    "))
+}
+
+fn write_json(file: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    text.push('\n');
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! What the host side tells whoever watches: one line of JSON an event.
+//!
+//! Owns the line format on the lab's console. It is a report of what happened, never a command.
+
+use serde::{Deserialize, Serialize};
+
+/// What an event line begins with; the console carries other lines too.
+const PREFIX: &str = "@pvlab ";
+
+/// Something happened on the Xen host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The domains of this policy are being created.
+    PolicyStarted {
+        /// The policy.
+        policy: String,
+    },
+    /// `xl create` has made a domain.
+    DomainCreated {
+        /// The domain's name.
+        domain: String,
+        /// Its number.
+        domid: u32,
+    },
+    /// The guest's state in xenstore changed (`ready`, `running`, `done`, ...).
+    DomainState {
+        /// The domain's name.
+        domain: String,
+        /// The state.
+        state: String,
+    },
+    /// How far a guest is, where its workload says so.
+    Progress {
+        /// The domain's name.
+        domain: String,
+        /// Acquisitions so far.
+        done: u64,
+        /// Acquisitions in all.
+        wanted: u64,
+    },
+    /// A domain did not come to a good end; the run goes on.
+    Problem {
+        /// The policy.
+        policy: String,
+        /// What happened, with the last lines of the console.
+        message: String,
+    },
+    /// All domains of this policy are gone and what they left is collected.
+    PolicyDone {
+        /// The policy.
+        policy: String,
+    },
+    /// The run cannot go on.
+    Error {
+        /// Why.
+        message: String,
+    },
+    /// The last event: everything is collected.
+    Finished,
+}
+
+impl Event {
+    /// The event as a line without its end.
+    pub fn line(&self) -> String {
+        let json = serde_json::to_string(self).expect("an event has only strings and numbers");
+        format!("{PREFIX}{json}")
+    }
+
+    /// The event in a console line, if there is one. A serial console may have put characters before it.
+    ///
+    /// ```
+    /// use pvlab::host::Event;
+    ///
+    /// let line = Event::Finished.line();
+    /// assert_eq!(Event::in_line(&format!("{line}\r")), Some(Event::Finished));
+    /// assert_eq!(Event::in_line("(XEN) Brought up 2 CPUs"), None);
+    /// ```
+    pub fn in_line(line: &str) -> Option<Event> {
+        let at = line.find(PREFIX)?;
+        serde_json::from_str(line[at + PREFIX.len()..].trim_end()).ok()
+    }
+}

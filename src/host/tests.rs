@@ -1,0 +1,246 @@
+//! The order of a run, on a Xen host made of a script.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::*;
+use crate::scenario::Library;
+
+/// What a scripted guest does at each wait of the host.
+#[derive(Clone)]
+enum Act {
+    State(&'static str),
+    /// Writes its report into xenstore.
+    Report,
+    /// Writes its report on the console alone.
+    Print,
+    Says(&'static str),
+    Life(Life),
+}
+
+#[derive(Default)]
+struct Fake {
+    script: Vec<VecDeque<Act>>,
+    guests: BTreeMap<u32, Guest>,
+    store: BTreeMap<String, String>,
+    destroyed: Vec<u32>,
+    calls: Vec<String>,
+    fail_create_of: Option<&'static str>,
+}
+
+struct Guest {
+    script: VecDeque<Act>,
+    life: Life,
+    console: String,
+    name: String,
+}
+
+fn report() -> String {
+    let report =
+        DomainReport { schema: results::SCHEMA, counter: 5, acquisitions: 5, ..Default::default() };
+    serde_json::to_string(&report).unwrap()
+}
+
+impl XenHost for Fake {
+    type Trace = ();
+
+    fn create(&mut self, name: &str, config: &Path) -> Result<u32> {
+        if self.fail_create_of == Some(name) {
+            bail!("xl create failed: no memory");
+        }
+        assert!(fs::read_to_string(config).unwrap().contains("on_poweroff = \"preserve\""));
+        let domid = self.guests.len() as u32 + 1;
+        let script = self.script.get(domid as usize - 1).cloned().unwrap_or_default();
+        let guest =
+            Guest { script, life: Life::Running, console: String::new(), name: name.to_owned() };
+        self.guests.insert(domid, guest);
+        Ok(domid)
+    }
+
+    fn destroy(&mut self, domid: u32) -> Result<()> {
+        self.destroyed.push(domid);
+        Ok(())
+    }
+
+    fn life(&mut self, domid: u32) -> Result<Life> {
+        Ok(self.guests[&domid].life)
+    }
+
+    fn read(&mut self, path: &str) -> Result<Option<String>> {
+        Ok(self.store.get(path).cloned())
+    }
+
+    fn write(&mut self, path: &str, value: &str) -> Result<()> {
+        self.calls.push(format!("write {path}={value}"));
+        self.store.insert(path.to_owned(), value.to_owned());
+        Ok(())
+    }
+
+    fn watch(&mut self, paths: &[String]) -> Result<()> {
+        assert_eq!(paths.len(), self.guests.len());
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<Change> {
+        let mut idle = true;
+        for (domid, guest) in &mut self.guests {
+            let node = |name: &str| format!("/local/domain/{domid}/data/pvlab/{name}");
+            let Some(act) = guest.script.pop_front() else { continue };
+            idle = false;
+            match act {
+                Act::State(state) => drop(self.store.insert(node("state"), state.to_owned())),
+                Act::Report => {
+                    let text = report();
+                    let (head, rest) = text.split_at(10);
+                    self.store.insert(node("result/0"), head.to_owned());
+                    self.store.insert(node("result/1"), rest.to_owned());
+                    self.store.insert(node("result/count"), "2".to_owned());
+                }
+                Act::Print => results::framing::console_lines(&report(), |line| {
+                    guest.console.push_str(line);
+                    guest.console.push('\n');
+                }),
+                Act::Says(line) => guest.console.push_str(line),
+                Act::Life(life) => guest.life = life,
+            }
+        }
+        if idle {
+            // Nobody will do anything any more: the deadline comes.
+            std::thread::sleep(timeout);
+        }
+        Ok(Change::Domain)
+    }
+
+    fn console(&mut self, name: &str) -> Result<String> {
+        Ok(self.guests.values().find(|guest| guest.name == name).unwrap().console.clone())
+    }
+
+    fn start_trace(&mut self, _mask: u32, file: &Path) -> Result<()> {
+        self.calls.push("start trace".to_owned());
+        fs::write(file, "")?;
+        Ok(())
+    }
+
+    fn stop_trace(&mut self, (): ()) -> Result<()> {
+        self.calls.push("stop trace".to_owned());
+        Ok(())
+    }
+
+    fn versions(&mut self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({ "pvlab": "test" }))
+    }
+}
+
+struct Ran {
+    outcome: Result<()>,
+    host: Fake,
+    events: Vec<Event>,
+    out: tempfile::TempDir,
+}
+
+impl Ran {
+    fn result(&self, name: &str) -> DomainResult {
+        let text =
+            fs::read_to_string(self.out.path().join(format!("kick-twice/{name}.json"))).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn problem(&self) -> &str {
+        let problem = |event: &Event| matches!(event, Event::Problem { .. });
+        match self.events.iter().find(|event| problem(event)) {
+            Some(Event::Problem { message, .. }) => message,
+            _ => panic!("no problem was told: {:?}", self.events),
+        }
+    }
+}
+
+/// Runs overcommit-2x with these scripts for guest1 and guest2.
+fn play(scripts: [Vec<Act>; 2], change: impl FnOnce(&mut Fake)) -> Ran {
+    let scenario = Library::Embedded.load("overcommit-2x").unwrap();
+    let mut plan =
+        Plan::new(&scenario, &["kick-twice".to_owned()], &[], true, Path::new("/image")).unwrap();
+    plan.deadline = Duration::from_millis(300);
+    let mut host = Fake { script: scripts.map(VecDeque::from).into(), ..Fake::default() };
+    change(&mut host);
+    let out = tempfile::tempdir().unwrap();
+    let mut events = Vec::new();
+    let outcome = run(&mut host, &plan, out.path(), &mut |event| events.push(event));
+    Ran { outcome, host, events, out }
+}
+
+fn good() -> Vec<Act> {
+    use Act::{Life as Lives, Report, Says, State};
+    vec![
+        State("booting"),
+        State("ready"),
+        Says("working\n"),
+        Report,
+        State("done"),
+        Lives(Life::ShutDown),
+    ]
+}
+
+#[test]
+fn a_good_run_traces_around_the_start_line_and_leaves_no_domain() {
+    let ran = play([good(), good()], |_| ());
+    ran.outcome.as_ref().unwrap();
+    for name in ["guest1", "guest2"] {
+        let result = ran.result(name);
+        assert_eq!((result.end, result.report.unwrap().counter), (End::Done, 5));
+        assert!(ran.out.path().join(format!("kick-twice/console-{name}.log")).exists());
+    }
+    let go = |domid| format!("write /local/domain/{domid}/data/pvlab/go=1");
+    assert_eq!(ran.host.calls, ["start trace", &go(1), &go(2), "stop trace"]);
+    assert_eq!(ran.host.destroyed, [1, 2]);
+    assert_eq!(ran.events.last(), Some(&Event::Finished));
+}
+
+#[test]
+fn a_crash_is_told_with_the_last_console_lines_and_the_rest_is_kept() {
+    use Act::{Life as Lives, Says, State};
+    let crash = vec![State("ready"), Says("guest crash: page fault\n"), Lives(Life::Crashed)];
+    let ran = play([crash, good()], |_| ());
+    ran.outcome.as_ref().unwrap();
+    assert_eq!(ran.result("guest1").end, End::Crashed);
+    assert_eq!(ran.result("guest2").end, End::Done);
+    assert!(
+        ran.problem().contains("guest1 crashed")
+            && ran.problem().contains("guest crash: page fault")
+    );
+    assert_eq!(ran.host.destroyed, [1, 2]);
+}
+
+#[test]
+fn a_guest_that_never_ends_is_ended_at_the_deadline() {
+    let ran = play([vec![Act::State("ready"), Act::State("running")], good()], |_| ());
+    ran.outcome.as_ref().unwrap();
+    assert_eq!(ran.result("guest1").end, End::Hung);
+    assert_eq!(ran.result("guest2").end, End::Done);
+    assert!(
+        ran.problem().contains("guest1 hung: state `running` at the deadline"),
+        "{}",
+        ran.problem()
+    );
+    assert_eq!(ran.host.destroyed, [1, 2]);
+}
+
+#[test]
+fn without_a_report_in_xenstore_the_console_has_it() {
+    use Act::{Life as Lives, Print, State};
+    let ran =
+        play([vec![State("ready"), Print, State("done"), Lives(Life::ShutDown)], good()], |_| ());
+    assert_eq!(ran.result("guest1").end, End::Done);
+}
+
+#[test]
+fn a_domain_that_cannot_be_created_ends_the_run_and_the_others_are_destroyed() {
+    let ran = play([good(), good()], |host| host.fail_create_of = Some("guest2"));
+    let error = format!("{:#}", ran.outcome.unwrap_err());
+    assert!(error.contains("kick-twice") && error.contains("no memory"), "{error}");
+    assert_eq!(ran.host.destroyed, [1]);
+}
+
+#[test]
+fn a_domain_that_ends_without_a_report_is_no_success() {
+    let ran = play([vec![Act::State("ready"), Act::Life(Life::ShutDown)], good()], |_| ());
+    assert_eq!(ran.result("guest1").end, End::NoReport);
+}

@@ -1,0 +1,336 @@
+//! The real Xen host: `xl`, xenstore and xenconsoled.
+//!
+//! Owns how each step is done with the tools every Xen installation has. It decides nothing: the order
+//! of steps is the parent module's.
+
+use std::collections::HashMap;
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
+use xenstore_rs::Xs;
+use xenstore_rs::unix::XsUnix;
+
+use super::xentrace::Xentrace;
+use super::{Change, Life, XenHost};
+use crate::interrupt;
+
+/// How long a wait may last before a signal is looked for.
+const SLICE: Duration = Duration::from_millis(500);
+
+/// The watch that fires when a domain shuts down or is destroyed (Xen docs/misc/xenstore.txt).
+const RELEASE: &str = "@releaseDomain";
+
+/// Where xenconsoled may write a domain's console, by Debian's default and by `--log-dir=/var/log/xen`.
+const CONSOLE_LOGS: [&str; 2] = ["/var/log/xen/console", "/var/log/xen"];
+
+/// Whether this is a dom0 with control over its host.
+pub fn is_xen_host() -> bool {
+    fs::read_to_string("/proc/xen/capabilities").is_ok_and(|text| text.contains("control_d"))
+}
+
+/// The tools of the Xen host this process runs on.
+pub struct Toolstack {
+    xl: PathBuf,
+    xentrace: PathBuf,
+    store: XsUnix,
+    watch: Option<Watch>,
+    consoles: HashMap<String, Console>,
+}
+
+/// Where the console of a domain's present life is found.
+enum Console {
+    /// xenconsoled's log, from this byte on.
+    Log(PathBuf, u64),
+    /// A client of ours writes it to this file.
+    Client(PathBuf, Child),
+}
+
+impl Toolstack {
+    /// Finds the tools and connects to xenstore.
+    ///
+    /// # Errors
+    ///
+    /// If this is not a Xen host, or one of its tools is missing.
+    pub fn open() -> Result<Toolstack> {
+        if !is_xen_host() {
+            bail!("this machine is not a Xen host: /proc/xen/capabilities does not say control_d");
+        }
+        let store = XsUnix::new().context("cannot reach xenstore; is xenstored running?")?;
+        let (xl, xentrace) = (tool("xl")?, tool("xentrace")?);
+        Ok(Toolstack { xl, xentrace, store, watch: None, consoles: HashMap::new() })
+    }
+
+    fn xl<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<std::process::Output> {
+        let mut command = Command::new(&self.xl);
+        command.args(arguments).stdin(Stdio::null());
+        command.output().with_context(|| format!("cannot start {}", self.xl.display()))
+    }
+
+    /// Attaches to a console that xenconsoled does not log.
+    fn attach(&self, name: &str, domid: u32, config: &Path) -> Result<Console> {
+        let file = config.with_file_name(format!("console-{name}.log"));
+        let log =
+            fs::File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
+        let child = Command::new(&self.xl)
+            .args(["console", &domid.to_string()])
+            // A pipe that stays open: at the end of its input the client would leave.
+            .stdin(Stdio::piped())
+            .stdout(log)
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start xl console")?;
+        Ok(Console::Client(file, child))
+    }
+}
+
+impl XenHost for Toolstack {
+    type Trace = Xentrace;
+
+    fn create(&mut self, name: &str, config: &Path) -> Result<u32> {
+        let log = CONSOLE_LOGS.iter().map(|dir| Path::new(dir).join(format!("guest-{name}.log")));
+        let before: HashMap<PathBuf, u64> = log
+            .map(|log| (log.clone(), fs::metadata(&log).map_or(0, |about| about.len())))
+            .collect();
+        // -e: no daemon that waits for the domain's end; this run destroys it.
+        let made =
+            self.xl(["create".as_ref(), "-q".as_ref(), "-e".as_ref(), config.as_os_str()])?;
+        if !made.status.success() {
+            let said = String::from_utf8_lossy(&made.stderr);
+            bail!("xl create {} failed ({}): {}", config.display(), made.status, said.trim());
+        }
+        let output = self.xl(["domid", name])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let domid = text
+            .trim()
+            .parse()
+            .with_context(|| format!("xl domid {name} said `{}`", text.trim()))?;
+        let log = before
+            .into_iter()
+            .find(|(log, size)| fs::metadata(log).is_ok_and(|about| about.len() >= *size));
+        let console = match log {
+            Some((log, size)) => Console::Log(log, size),
+            None => self.attach(name, domid, config)?,
+        };
+        self.consoles.insert(name.to_owned(), console);
+        Ok(domid)
+    }
+
+    fn destroy(&mut self, domid: u32) -> Result<()> {
+        let output = self.xl(["destroy", &domid.to_string()])?;
+        if !output.status.success() && self.life(domid)? != Life::Gone {
+            bail!("xl destroy {domid} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    fn life(&mut self, domid: u32) -> Result<Life> {
+        let output = self.xl(["list", &domid.to_string()])?;
+        if !output.status.success() {
+            return Ok(Life::Gone);
+        }
+        Ok(life_in(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    fn read(&mut self, path: &str) -> Result<Option<String>> {
+        match self.store.read(path) {
+            Ok(value) => Ok(Some(value.into())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {path} in xenstore")),
+        }
+    }
+
+    fn write(&mut self, path: &str, value: &str) -> Result<()> {
+        self.store.write(path, value).with_context(|| format!("cannot write {path} in xenstore"))
+    }
+
+    fn watch(&mut self, paths: &[String]) -> Result<()> {
+        self.watch = Some(Watch::start(paths)?);
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<Change> {
+        let watch = self.watch.as_ref().context("nothing is watched")?;
+        let end = Instant::now() + timeout;
+        while !interrupt::requested() {
+            let slice = end.saturating_duration_since(Instant::now()).min(SLICE);
+            match watch.changes.recv_timeout(slice) {
+                Ok(first) => {
+                    // Whatever else has changed by now is seen by the same look.
+                    let domain = watch.changes.try_iter().fold(first, |any, next| any.max(next));
+                    return Ok(domain);
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(Change::Domain),
+                Err(RecvTimeoutError::Disconnected) => bail!("xenstore-watch ended"),
+            }
+        }
+        Ok(Change::Domain)
+    }
+
+    fn console(&mut self, name: &str) -> Result<String> {
+        let bytes = match self.consoles.get(name) {
+            None => Vec::new(),
+            Some(Console::Client(file, _)) => fs::read(file)?,
+            Some(Console::Log(file, from)) => {
+                let all =
+                    fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+                all.get(*from as usize..).unwrap_or_default().to_vec()
+            }
+        };
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn start_trace(&mut self, mask: u32, file: &Path) -> Result<Xentrace> {
+        Xentrace::start(&self.xentrace, mask, file)
+    }
+
+    fn stop_trace(&mut self, trace: Xentrace) -> Result<()> {
+        trace.stop()
+    }
+
+    fn versions(&mut self) -> Result<Value> {
+        let output = self.xl(["info"])?;
+        if !output.status.success() {
+            bail!("xl info failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        let info = info_in(&String::from_utf8_lossy(&output.stdout));
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Ok(
+            json!({ "pvlab": env!("CARGO_PKG_VERSION"), "dom0_kernel": kernel.trim(), "xl_info": info }),
+        )
+    }
+}
+
+impl Drop for Toolstack {
+    fn drop(&mut self) {
+        for console in self.consoles.values_mut() {
+            if let Console::Client(_, child) = console {
+                end(child);
+            }
+        }
+    }
+}
+
+/// A child that prints a line whenever a watched node changes.
+struct Watch {
+    child: Child,
+    changes: Receiver<Change>,
+}
+
+impl Watch {
+    fn start(paths: &[String]) -> Result<Watch> {
+        let mut child = Command::new(tool("xenstore-watch")?)
+            .args(paths)
+            .arg(RELEASE)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start xenstore-watch")?;
+        let output = child.stdout.take().context("xenstore-watch has no output")?;
+        let (sender, changes) = channel();
+        thread::spawn(move || {
+            let lines = BufReader::new(output).lines().map_while(Result::ok);
+            let changes = lines
+                .map(|line| if line.trim() == RELEASE { Change::Domain } else { Change::Node });
+            // Ends with the child, or when nobody listens any more.
+            changes.map_while(|change| sender.send(change).ok()).for_each(drop);
+        });
+        Ok(Watch { child, changes })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+fn end(child: &mut Child) {
+    // A child that has ended already is what is wanted.
+    drop(child.kill());
+    drop(child.wait());
+}
+
+/// Looks for a program in PATH, and where distributions keep Xen's own.
+fn tool(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let own = fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin"));
+    let own =
+        own.filter(|dir| dir.parent().is_some_and(|dir| dir.to_string_lossy().contains("/xen")));
+    let places =
+        env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]).chain(own);
+    places.map(|place| place.join(name)).find(|file| file.is_file()).with_context(|| {
+        format!(
+            "`{name}` is not installed; install the Xen tools (Debian: xen-utils, xenstore-utils)"
+        )
+    })
+}
+
+/// The state column of `xl list DOMID`: letters r, b, p, s, c, d in fixed places, `-` where not so.
+fn life_in(list: &str) -> Life {
+    let state = list
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split_whitespace().rev().nth(1))
+        .unwrap_or_default();
+    if state.contains('c') {
+        Life::Crashed
+    } else if state.contains(['s', 'd']) {
+        Life::ShutDown
+    } else {
+        Life::Running
+    }
+}
+
+/// The lines `key : value` of `xl info`.
+fn info_in(text: &str) -> Map<String, Value> {
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(key, value)| (key.trim().to_owned(), Value::from(value.trim())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_column_of_xl_list_is_read() {
+        let list = |state: &str| {
+            format!(
+                "Name          ID   Mem VCPUs\tState\tTime(s)\nguest1         3    64     4     {state}       1.5\n"
+            )
+        };
+        assert_eq!(life_in(&list("r-----")), Life::Running);
+        assert_eq!(life_in(&list("-b----")), Life::Running);
+        assert_eq!(life_in(&list("------")), Life::Running);
+        assert_eq!(life_in(&list("---s--")), Life::ShutDown);
+        assert_eq!(life_in(&list("---sc-")), Life::Crashed);
+        assert_eq!(life_in(&list("----c-")), Life::Crashed);
+    }
+
+    #[test]
+    fn xl_info_becomes_pairs() {
+        let info = info_in(
+            "host                   : lab\nxen_version            : 4.17.7\nxen_caps : a b:c\n",
+        );
+        assert_eq!(info["xen_version"], "4.17.7");
+        assert_eq!(info["xen_caps"], "a b:c");
+    }
+}
