@@ -86,6 +86,8 @@ pub enum Life {
 pub struct DomainResult {
     /// The domain's name.
     pub name: String,
+    /// The number Xen gave it.
+    pub domid: u32,
     /// How it ended, as far as the host can tell.
     pub end: End,
     /// What is wrong, for a person; empty if nothing is.
@@ -178,11 +180,16 @@ impl<H: XenHost> PolicyRun<'_, H> {
         self.host.watch(&paths)?;
         self.wait_until(deadline, |domain| domain.state == "ready" || domain.is_over())?;
 
-        let trace =
-            self.host.start_trace(self.plan.trace_mask(), &self.folder.join("trace.bin"))?;
-        let finished = self.race(deadline);
-        self.host.stop_trace(trace)?;
-        finished?;
+        if self.plan.trace {
+            let trace =
+                self.host.start_trace(self.plan.trace_mask(), &self.folder.join("trace.bin"))?;
+            let finished = self.race(deadline);
+            // Also after an error: a trace goes on until it is stopped.
+            self.host.stop_trace(trace)?;
+            finished?;
+        } else {
+            self.race(deadline)?;
+        }
 
         // The report is there; the last console lines may not be.
         let grace = deadline.min(Instant::now() + SHUTDOWN_GRACE);
@@ -265,6 +272,7 @@ impl<H: XenHost> PolicyRun<'_, H> {
     fn result_of(&mut self, index: usize, console: &str) -> DomainResult {
         let domain = &self.domains[index];
         let name = domain.planned.name.clone();
+        let domid = domain.domid;
         let (state, life) = (domain.state.clone(), domain.life);
         // Xenstore first; the console is the way that also works without one.
         let (report, doubt) =
@@ -296,7 +304,7 @@ impl<H: XenHost> PolicyRun<'_, H> {
                 (End::NoReport, format!("domain {name} ended without a report{doubt}"))
             }
         };
-        DomainResult { name, end, message, report }
+        DomainResult { name, domid, end, message, report }
     }
 
     fn report_in_xenstore(&mut self, index: usize) -> Result<DomainReport> {

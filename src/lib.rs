@@ -4,19 +4,27 @@
 //! Data flows one way through these modules:
 //!
 //! ```text
-//! scenario --> [lab: make a Xen host, where this machine is none] --> host --> report
+//! scenario --> plan --> [lab: make a Xen host, where this machine is none] --> host --> report
 //! ```
 //!
 //! - [`scenario`]: what to run, read from `xl-configs/`
+//! - [`plan`]: a scenario made ready for a Xen host, the one document that crosses into dom0
 //! - [`lab`]: makes a Xen host out of a plain Linux machine
+//! - [`host`]: drives a Xen host from its dom0: `xl`, `xentrace`, xenstore
+//! - [`report`]: results as a table and as JSON
+//! - [`run`]: one run from request to results
+//! - [`image`]: the guest image inside this program
 //! - [`interrupt`]: Ctrl-C, told to whoever waits
 //! - [`progress`]: what a person sees meanwhile, on standard error
 //!
 //! This library is the program's inside, split off for its tests; its interface is not stable.
 
 pub mod host;
+pub mod image;
 pub mod interrupt;
 pub mod lab;
 pub mod plan;
 pub mod progress;
+pub mod report;
+pub mod run;
 pub mod scenario;

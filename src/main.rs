@@ -3,12 +3,22 @@
 //! Exit codes: 0 all is well; 1 an experiment ran and a check failed; 2 the input or the surroundings
 //! did not allow it.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-use pvlab::scenario::Library;
+use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use pvlab::host::{self, Event, Toolstack};
+use pvlab::lab::{Boot, Mode, Repeatable, commands};
+use pvlab::plan::{Choices, Plan};
+use pvlab::progress::Progress;
+use pvlab::report::{self, Results, Verdict};
+use pvlab::run::{self, Request};
+use pvlab::scenario::{Library, POLICIES, Setting};
+use pvlab::{image, interrupt};
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
 #[derive(Parser)]
@@ -20,12 +30,118 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a scenario with each policy and compare them in a table.
+    Run(RunArguments),
     /// List the scenarios.
     Scenarios {
         /// A folder of scenarios to use instead of the built-in ones.
         #[arg(long, value_name = "DIR")]
         configs: Option<PathBuf>,
     },
+    /// Make the table of an earlier run again from the files it left.
+    Report {
+        /// The run's folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// Print results.json instead of the table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show in which figures two runs differ; exit code 1 if they do.
+    Compare {
+        /// One run's folder.
+        a: PathBuf,
+        /// The other's.
+        b: PathBuf,
+    },
+    /// Write the guest image out, for `xl create` by hand.
+    Image {
+        /// The file to write.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Look after the Xen host that is made where this machine is none.
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// Read xentrace files: who kicked whom, and what it cost (the `kicktrace` program).
+    #[command(disable_help_flag = true)]
+    Kicktrace {
+        /// What `kicktrace` takes; `pvlab kicktrace --help` tells.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Carry out a plan on this Xen host (what `run` does inside the lab).
+    #[command(hide = true)]
+    Host {
+        #[arg(long, value_name = "FILE")]
+        plan: PathBuf,
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Download what is missing and build the host.
+    Prepare,
+    /// Open a shell in its dom0.
+    Shell(Machine),
+    /// Run a script in its dom0; what the script leaves in /out comes back.
+    Boot {
+        #[command(flatten)]
+        machine: Machine,
+        /// The script, for busybox's sh.
+        #[arg(long, value_name = "FILE")]
+        script: PathBuf,
+    },
+    /// Remove everything the lab keeps on this machine.
+    Clean,
+}
+
+#[derive(Args)]
+struct Machine {
+    /// pCPUs; dom0 has the first for itself.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pcpus: u32,
+    /// Deterministic emulation.
+    #[arg(long)]
+    repeatable: bool,
+    /// Where the console and what is in /out go.
+    #[arg(long, value_name = "DIR", default_value = "pvlab-out/lab")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// The scenario's name; `pvlab scenarios` lists them.
+    scenario: String,
+    /// A lock or policy to run; may be given several times. Without it: kick-twice and kick-at-unlock.
+    #[arg(long = "policy", value_name = "POLICY", value_parser = PossibleValuesParser::new(POLICIES))]
+    policies: Vec<String>,
+    /// Deterministic emulation: the same run again gives the same figures. Slower.
+    #[arg(long)]
+    repeatable: bool,
+    /// Keep everything the run produced here. Without it: pvlab-out/SCENARIO.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print results.json on standard output instead of the table.
+    #[arg(long)]
+    json: bool,
+    /// Boot this guest image instead of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Change a parameter of every guest, such as acquisitions=100000; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
+    /// Do not let the guests mark waits and kicks in the trace: kicks are then matched by inference.
+    #[arg(long)]
+    no_markers: bool,
+    /// Do not record the hypervisor's trace, for runs too long to keep it.
+    #[arg(long)]
+    no_trace: bool,
+    /// A folder of scenarios to use instead of the built-in ones.
+    #[arg(long, value_name = "DIR")]
+    configs: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +157,7 @@ fn main() -> ExitCode {
 
 fn perform(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Run(arguments) => run_scenario(arguments),
         Command::Scenarios { configs } => {
             let library = library(configs);
             for name in library.names()? {
@@ -48,7 +165,124 @@ fn perform(command: Command) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Report { folder, json } => {
+            let results = Results::read(&folder)?;
+            results.write(&folder)?;
+            show(&results, json)
+        }
+        Command::Compare { a, b } => compare(&a, &b),
+        Command::Image { output } => {
+            fs::write(&output, image::load(None)?)
+                .with_context(|| format!("cannot write {}", output.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Lab(command) => lab(command),
+        Command::Kicktrace { arguments } => {
+            Ok(kicktrace::cli::main(std::iter::once("pvlab kicktrace".into()).chain(arguments)))
+        }
+        Command::Host { plan, out } => carry_out(&plan, &out),
     }
+}
+
+fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
+    let scenario = library(arguments.configs).load(&arguments.scenario)?;
+    let mut policies = arguments.policies;
+    if policies.is_empty() {
+        policies = vec!["kick-twice".to_owned(), "kick-at-unlock".to_owned()];
+    }
+    let out = arguments.out.unwrap_or_else(|| run::default_folder(&arguments.scenario));
+    let request = Request {
+        scenario,
+        choices: Choices {
+            policies,
+            settings: arguments.settings,
+            markers: !arguments.no_markers,
+            trace: !arguments.no_trace,
+        },
+        repeatable: arguments.repeatable,
+        image: arguments.image,
+        out,
+    };
+    interrupt::install().context("cannot install signal handlers")?;
+    let progress = Progress::new();
+    let results = run::run(&request, &progress)?;
+    progress.note(format_args!("everything this run produced is in {}", request.out.display()));
+    show(&results, arguments.json)
+}
+
+fn show(results: &Results, json: bool) -> Result<ExitCode> {
+    if json {
+        print!("{}", results.json()?);
+    } else {
+        print!("{}", report::table(results));
+    }
+    Ok(match results.verdict() {
+        Verdict::Good => ExitCode::SUCCESS,
+        Verdict::Broken => ExitCode::from(1),
+        Verdict::Incomplete => ExitCode::from(2),
+    })
+}
+
+fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
+    let read =
+        |folder: &Path| serde_json::to_value(Results::read(folder)?).context("cannot compare");
+    let differences = report::differences(&read(a)?, &read(b)?);
+    if differences.is_empty() {
+        println!("equal: every figure of {} is the same in {}", a.display(), b.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{} figures differ ({} | {}):", differences.len(), a.display(), b.display());
+    for difference in differences {
+        println!("  {difference}");
+    }
+    Ok(ExitCode::from(1))
+}
+
+fn lab(command: LabCommand) -> Result<ExitCode> {
+    interrupt::install().context("cannot install signal handlers")?;
+    let progress = Progress::new();
+    match command {
+        LabCommand::Prepare => commands::prepare(&progress)?,
+        LabCommand::Shell(machine) => commands::shell(&machine.boot(), &progress)?,
+        LabCommand::Boot { machine, script } => {
+            let ended = commands::boot(&script, machine.boot(), &progress)?;
+            // The script's own status, as far as an exit code can say it.
+            return Ok(ExitCode::from(u8::try_from(ended.status).unwrap_or(u8::MAX)));
+        }
+        LabCommand::Clean => {
+            let folder = commands::clean(&progress)?;
+            progress.note(format_args!("removed {}", folder.display()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Machine {
+    fn boot(&self) -> Boot {
+        let mut boot = Boot::script("", &self.out);
+        boot.pcpus = self.pcpus;
+        if self.repeatable {
+            boot.mode = Mode::Repeatable(Repeatable::default());
+        }
+        boot
+    }
+}
+
+/// Events go out as lines of JSON; whoever started this process reads them from the console.
+fn carry_out(plan: &Path, out: &Path) -> Result<ExitCode> {
+    interrupt::install().context("cannot install signal handlers")?;
+    let mut tell = |event: Event| println!("{}", event.line());
+    let ran = (|| {
+        let text =
+            fs::read_to_string(plan).with_context(|| format!("cannot read {}", plan.display()))?;
+        let plan: Plan = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no plan", plan.display()))?;
+        host::run(&mut Toolstack::open()?, &plan, out, &mut tell)
+    })();
+    if let Err(error) = &ran {
+        tell(Event::Error { message: format!("{error:#}") });
+    }
+    ran.map(|()| ExitCode::SUCCESS)
 }
 
 fn library(configs: Option<PathBuf>) -> Library {

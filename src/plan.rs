@@ -33,8 +33,24 @@ pub struct Plan {
     pub settings: Vec<Setting>,
     /// Whether the guests mark waits and kicks in the trace.
     pub markers: bool,
+    /// Whether the hypervisor's trace is recorded; without it nothing is known of kicks but what
+    /// the guests say.
+    pub trace: bool,
     /// How long one policy may take.
     pub deadline: Duration,
+}
+
+/// How a [`Plan`] departs from its scenario.
+#[derive(Clone, Debug)]
+pub struct Choices {
+    /// What runs one after the other.
+    pub policies: Vec<String>,
+    /// Changes to every domain's workload.
+    pub settings: Vec<Setting>,
+    /// Whether the guests mark waits and kicks in the trace.
+    pub markers: bool,
+    /// Whether the hypervisor's trace is recorded.
+    pub trace: bool,
 }
 
 /// One domain of a [`Plan`].
@@ -49,21 +65,19 @@ pub struct PlannedDomain {
 }
 
 impl Plan {
-    /// Plans `scenario` with each of `policies` in turn.
+    /// Plans `scenario` with the guest image at `image`.
     ///
     /// # Errors
     ///
     /// If a setting is not one the guest knows.
     pub fn new(
         scenario: &Scenario,
-        policies: &[String],
-        settings: &[Setting],
-        markers: bool,
+        choices: &Choices,
         image: &Path,
     ) -> Result<Plan, WorkloadError> {
         let mut domains = Vec::new();
         for domain in &scenario.domains {
-            domain.workload.clone().apply(settings)?;
+            domain.workload.clone().apply(&choices.settings)?;
             domains.push(PlannedDomain {
                 name: domain.name.clone(),
                 file: domain.config.file().to_owned(),
@@ -72,11 +86,13 @@ impl Plan {
         }
         Ok(Plan {
             scenario: scenario.name.clone(),
-            policies: policies.to_vec(),
+            policies: choices.policies.clone(),
             domains,
             image: image.to_owned(),
-            settings: settings.to_vec(),
-            markers,
+            settings: choices.settings.clone(),
+            // Nobody would see a marker without a trace.
+            markers: choices.markers && choices.trace,
+            trace: choices.trace,
             deadline: scenario.deadline,
         })
     }
@@ -128,9 +144,13 @@ mod tests {
 
     fn plan() -> Plan {
         let scenario = Library::Embedded.load("overcommit-2x").unwrap();
-        let settings = ["acquisitions=7".parse().unwrap()];
-        let policies = ["kick-twice".to_owned()];
-        Plan::new(&scenario, &policies, &settings, true, Path::new("/pvlab/image.elf")).unwrap()
+        let choices = Choices {
+            policies: vec!["kick-twice".to_owned()],
+            settings: vec!["acquisitions=7".parse().unwrap()],
+            markers: true,
+            trace: true,
+        };
+        Plan::new(&scenario, &choices, Path::new("/pvlab/image.elf")).unwrap()
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
+use crate::plan::Choices;
 use crate::scenario::Library;
 
 /// What a scripted guest does at each wait of the host.
@@ -156,8 +157,9 @@ impl Ran {
 /// Runs overcommit-2x with these scripts for guest1 and guest2.
 fn play(scripts: [Vec<Act>; 2], change: impl FnOnce(&mut Fake)) -> Ran {
     let scenario = Library::Embedded.load("overcommit-2x").unwrap();
-    let mut plan =
-        Plan::new(&scenario, &["kick-twice".to_owned()], &[], true, Path::new("/image")).unwrap();
+    let policies = vec!["kick-twice".to_owned()];
+    let choices = Choices { policies, settings: Vec::new(), markers: true, trace: true };
+    let mut plan = Plan::new(&scenario, &choices, Path::new("/image")).unwrap();
     plan.deadline = Duration::from_millis(300);
     let mut host = Fake { script: scripts.map(VecDeque::from).into(), ..Fake::default() };
     change(&mut host);

@@ -1,0 +1,242 @@
+//! What came out of a run: one record, made from the files a run left.
+//!
+//! Owns the reading of a run's folder, results.json and the verdict. It measures nothing and changes
+//! nothing but results.json: `pvlab report DIR` makes the same record again from the same files.
+
+mod compare;
+mod table;
+
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use results::Outcome;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use compare::differences;
+pub use table::table;
+
+use crate::host::{DomainResult, End};
+use crate::plan::Plan;
+
+/// Version of results.json (docs/results.md). It grows by one whenever a field changes its meaning or
+/// goes away; a new field does not change it.
+pub const SCHEMA: u32 = 1;
+
+/// The file a run's folder is known by.
+pub const RUN_FILE: &str = "run.json";
+
+/// How a run was made: `run.json`, written before it starts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Where the domains ran.
+    pub mode: Mode,
+    /// What was run.
+    pub plan: Plan,
+}
+
+/// Where the domains ran, and so what their times mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// On this machine's own Xen: times are real.
+    Host,
+    /// In the emulator, its pCPUs in parallel: times are the emulator's, counts are those of one run.
+    Parallel,
+    /// In the emulator, counting instructions: the same run again gives the same figures.
+    Repeatable,
+}
+
+/// Everything a run found: `results.json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Results {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The scenario's name.
+    pub scenario: String,
+    /// Where it ran.
+    pub mode: Mode,
+    /// What was changed with `--set`, as `key=value`.
+    pub settings: Vec<String>,
+    /// Whether the guests marked waits and kicks in the trace.
+    pub markers: bool,
+    /// The versions of everything that could matter.
+    pub versions: serde_json::Value,
+    /// One entry a policy, in the order they ran.
+    pub policies: Vec<PolicyResult>,
+}
+
+/// What one policy came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicyResult {
+    /// The policy's name.
+    pub policy: String,
+    /// One entry a domain. Fewer than planned if the run was cut short.
+    pub domains: Vec<DomainResult>,
+    /// What the hypervisor's trace shows; `None` if there is no trace that can be read.
+    pub trace: Option<kicktrace::Summary>,
+    /// Why there is none.
+    pub trace_problem: Option<String>,
+}
+
+/// What a run means for the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Every domain reported and every check held.
+    Good,
+    /// A domain crashed, hung or could not do what it was asked.
+    Incomplete,
+    /// A check failed: mutual exclusion or progress was broken.
+    Broken,
+}
+
+impl Results {
+    /// Reads what a run left in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not a run's folder, or one of its JSON files is damaged. A trace that cannot be read
+    /// is no error: the result says so.
+    pub fn read(folder: &Path) -> Result<Results> {
+        let record = folder.join(RUN_FILE);
+        if !record.is_file() {
+            anyhow::bail!("{} is not a run's folder: it has no {RUN_FILE}", folder.display());
+        }
+        let RunRecord { mode, plan } = read_json(&record)?;
+        let versions = folder.join("versions.json");
+        let versions =
+            if versions.is_file() { read_json(&versions)? } else { serde_json::Value::Null };
+        let policies = plan.policies.iter().map(|policy| PolicyResult::read(folder, &plan, policy));
+        Ok(Results {
+            schema: SCHEMA,
+            scenario: plan.scenario.clone(),
+            mode,
+            settings: plan
+                .settings
+                .iter()
+                .map(|set| format!("{}={}", set.key, set.value))
+                .collect(),
+            markers: plan.markers,
+            versions,
+            policies: policies.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Writes `results.json` into `folder`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let file = folder.join("results.json");
+        fs::write(&file, self.json()?).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// The record as JSON, with a line end.
+    ///
+    /// # Errors
+    ///
+    /// If a figure cannot be written as JSON, which no figure of this record is.
+    pub fn json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self).context("cannot write results.json")? + "\n")
+    }
+
+    /// The verdict over all policies; the worst counts.
+    pub fn verdict(&self) -> Verdict {
+        self.policies.iter().map(PolicyResult::verdict).max().unwrap_or(Verdict::Incomplete)
+    }
+
+    /// What is wrong, a line each; empty if nothing is.
+    pub fn problems(&self) -> Vec<String> {
+        self.policies.iter().flat_map(PolicyResult::problems).collect()
+    }
+}
+
+impl PolicyResult {
+    fn read(folder: &Path, plan: &Plan, policy: &str) -> Result<PolicyResult> {
+        let folder = folder.join(policy);
+        let mut domains = Vec::new();
+        for domain in &plan.domains {
+            let file = folder.join(format!("{}.json", domain.name));
+            if file.is_file() {
+                domains.push(read_json(&file)?);
+            }
+        }
+        let (trace, trace_problem) = match summary_of(&folder.join("trace.bin")) {
+            Ok(summary) => (Some(summary), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        Ok(PolicyResult { policy: policy.to_owned(), domains, trace, trace_problem })
+    }
+
+    /// Whether every domain's protected counter equals its acquisitions; `None` if no domain reported.
+    pub fn counter_exact(&self) -> Option<bool> {
+        let mut reports =
+            self.domains.iter().filter_map(|domain| domain.report.as_ref()).peekable();
+        reports.peek()?;
+        Some(reports.all(|report| report.counter == report.acquisitions))
+    }
+
+    fn verdict(&self) -> Verdict {
+        let of = |domain: &DomainResult| {
+            let broken = domain.report.as_ref().is_some_and(|report| {
+                let lost_wakeup =
+                    report.counters.get("pv_poll_timeout").is_some_and(|count| *count > 0);
+                matches!(report.outcome, Outcome::Failure(_))
+                    || report.counter != report.acquisitions
+                    || lost_wakeup
+            });
+            match domain.end {
+                _ if broken => Verdict::Broken,
+                End::Done => Verdict::Good,
+                _ => Verdict::Incomplete,
+            }
+        };
+        self.domains.iter().map(of).max().unwrap_or(Verdict::Incomplete)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let policy = &self.policy;
+        let mut problems = Vec::new();
+        if self.domains.is_empty() {
+            problems.push(format!("{policy}: no domain has left a result"));
+        }
+        for domain in &self.domains {
+            let name = &domain.name;
+            if !domain.message.is_empty() {
+                problems.push(format!("{policy}: {}", domain.message));
+            }
+            let Some(report) = &domain.report else { continue };
+            if report.counter != report.acquisitions {
+                let (counter, made) = (report.counter, report.acquisitions);
+                let what =
+                    format!("the counter under the lock is {counter} after {made} acquisitions");
+                problems.push(format!("{policy}: domain {name}: MUTUAL EXCLUSION BROKEN: {what}"));
+            }
+            let expired = report.counters.get("pv_poll_timeout").copied().unwrap_or(0);
+            if expired > 0 {
+                let what = format!("{expired} polls ended by their deadline alone");
+                problems.push(format!("{policy}: domain {name}: LOST WAKE-UP: {what}"));
+            }
+        }
+        if let Some(problem) = &self.trace_problem {
+            problems.push(format!("{policy}: no figures from the trace: {problem}"));
+        }
+        problems
+    }
+}
+
+fn summary_of(file: &Path) -> Result<kicktrace::Summary> {
+    let opened = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let options = kicktrace::Options::default();
+    kicktrace::summarise(BufReader::new(opened), &options)
+        .with_context(|| file.display().to_string())
+}
+
+fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))
+}

@@ -1,0 +1,223 @@
+//! One run from request to results: on this machine's Xen, or on a Xen host made for it.
+//!
+//! Owns the folder a run writes into and what a person sees meanwhile. How a host is driven and how
+//! one is made is not its business.
+
+mod folder;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::host::{self, Event, Toolstack};
+use crate::image;
+use crate::lab::{Boot, Lab, Overlay, Repeatable};
+use crate::plan::{Choices, Plan};
+use crate::progress::{Progress, Step};
+use crate::report::{Mode, Results, RunRecord};
+use crate::scenario::Scenario;
+
+/// Where the guest image lies in the lab's dom0.
+const LAB_IMAGE: &str = "/pvlab/xen-guest.elf";
+
+/// dom0's memory in the lab, in MiB. The trace lies in it until the run is over.
+const DOM0_MIB: u32 = 1024;
+
+/// What Xen and the firmware take of the lab's memory, in MiB, generously.
+const XEN_MIB: u32 = 192;
+
+/// Wall time the lab gets to come up and to hand over its files.
+const LAB_GRACE: Duration = Duration::from_secs(180);
+
+/// How much slower than its own clock a deterministic lab may run.
+const REPEATABLE_SLOWDOWN: u32 = 20;
+
+/// What to run, and how.
+pub struct Request {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// How the run departs from it.
+    pub choices: Choices,
+    /// Deterministic emulation instead of a fast one.
+    pub repeatable: bool,
+    /// The guest image, if not the one inside this program.
+    pub image: Option<PathBuf>,
+    /// Where everything goes.
+    pub out: PathBuf,
+}
+
+/// Runs the request and writes `results.json`.
+///
+/// # Errors
+///
+/// If the input or the surroundings do not allow it, or a signal ended it. What was collected until
+/// then is in the folder.
+pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
+    let image = image::load(request.image.as_deref())?;
+    let on_host = host::is_xen_host();
+    let mode = match (request.repeatable, on_host) {
+        (true, true) => {
+            bail!("--repeatable needs the emulator, and this machine is a Xen host; leave it out")
+        }
+        (true, false) => Mode::Repeatable,
+        (false, true) => Mode::Host,
+        (false, false) => Mode::Parallel,
+    };
+    folder::prepare(&request.out)?;
+    let image_path = if on_host { request.out.join("xen-guest.elf") } else { LAB_IMAGE.into() };
+    let plan = Plan::new(&request.scenario, &request.choices, &image_path)?;
+    let record = RunRecord { mode, plan };
+    folder::record(&request.out, &record)?;
+
+    let mut screen = Screen::new(progress, &record.plan);
+    let ran = if on_host {
+        std::fs::write(&image_path, &image)
+            .with_context(|| format!("cannot write {}", image_path.display()))?;
+        let mut toolstack = Toolstack::open()?;
+        host::run(&mut toolstack, &record.plan, &request.out, &mut |event| screen.show(event))
+    } else {
+        in_lab(request, &record, image, progress, &mut screen)
+    };
+    screen.clear();
+    let results = Results::read(&request.out)?;
+    results.write(&request.out)?;
+    ran.with_context(|| format!("what was collected is in {}", request.out.display()))?;
+    Ok(results)
+}
+
+fn in_lab(
+    request: &Request,
+    record: &RunRecord,
+    image: Vec<u8>,
+    progress: &Progress,
+    screen: &mut Screen,
+) -> Result<()> {
+    let lab = Lab::prepare(progress)?;
+    let plan = serde_json::to_vec(&record.plan).context("cannot write the plan")?;
+    let mut boot = Boot::plan(plan, &request.out)?;
+    boot.files.push(Overlay::bytes(LAB_IMAGE, 0o644, image));
+    boot.pcpus = request.scenario.pcpus + 1;
+    boot.dom0_mib = DOM0_MIB;
+    boot.memory_mib = DOM0_MIB + XEN_MIB + memory_of(&request.scenario)?;
+    let policies = u32::try_from(record.plan.policies.len()).context("too many policies")?;
+    let run = record.plan.deadline * policies;
+    boot.deadline = LAB_GRACE + run;
+    if record.mode == Mode::Repeatable {
+        boot.mode = crate::lab::Mode::Repeatable(Repeatable::default());
+        boot.deadline = (LAB_GRACE + run) * REPEATABLE_SLOWDOWN;
+    }
+    screen.booting();
+    let mut failure = None;
+    let ended = lab.run(&boot, &mut |line| {
+        if let Some(event) = Event::in_line(line) {
+            if let Event::Error { message } = &event {
+                failure = Some(message.clone());
+            }
+            screen.show(event);
+        }
+    });
+    folder::add_lab_versions(&request.out, lab.versions())?;
+    let ended = ended?;
+    match (ended.status, failure) {
+        (0, _) => Ok(()),
+        (_, Some(message)) => bail!(message),
+        (status, None) => {
+            bail!("pvlab in dom0 ended with status {status}; see {}", ended.console.display())
+        }
+    }
+}
+
+fn memory_of(scenario: &Scenario) -> Result<u32> {
+    let mut sum = 0;
+    for domain in &scenario.domains {
+        let key = "memory";
+        let mib = domain.config.integer_of(key)?;
+        let mib = u32::try_from(mib).ok().filter(|mib| *mib <= 16_384).ok_or_else(|| {
+            domain.config.error(key, format!("`memory` is {mib} MiB"), "write at most 16384")
+        })?;
+        // Xen's own tables for the domain come on top.
+        sum += mib + 8;
+    }
+    Ok(sum)
+}
+
+/// Shows the events of a run.
+struct Screen<'a> {
+    progress: &'a Progress,
+    plan: &'a Plan,
+    step: Option<Step>,
+    policy: String,
+    done: usize,
+}
+
+impl<'a> Screen<'a> {
+    fn new(progress: &'a Progress, plan: &'a Plan) -> Self {
+        Screen { progress, plan, step: None, policy: String::new(), done: 0 }
+    }
+
+    fn booting(&mut self) {
+        self.step = Some(self.progress.step("booting Xen and dom0 in the emulator"));
+    }
+
+    fn clear(&mut self) {
+        self.step = None;
+    }
+
+    fn show(&mut self, event: Event) {
+        let domains = self.plan.domains.len();
+        match event {
+            Event::PolicyStarted { policy } => {
+                if let Some(step) = self.step.take() {
+                    step.done("Xen and dom0 are up");
+                }
+                self.done = 0;
+                self.step =
+                    Some(self.progress.bar(format!("{policy}: creating domains"), domains as u64));
+                self.policy = policy;
+            }
+            Event::DomainCreated { domain, domid } => {
+                self.update(format_args!("created {domain} (domain {domid})"))
+            }
+            Event::DomainState { domain, state } => {
+                if matches!(state.as_str(), "done" | "failed") {
+                    self.done += 1;
+                }
+                self.update(format_args!("{domain} is {state}"));
+                if let Some(step) = &self.step {
+                    step.position(self.done as u64);
+                }
+            }
+            Event::Progress { domain, done, wanted } => {
+                self.update(format_args!("{domain} {done} of {wanted}"))
+            }
+            Event::Problem { policy, message } => {
+                self.progress.note(format_args!("{policy}: {message}"))
+            }
+            Event::PolicyDone { policy } => {
+                if let Some(step) = self.step.take() {
+                    step.done(format_args!(
+                        "{policy}: {} of {domains} domains finished",
+                        self.done
+                    ));
+                }
+            }
+            // The caller returns it as its own error.
+            Event::Error { .. } => self.clear(),
+            Event::Finished => {
+                self.step = Some(self.progress.step("collecting"));
+            }
+        }
+    }
+
+    fn update(&self, text: std::fmt::Arguments) {
+        if let Some(step) = &self.step {
+            step.update(format_args!("{}: {text}", self.policy));
+        }
+    }
+}
+
+/// Where a run goes that was not told where: `pvlab-out/SCENARIO`.
+pub fn default_folder(scenario: &str) -> PathBuf {
+    Path::new("pvlab-out").join(scenario)
+}
