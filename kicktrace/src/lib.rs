@@ -25,6 +25,7 @@ pub mod markers;
 mod output;
 pub mod reader;
 pub mod summary;
+pub mod synth;
 
 pub use analysis::{Options, summarise};
 pub use error::{Error, ErrorKind};

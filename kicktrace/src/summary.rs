@@ -286,15 +286,17 @@ pub struct Times {
 
 impl Times {
     pub(crate) fn add(&mut self, other: &Self) {
-        self.running += other.running;
-        self.stolen += other.stolen;
-        self.stolen_after_wake += other.stolen_after_wake;
-        self.blocked += other.blocked;
-        self.blocked_in_poll += other.blocked_in_poll;
-        self.offline += other.offline;
-        self.spinning += other.spinning;
-        self.kicker_stolen += other.kicker_stolen;
-        self.unknown += other.unknown;
+        // A sum over vCPUs of a file that lies about its times may exceed any number.
+        let add = |mine: &mut u64, other: u64| *mine = mine.saturating_add(other);
+        add(&mut self.running, other.running);
+        add(&mut self.stolen, other.stolen);
+        add(&mut self.stolen_after_wake, other.stolen_after_wake);
+        add(&mut self.blocked, other.blocked);
+        add(&mut self.blocked_in_poll, other.blocked_in_poll);
+        add(&mut self.offline, other.offline);
+        add(&mut self.spinning, other.spinning);
+        add(&mut self.kicker_stolen, other.kicker_stolen);
+        add(&mut self.unknown, other.unknown);
     }
 }
 

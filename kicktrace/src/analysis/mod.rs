@@ -293,7 +293,7 @@ impl Analyser {
         let stolen = self.vcpus[kick.by as usize].preempted_between(wait.block_tsc, kick.tsc);
         let vcpu = &mut self.vcpus[index as usize];
         vcpu.raw.kicker_preempted += u64::from(stolen > 0);
-        vcpu.times.kicker_stolen += stolen;
+        vcpu.times.kicker_stolen = vcpu.times.kicker_stolen.saturating_add(stolen);
     }
 
     fn wake(&mut self, record: &Record<'_>) -> Result<(), Error> {
@@ -477,7 +477,15 @@ fn short(record: &Record<'_>, needed: u32) -> Error {
 impl Visit for Analyser {
     #[inline]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        self.last_tsc = self.last_tsc.max(record.tsc);
+        let mut here = *record;
+        if here.event == event::LOST_RECORDS {
+            return self.lost(record);
+        }
+        // Time never runs backwards here, whatever the TSCs do: every sum of intervals stays below
+        // the trace's length.
+        here.tsc = here.tsc.max(self.last_tsc);
+        self.last_tsc = here.tsc;
+        let record = &here;
         match record.event & event::GROUP_MASK {
             event::SCHED_MIN => {
                 if let Some((old, new)) = event::runstate_change(record.event) {
@@ -518,7 +526,6 @@ impl Visit for Analyser {
             }
             event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(record),
             markers::GUEST => self.marker(record),
-            event::GENERAL => self.lost(record)?,
             _ => {}
         }
         Ok(())

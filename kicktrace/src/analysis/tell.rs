@@ -46,11 +46,11 @@ pub(super) fn summary(analyser: Analyser, reading: Reading) -> Summary {
     }
 }
 
-fn percent(part: u64, whole: u64) -> f64 {
+fn percent(part: u128, whole: u128) -> f64 {
     if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
-fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u64, u64) {
+fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u128, u128) {
     let mut counts = Counts::default();
     let mut times = Times::default();
     let mut latencies = LatencySet::default();

@@ -191,7 +191,8 @@ impl Vcpu {
             Runstate::Blocked => self.times.blocked += ticks,
             Runstate::Offline => self.times.offline += ticks,
         }
-        self.tainted += gaps.up_to(tsc).saturating_sub(self.gaps_at_since);
+        let doubtful = gaps.up_to(tsc).saturating_sub(self.gaps_at_since);
+        self.tainted = self.tainted.saturating_add(doubtful.min(ticks));
     }
 
     /// The pCPU it ran on lost records from `tsc` on: what it does then is unknown.
@@ -210,10 +211,10 @@ impl Vcpu {
         }
     }
 
-    /// Percent of its time that is not doubtful, and that time in ticks.
-    pub(super) fn coverage(&self, last: u64) -> (u64, u64) {
+    /// Ticks that no gap makes doubtful, of how many. Wide, because domains and hosts add them up.
+    pub(super) fn coverage(&self, last: u64) -> (u128, u128) {
         let observed = self.first.map_or(0, |first| last.saturating_sub(first));
-        (observed.saturating_sub(self.tainted), observed)
+        (observed.saturating_sub(self.tainted).into(), observed.into())
     }
 
     fn ran(&self, tsc: u64) -> u64 {

@@ -83,12 +83,13 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> 
         }
         writeln!(f)?;
     }
-    let percent = |part: u64, of: u64| part as f64 * 100.0 / of.max(1) as f64;
-    let all = ticks * domain.vcpus.len() as u64;
+    let percent = |part: u64, of: f64| part as f64 * 100.0 / of.max(1.0);
+    let one = ticks as f64;
+    let all = one * domain.vcpus.len() as f64;
     for (name, of) in TIMES {
         write!(f, "  {:<22}{:>10.2} %", name, percent(of(&domain.times), all))?;
         for vcpu in vcpus {
-            write!(f, "{:>10.2} %", percent(of(&vcpu.times), ticks))?;
+            write!(f, "{:>10.2} %", percent(of(&vcpu.times), one))?;
         }
         writeln!(f)?;
     }

@@ -1,0 +1,574 @@
+//! The simulated host: pCPUs with run queues, vCPUs that fight for their domain's queue lock.
+//!
+//! Owns what happens and when, and the truth about it. Time is in ns. Every action of a pCPU takes
+//! its pCPU's time, so records of one pCPU never overlap.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io::{self, Write};
+
+use super::emit::{Pen, STEP};
+use super::ring::Rings;
+use super::{Kicks, Plan, Truth, VcpuTruth};
+use crate::event::{self, Runstate};
+use crate::markers;
+
+/// ns from BLOCK to the switch away, and from a wake to the switch to an idle pCPU's new vCPU.
+const DESCHEDULE: u64 = 3_000;
+const WAKE_LATENCY: u64 = 2_000;
+/// ns a kick takes to reach its wake.
+const KICK: u64 = 200;
+
+type Who = (u16, u16);
+
+/// Where a vCPU's programme stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Wants the lock.
+    Acquire,
+    /// In the queue, spinning until this time.
+    Spin(u64),
+    /// Decided to sleep: checks the port, then polls.
+    Poll,
+    /// Has blocked; leaves the pCPU next.
+    Deschedule,
+    /// Back from a poll.
+    Returned,
+    /// Owns the lock; lets it go next.
+    Release,
+}
+
+#[derive(Debug)]
+struct Vcpu {
+    who: Who,
+    state: Runstate,
+    since: u64,
+    /// The pCPU it is on, or was on last.
+    cpu: u32,
+    step: Step,
+    /// Makes events of a time before a preemption void.
+    turn: u32,
+    /// Time left of what it does, when preempted.
+    left: u64,
+    due: u64,
+    /// Its port's pending bit.
+    pending: bool,
+    /// Between BLOCK and the end of the wait.
+    asleep: bool,
+    /// When the wake under way is written to the trace.
+    ready: u64,
+    /// Woken by a kick (true) or a timer (false).
+    woken: Option<bool>,
+    /// Waits and waking kicks of this acquisition, and its wait count as the guest sees it.
+    waits: u32,
+    kicks: u32,
+    begun: u32,
+    kicked_waits: u32,
+    truth: VcpuTruth,
+}
+
+#[derive(Debug, Default)]
+struct Pcpu {
+    current: Option<usize>,
+    came: u64,
+    queue: VecDeque<usize>,
+    /// It cannot do anything else before.
+    busy: u64,
+    slice: u32,
+}
+
+#[derive(Debug, Default)]
+struct Lock {
+    owner: Option<usize>,
+    queue: VecDeque<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    /// A vCPU's next step, void when its turn has passed.
+    Step(usize, u32),
+    /// A pCPU that idles takes its next vCPU.
+    SwitchIn(u32),
+    /// A pCPU's slice ends, void when another one has begun.
+    SliceEnd(u32, u32),
+    /// A timer wakes a vCPU if it sleeps.
+    Timer(usize),
+    Drain,
+}
+
+pub(super) struct Sim<'p, W> {
+    plan: &'p Plan,
+    rings: Rings<W>,
+    events: BinaryHeap<Reverse<(u64, u64, What)>>,
+    sequence: u64,
+    random: u64,
+    vcpus: Vec<Vcpu>,
+    pcpus: Vec<Pcpu>,
+    locks: Vec<Lock>,
+}
+
+impl<'p, W: Write> Sim<'p, W> {
+    pub(super) fn new(plan: &'p Plan, out: W) -> Self {
+        let mut sim = Self {
+            plan,
+            rings: Rings::new(plan, out),
+            events: BinaryHeap::new(),
+            sequence: 0,
+            random: plan.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            vcpus: Vec::new(),
+            pcpus: (0..plan.pcpus).map(|_| Pcpu::default()).collect(),
+            locks: (0..plan.domains).map(|_| Lock::default()).collect(),
+        };
+        for domain in 1..=plan.domains {
+            for vcpu in 0..plan.vcpus {
+                let index = sim.vcpus.len();
+                let cpu = index as u32 % plan.pcpus;
+                sim.vcpus.push(Vcpu::new((domain, vcpu), cpu));
+                sim.pcpus[cpu as usize].queue.push_back(index);
+            }
+        }
+        for cpu in 0..plan.pcpus {
+            let at = 1_000 + u64::from(cpu) * 37;
+            sim.pcpus[cpu as usize].came = at;
+            sim.at(at, What::SwitchIn(cpu));
+        }
+        sim.at(plan.drain_ns, What::Drain);
+        sim
+    }
+
+    pub(super) fn run(mut self) -> io::Result<Truth> {
+        let mut now = 0;
+        while let Some(Reverse((at, _, what))) = self.events.pop() {
+            if at > self.plan.duration_ns || self.rings.truth.bytes >= self.plan.max_bytes {
+                break;
+            }
+            now = at;
+            match what {
+                What::Step(vcpu, turn) => self.step(at, vcpu, turn),
+                What::SwitchIn(cpu) => self.switch_in(at, cpu),
+                What::SliceEnd(cpu, slice) => self.slice_end(at, cpu, slice),
+                What::Timer(vcpu) => self.timer(at, vcpu),
+                What::Drain => {
+                    self.rings.drain(at)?;
+                    self.at(at + self.plan.drain_ns, What::Drain);
+                }
+            }
+            if self.rings.wants_draining() {
+                self.rings.drain(at)?;
+            }
+        }
+        for vcpu in &mut self.vcpus {
+            vcpu.enter(now, vcpu.state);
+            self.rings.truth.vcpus.insert(vcpu.who, std::mem::take(&mut vcpu.truth));
+        }
+        self.rings.finish()
+    }
+
+    fn at(&mut self, ns: u64, what: What) {
+        self.sequence += 1;
+        self.events.push(Reverse((ns, self.sequence, what)));
+    }
+
+    /// A random number below `n` (xorshift64*).
+    fn below(&mut self, n: u64) -> u64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n.max(1)
+    }
+
+    /// A time around `mean`: half to one and a half of it.
+    fn about(&mut self, mean: u64) -> u64 {
+        mean / 2 + self.below(mean + 1)
+    }
+
+    fn pen(&mut self, cpu: u32, ns: u64) -> Pen<'_, W> {
+        let current = self.pcpus[cpu as usize].current.map(|vcpu| self.vcpus[vcpu].who);
+        Pen::new(&mut self.rings, self.plan, cpu, ns, current)
+    }
+
+    /// The vCPU's pCPU is busy up to `ns`; then the vCPU goes on with `step` after `delay`.
+    fn goes_on(&mut self, index: usize, ns: u64, step: Step, delay: u64) {
+        let vcpu = &mut self.vcpus[index];
+        self.pcpus[vcpu.cpu as usize].busy = ns;
+        vcpu.step = step;
+        vcpu.due = ns + delay;
+        let what = What::Step(index, vcpu.turn);
+        self.at(ns + delay, what);
+    }
+
+    fn step(&mut self, at: u64, index: usize, turn: u32) {
+        let vcpu = &self.vcpus[index];
+        if vcpu.turn != turn {
+            return;
+        }
+        match vcpu.step {
+            Step::Acquire => self.acquire(at, index),
+            Step::Spin(until) => self.spin(at, index, until),
+            Step::Poll => self.poll(at, index),
+            Step::Deschedule => self.deschedule(at, index),
+            Step::Returned => self.returned(at, index),
+            Step::Release => self.release(at, index),
+        }
+    }
+
+    fn lock_of(&mut self, index: usize) -> &mut Lock {
+        let domain = self.vcpus[index].who.0;
+        &mut self.locks[usize::from(domain) - 1]
+    }
+
+    fn acquire(&mut self, at: u64, index: usize) {
+        let mut at = at;
+        for _ in 0..self.plan.noise {
+            let cpu = self.vcpus[index].cpu;
+            let mut pen = self.pen(cpu, at);
+            pen.hypercall(3, None);
+            pen.back();
+            at = pen.ns;
+        }
+        let lock = self.lock_of(index);
+        if lock.owner.is_none() && lock.queue.is_empty() {
+            lock.owner = Some(index);
+            self.owns(at, index);
+        } else {
+            lock.queue.push_back(index);
+            let until = at + self.plan.spin_ns;
+            self.goes_on(index, at, Step::Spin(until), 200);
+        }
+    }
+
+    /// Whether the vCPU may take the lock now.
+    fn is_next(&mut self, index: usize) -> bool {
+        let lock = self.lock_of(index);
+        lock.owner.is_none() && lock.queue.front() == Some(&index)
+    }
+
+    fn spin(&mut self, at: u64, index: usize, until: u64) {
+        if self.is_next(index) {
+            let lock = self.lock_of(index);
+            lock.queue.pop_front();
+            lock.owner = Some(index);
+            self.owns(at, index);
+        } else if at >= until {
+            self.wait(at, index);
+        } else {
+            // Look again soon; a real spin looks all the time.
+            let pause = (until - at).min(1_000);
+            self.goes_on(index, at, Step::Spin(until), pause);
+        }
+    }
+
+    /// Goes to sleep, unless its port is pending already.
+    fn wait(&mut self, at: u64, index: usize) {
+        let vcpu = &mut self.vcpus[index];
+        let (cpu, who) = (vcpu.cpu, vcpu.who);
+        vcpu.begun += 1;
+        let pending = std::mem::take(&mut vcpu.pending);
+        let mut ns = at;
+        if self.plan.markers {
+            let mut pen = self.pen(cpu, at);
+            pen.mark(markers::WAIT_BEGIN, &[u32::from(who.1), lock_address(who), 0]);
+            ns = pen.ns;
+        }
+        if pending {
+            self.ends_wait(ns, index, true);
+        } else {
+            self.goes_on(index, ns, Step::Poll, 300);
+        }
+    }
+
+    fn poll(&mut self, at: u64, index: usize) {
+        let vcpu = &self.vcpus[index];
+        let (cpu, who, pending) = (vcpu.cpu, vcpu.who, vcpu.pending);
+        let mut pen = self.pen(cpu, at);
+        pen.hypercall(event::HYPERCALL_SCHED_OP, Some(event::SCHEDOP_POLL));
+        if pending {
+            pen.back();
+            let ns = pen.ns;
+            let vcpu = &mut self.vcpus[index];
+            vcpu.truth.polls_immediate += 1;
+            vcpu.pending = false;
+            self.ends_wait(ns, index, true);
+            return;
+        }
+        pen.sched(event::BLOCK, who);
+        let ns = pen.ns;
+        let vcpu = &mut self.vcpus[index];
+        vcpu.asleep = true;
+        vcpu.woken = None;
+        self.goes_on(index, ns, Step::Deschedule, DESCHEDULE);
+        let every = self.plan.timer_every;
+        if every > 0 && self.below(u64::from(every)) == 0 {
+            let after = self.about(50_000);
+            self.at(ns + after, What::Timer(index));
+        }
+    }
+
+    fn deschedule(&mut self, at: u64, index: usize) {
+        let vcpu = &mut self.vcpus[index];
+        if vcpu.woken.is_some() && vcpu.ready > at {
+            let again = vcpu.ready;
+            let what = What::Step(index, vcpu.turn);
+            self.at(again, what);
+        } else if vcpu.woken.is_some() {
+            let (cpu, who) = (vcpu.cpu, vcpu.who);
+            vcpu.truth.polls_aborted += 1;
+            let mut pen = self.pen(cpu, at);
+            pen.continues(who);
+            pen.back();
+            let ns = pen.ns;
+            self.goes_on(index, ns, Step::Returned, 0);
+        } else {
+            vcpu.turn += 1;
+            vcpu.step = Step::Returned;
+            vcpu.left = 200;
+            let cpu = vcpu.cpu;
+            self.switch(at, cpu, Runstate::Blocked);
+        }
+    }
+
+    /// A wait is over, by a sleep or without one.
+    fn returned(&mut self, at: u64, index: usize) {
+        let vcpu = &mut self.vcpus[index];
+        vcpu.asleep = false;
+        vcpu.waits += 1;
+        let kicked = vcpu.woken.take() == Some(true);
+        if kicked {
+            vcpu.kicks += 1;
+            vcpu.truth.waits_kicked += 1;
+        } else {
+            vcpu.truth.waits_other += 1;
+        }
+        vcpu.pending = false;
+        self.ends_wait(at, index, kicked);
+    }
+
+    fn ends_wait(&mut self, at: u64, index: usize, kicked: bool) {
+        let vcpu = &mut self.vcpus[index];
+        vcpu.kicked_waits += u32::from(kicked);
+        let (cpu, who) = (vcpu.cpu, vcpu.who);
+        let mut ns = at;
+        if self.plan.markers {
+            let outcome = if kicked { markers::outcome::KICKED } else { markers::outcome::EARLY };
+            let mut pen = self.pen(cpu, at);
+            pen.mark(markers::WAIT_END, &[u32::from(who.1), lock_address(who), outcome]);
+            ns = pen.ns;
+        }
+        let until = ns + self.plan.spin_ns;
+        self.goes_on(index, ns, Step::Spin(until), 200);
+    }
+
+    fn owns(&mut self, at: u64, index: usize) {
+        let vcpu = &mut self.vcpus[index];
+        let (cpu, who) = (vcpu.cpu, vcpu.who);
+        let (waits, kicks) = (std::mem::take(&mut vcpu.waits), std::mem::take(&mut vcpu.kicks));
+        let (begun, kicked) =
+            (std::mem::take(&mut vcpu.begun), std::mem::take(&mut vcpu.kicked_waits));
+        if waits > 0 {
+            vcpu.truth.acquisitions[waits.min(3) as usize][kicks.min(3) as usize] += 1;
+        }
+        let mut ns = at;
+        if self.plan.markers && begun > 0 {
+            let mut pen = self.pen(cpu, at);
+            let words = [u32::from(who.1), lock_address(who), begun, kicked];
+            pen.mark(markers::ACQUIRED_AFTER_BLOCK, &words);
+            ns = pen.ns;
+        }
+        if self.plan.kicks == Kicks::Twice {
+            ns = self.kick_head(ns, index);
+        }
+        let critical = self.about(self.plan.critical_ns);
+        self.goes_on(index, ns, Step::Release, critical);
+    }
+
+    fn release(&mut self, at: u64, index: usize) {
+        self.lock_of(index).owner = None;
+        let ns = self.kick_head(at, index);
+        let outside = self.about(self.plan.outside_ns);
+        self.goes_on(index, ns, Step::Acquire, outside);
+    }
+
+    /// Kicks the head of the queue if it sleeps; returns when that is done.
+    fn kick_head(&mut self, at: u64, by: usize) -> u64 {
+        let Some(&target) = self.lock_of(by).queue.front() else { return at };
+        if !self.vcpus[target].asleep && self.vcpus[target].step != Step::Poll {
+            return at;
+        }
+        let (cpu, who) = (self.vcpus[by].cpu, self.vcpus[by].who);
+        let to = self.vcpus[target].who;
+        let mut ns = at;
+        if self.plan.markers {
+            let mut pen = self.pen(cpu, at);
+            pen.mark(markers::KICK, &[u32::from(who.1), u32::from(to.1)]);
+            ns = pen.ns;
+        }
+        self.vcpus[by].truth.evtchn_ops += 1;
+        let mut pen = self.pen(cpu, ns);
+        pen.hypercall(event::HYPERCALL_EVENT_CHANNEL_OP, None);
+        ns = pen.ns + KICK;
+        let vcpu = &mut self.vcpus[target];
+        vcpu.pending = true;
+        if vcpu.asleep && vcpu.woken.is_none() {
+            self.vcpus[by].truth.waking_kicks += 1;
+            ns = self.wake(ns, target, cpu, true);
+        }
+        let mut pen = self.pen(cpu, ns);
+        pen.back();
+        // Nothing ends a PV hypercall in the trace but the next entry.
+        pen.hypercall(3, None);
+        pen.back();
+        pen.ns
+    }
+
+    /// `cpu` wakes a sleeping vCPU.
+    fn wake(&mut self, at: u64, index: usize, cpu: u32, by_kick: bool) -> u64 {
+        let vcpu = &mut self.vcpus[index];
+        vcpu.woken = Some(by_kick);
+        let (who, blocked) = (vcpu.who, vcpu.state == Runstate::Blocked);
+        let home = vcpu.cpu;
+        let mut pen = self.pen(cpu, at);
+        pen.sched(event::WAKE, who);
+        let changed = pen.ns;
+        if blocked {
+            pen.runstate(who, Runstate::Blocked, Runstate::Runnable);
+        }
+        let ns = pen.ns;
+        self.vcpus[index].ready = ns;
+        if blocked {
+            self.vcpus[index].enter(changed, Runstate::Runnable);
+            // An idle pCPU takes it, its own if that is one.
+            let idle = |cpu: &u32| {
+                let pcpu = &self.pcpus[*cpu as usize];
+                pcpu.current.is_none() && pcpu.queue.is_empty()
+            };
+            let shift = at as u32 % self.plan.pcpus;
+            let others = (0..self.plan.pcpus).map(|n| (n + shift) % self.plan.pcpus);
+            let place = std::iter::once(home).chain(others).find(idle).unwrap_or(home);
+            self.pcpus[place as usize].queue.push_back(index);
+            self.at(ns + WAKE_LATENCY, What::SwitchIn(place));
+        }
+        ns
+    }
+
+    fn timer(&mut self, at: u64, index: usize) {
+        let vcpu = &self.vcpus[index];
+        let still = vcpu.asleep && vcpu.woken.is_none();
+        let cpu = vcpu.cpu;
+        let pcpu = &self.pcpus[cpu as usize];
+        if !still || vcpu.state != Runstate::Blocked {
+            return;
+        }
+        if pcpu.busy > at {
+            let again = pcpu.busy;
+            self.at(again, What::Timer(index));
+            return;
+        }
+        let ns = self.wake(at, index, cpu, false);
+        self.pcpus[cpu as usize].busy = ns;
+    }
+
+    fn switch_in(&mut self, at: u64, cpu: u32) {
+        let pcpu = &self.pcpus[cpu as usize];
+        if pcpu.current.is_some() || pcpu.queue.iter().all(|&of| self.vcpus[of].ready > at) {
+            return;
+        }
+        if pcpu.busy > at {
+            let again = pcpu.busy;
+            self.at(again, What::SwitchIn(cpu));
+            return;
+        }
+        self.switch(at, cpu, Runstate::Runnable);
+    }
+
+    fn slice_end(&mut self, at: u64, cpu: u32, slice: u32) {
+        let pcpu = &self.pcpus[cpu as usize];
+        let Some(current) = pcpu.current.filter(|_| pcpu.slice == slice) else { return };
+        if pcpu.busy > at || self.vcpus[current].asleep {
+            let again = pcpu.busy.max(at + 1_000);
+            self.at(again, What::SliceEnd(cpu, slice));
+        } else if pcpu.queue.is_empty() {
+            let again = at + self.plan.slice_ns;
+            self.at(again, What::SliceEnd(cpu, slice));
+        } else {
+            let vcpu = &mut self.vcpus[current];
+            vcpu.turn += 1;
+            vcpu.left = vcpu.due.saturating_sub(at);
+            self.pcpus[cpu as usize].queue.push_back(current);
+            self.switch(at, cpu, Runstate::Runnable);
+        }
+    }
+
+    /// `cpu` goes from its current vCPU, which enters `to`, to the next of its queue or to idle.
+    fn switch(&mut self, at: u64, cpu: u32, to: Runstate) {
+        let idle = (event::DOMID_IDLE as u16, cpu as u16);
+        let pcpu = &mut self.pcpus[cpu as usize];
+        let (prev, came) = (pcpu.current, pcpu.came);
+        let next = pcpu.queue.iter().position(|&of| self.vcpus[of].ready <= at);
+        let next = next.and_then(|place| pcpu.queue.remove(place));
+        let name = |of: Option<usize>| of.map_or(idle, |of| self.vcpus[of].who);
+        let (prev_who, next_who) = (name(prev), name(next));
+        let mut pen = self.pen(cpu, at);
+        let left = pen.switch(prev_who, came, to, next_who);
+        let ns = pen.ns;
+        let pcpu = &mut self.pcpus[cpu as usize];
+        (pcpu.current, pcpu.came, pcpu.busy) = (next, at, ns);
+        pcpu.slice += 1;
+        let slice = pcpu.slice;
+        if let Some(prev) = prev {
+            self.vcpus[prev].enter(left, to);
+        }
+        if let Some(next) = next {
+            let vcpu = &mut self.vcpus[next];
+            vcpu.enter(left + STEP, Runstate::Running);
+            vcpu.cpu = cpu;
+            if vcpu.asleep {
+                vcpu.truth.polls_blocked += 1;
+            }
+            let (step, left) = (vcpu.step, vcpu.left);
+            self.goes_on(next, ns, step, left);
+            self.at(ns + self.plan.slice_ns, What::SliceEnd(cpu, slice));
+        }
+    }
+}
+
+impl Vcpu {
+    fn new(who: Who, cpu: u32) -> Self {
+        Self {
+            who,
+            state: Runstate::Runnable,
+            since: 0,
+            cpu,
+            step: Step::Acquire,
+            turn: 0,
+            left: 1_000,
+            due: 0,
+            pending: false,
+            asleep: false,
+            ready: 0,
+            woken: None,
+            waits: 0,
+            kicks: 0,
+            begun: 0,
+            kicked_waits: 0,
+            truth: VcpuTruth::default(),
+        }
+    }
+
+    /// Accounts the state that ends and enters `state`.
+    fn enter(&mut self, ns: u64, state: Runstate) {
+        let time = ns.saturating_sub(self.since);
+        match self.state {
+            // Before its first run the trace does not know it.
+            Runstate::Runnable if self.since == 0 => {}
+            Runstate::Running => self.truth.running_ns += time,
+            Runstate::Runnable => self.truth.runnable_ns += time,
+            Runstate::Blocked | Runstate::Offline => self.truth.blocked_ns += time,
+        }
+        (self.state, self.since) = (state, ns);
+    }
+}
+
+/// The address a domain's lock has, as the marks tell it.
+fn lock_address(who: Who) -> u32 {
+    0x10_0000 + u32::from(who.0) * 64
+}

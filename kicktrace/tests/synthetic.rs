@@ -1,0 +1,211 @@
+//! What the analyser says about simulated traces, against what really happened.
+
+use kicktrace::synth::{Guest, Kicks, Plan, Truth, VcpuTruth, generate};
+use kicktrace::{Options, Summary, summarise};
+
+fn run(plan: &Plan) -> (Truth, Summary) {
+    let mut trace = Vec::new();
+    let truth = generate(plan, &mut trace).expect("a Vec takes everything");
+    let summary = summarise(&trace[..], &Options::default()).expect("a sound trace");
+    (truth, summary)
+}
+
+/// Calls `check` with every vCPU's summary and truth.
+fn each(
+    truth: &Truth,
+    summary: &Summary,
+    mut check: impl FnMut(&kicktrace::summary::Vcpu, &VcpuTruth),
+) {
+    let mut seen = 0;
+    for domain in &summary.domains {
+        for vcpu in &domain.vcpus {
+            check(vcpu, &truth.vcpus[&(domain.id, vcpu.id)]);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, truth.vcpus.len(), "every vCPU is told");
+}
+
+fn counts_match(truth: &Truth, summary: &Summary) {
+    assert_eq!(summary.reading.records, truth.records);
+    assert_eq!(summary.reading.bytes, truth.bytes);
+    assert_eq!(summary.reading.late_records, 0);
+    assert!(summary.warnings.is_empty(), "{:?}", summary.warnings);
+    assert_eq!(summary.coverage_percent, 100.0);
+    each(truth, summary, |vcpu, truth| {
+        let counts = &vcpu.counts;
+        let told = (
+            counts.evtchn_ops.value,
+            counts.waking_kicks.value,
+            counts.polls_immediate.value,
+            counts.polls_blocked.value,
+            counts.polls_aborted.value,
+            counts.inconsistent.value,
+        );
+        let real = (
+            truth.evtchn_ops,
+            truth.waking_kicks,
+            truth.polls_immediate,
+            truth.polls_blocked,
+            truth.polls_aborted,
+            0,
+        );
+        assert_eq!(told, real, "vCPU {}", vcpu.id);
+        // A wait whose vCPU is on its pCPU again but has not run yet at the end: one at most.
+        assert!(counts.waits_kicked.value - truth.waits_kicked <= 1);
+        assert!(counts.waits_other.value - truth.waits_other <= 1);
+    });
+}
+
+fn plans() -> Vec<Plan> {
+    let mut plans = Vec::new();
+    for guest in [Guest::Pv, Guest::Pvh, Guest::PvhAmd419] {
+        for kicks in [Kicks::Twice, Kicks::AtUnlock] {
+            for markers in [false, true] {
+                for seed in 1..4 {
+                    plans.push(Plan { seed, guest, kicks, markers, ..Plan::default() });
+                }
+            }
+        }
+    }
+    plans
+}
+
+#[test]
+fn counts_of_a_whole_trace_are_the_truth() {
+    for plan in plans() {
+        let (truth, summary) = run(&plan);
+        assert!(truth.vcpus.values().any(|vcpu| vcpu.polls_aborted > 0), "the plan shows aborts");
+        assert!(truth.vcpus.values().all(|vcpu| vcpu.polls_blocked > 10), "the plan sleeps");
+        counts_match(&truth, &summary);
+    }
+}
+
+#[test]
+fn marked_acquisitions_are_the_truth() {
+    for plan in plans().into_iter().filter(|plan| plan.markers) {
+        let (truth, summary) = run(&plan);
+        each(&truth, &summary, |vcpu, truth| {
+            let marked = vcpu.marked.as_ref().expect("the guest marks");
+            assert_eq!(marked.table[1..], truth.acquisitions[1..]);
+            assert_eq!((marked.excluded, marked.disagreements), (0, 0));
+        });
+    }
+}
+
+#[test]
+fn inference_comes_close_to_the_marks() {
+    for plan in plans().into_iter().filter(|plan| plan.markers) {
+        let (_, summary) = run(&plan);
+        for domain in &summary.domains {
+            let marked = domain.marked.as_ref().expect("the guest marks");
+            let inferred = &domain.inferred;
+            let (exact, guess) = (
+                marked.waking_kicks_per_blocked.expect("it blocked"),
+                inferred.waking_kicks_per_blocked.expect("it blocked"),
+            );
+            assert!(
+                (exact - guess).abs() / exact < 0.15,
+                "{:?}: marked {exact}, inferred {guess}",
+                plan.kicks
+            );
+        }
+    }
+}
+
+#[test]
+fn the_patch_shows_in_the_kicks() {
+    let ratio = |kicks| {
+        let plan = Plan { kicks, markers: true, domains: 1, ..Plan::default() };
+        let (_, summary) = run(&plan);
+        let marked = summary.domains[0].marked.clone().expect("the guest marks");
+        (marked.waking_kicks_per_blocked.unwrap(), marked.waking_kicks_per_slept_twice)
+    };
+    let (twice, slept_twice) = ratio(Kicks::Twice);
+    let (at_unlock, _) = ratio(Kicks::AtUnlock);
+    assert!(slept_twice.expect("some sleep twice") > 1.9);
+    assert!(twice > 1.1, "{twice}");
+    assert!(at_unlock <= 1.0, "{at_unlock}");
+}
+
+#[test]
+fn frequency_is_learned_from_the_trace() {
+    for hz in [1.0e9, 2.8e9, 4.7e9] {
+        let (_, summary) = run(&Plan { hz, ..Plan::default() });
+        let found = summary.clock.hz.expect("the trace has switches");
+        assert!((found / hz - 1.0).abs() < 1e-3, "{found} for {hz}");
+    }
+}
+
+#[test]
+fn times_are_the_truth() {
+    for plan in plans() {
+        let (truth, summary) = run(&plan);
+        each(&truth, &summary, |vcpu, truth| {
+            let ns = |ticks: u64| ticks as f64 / 2.8;
+            let close = |told: u64, real: u64| (ns(told) - real as f64).abs() < 40_000.0;
+            assert!(close(vcpu.times.running, truth.running_ns), "{:?} {truth:?}", vcpu.times);
+            assert!(close(vcpu.times.stolen, truth.runnable_ns), "{:?} {truth:?}", vcpu.times);
+            assert!(close(vcpu.times.blocked, truth.blocked_ns), "{:?} {truth:?}", vcpu.times);
+        });
+    }
+}
+
+#[test]
+fn timers_are_not_kicks() {
+    let (truth, summary) = run(&Plan { timer_every: 5, markers: true, ..Plan::default() });
+    assert!(truth.vcpus.values().any(|vcpu| vcpu.waits_other > 10), "the plan has timers");
+    counts_match(&truth, &summary);
+}
+
+#[test]
+fn padding_changes_nothing() {
+    let (_, plain) = run(&Plan::default());
+    let (_, padded) = run(&Plan { padding: true, ..Plan::default() });
+    let json = |summary: &Summary| serde_json::to_value(&summary.domains).unwrap();
+    assert_eq!(json(&plain), json(&padded));
+}
+
+#[test]
+fn more_than_32_pcpus() {
+    let plan =
+        Plan { pcpus: 96, domains: 12, vcpus: 16, duration_ns: 10_000_000, ..Plan::default() };
+    let (truth, summary) = run(&plan);
+    assert_eq!(summary.reading.pcpus.len(), 96);
+    counts_match(&truth, &summary);
+}
+
+#[test]
+fn small_rings_change_nothing_unless_records_are_lost() {
+    let plan = Plan { ring: 4096, ..Plan::default() };
+    let (truth, summary) = run(&plan);
+    assert_eq!(truth.lost, 0, "passes come in time");
+    counts_match(&truth, &summary);
+}
+
+#[test]
+fn lost_records_taint_and_never_invent() {
+    let plan = Plan {
+        ring: 4 << 10,
+        drain_ns: 500_000,
+        drain_when_half_full: false,
+        markers: true,
+        ..Plan::default()
+    };
+    let (truth, summary) = run(&plan);
+    assert!(truth.lost > 1000 && truth.gaps > 20, "the plan loses records");
+    // Records dropped at the very end have no lost record to tell of them.
+    let untold = truth.lost - summary.reading.lost_records();
+    assert!(untold * 10 < truth.lost, "{untold} of {}", truth.lost);
+    assert_eq!(summary.reading.records, truth.records);
+    assert!(summary.coverage_percent < 100.0);
+    each(&truth, &summary, |vcpu, truth| {
+        let counts = &vcpu.counts;
+        assert!(counts.evtchn_ops.value <= truth.evtchn_ops);
+        assert!(counts.waking_kicks.value <= truth.waking_kicks);
+        assert!(counts.polls_blocked.value <= truth.polls_blocked);
+        let marked = vcpu.marked.as_ref().expect("the guest marks");
+        let total = |table: &[[u64; 4]; 4]| table[1..].iter().flatten().sum::<u64>();
+        assert!(total(&marked.table) <= total(&truth.acquisitions));
+    });
+}
