@@ -93,9 +93,11 @@ pub(super) fn host(boot: &Boot, share: Option<&Path>, serial: &str) -> Vec<OsStr
         xen.push(' ');
         xen += &boot.xen_options;
     }
-    let kaslr = if repeatable { " nokaslr" } else { "" };
+    // Two runs must agree on addresses; and on what the kernel says after the 9p share is mounted,
+    // when their clocks no longer do.
+    let same = if repeatable { " nokaslr printk.time=0" } else { "" };
     // A comma ends a module's text unless doubled.
-    let module = format!("{VMLINUX} console=hvc0 earlyprintk=xen quiet{kaslr}").replace(',', ",,");
+    let module = format!("{VMLINUX} console=hvc0 earlyprintk=xen quiet{same}").replace(',', ",,");
 
     let mut arguments: Vec<OsString> = timing(boot.mode).into_iter().map(Into::into).collect();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
