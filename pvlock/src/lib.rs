@@ -18,6 +18,9 @@
 mod counters;
 pub mod debug;
 mod hash;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod model;
 mod native;
 mod node;
 mod platform;

@@ -9,7 +9,7 @@ use crate::counters::{Counter, add, count, timed_kick, timed_wait};
 use crate::node::{Node, State};
 use crate::policy::{Handover, Policy, Spin, Stage};
 use crate::queue::{self, Discipline, Waiter};
-use crate::sync::{full_fence, full_fence_before_rmw, ord};
+use crate::sync::{full_fence, full_fence_before_rmw, ord, step};
 use crate::word::{FREE, LEVELS, LOCKED, SLOW, Tail, Word};
 use crate::{HashTable, Platform};
 
@@ -51,7 +51,9 @@ pub(crate) fn release_slow<P: Platform>(word: &Word, seen: u8) {
     let cpu = P::current_cpu();
     // R5: the entry goes first, the lock's memory may go with the release.
     let (sleeper, hops) = P::hash().remove(key(word));
+    step!(cpu, "unlock: slow; takes the entry out");
     word.release();
+    step!(cpu, "unlock: locked = 0, kicks cpu {sleeper}");
     if hops > 0 {
         add::<P>(cpu, Counter::HashHops, hops as u64);
     }
@@ -82,13 +84,16 @@ impl<K: Policy> Discipline for Pv<K> {
             // R1: state before handed, here; handed before state, in `handed_over`. With a full
             // barrier in both, one of the two sees the other.
             node.set_state(State::Halted);
+            step!(waiter.cpu, "queue: state = Halted");
             full_fence("wait-behind");
             if !node.is_handed() {
+                step!(waiter.cpu, "queue: waits while Halted");
                 count::<P>(waiter.cpu, Counter::WaitNode);
                 timed_wait::<P>(waiter.cpu, || node.state() == State::Halted);
             }
             // Awake. If the predecessor has registered us meanwhile, that stands.
             node.unhalt();
+            step!(waiter.cpu, "queue: awake, Halted -> Running");
             if node.is_handed() {
                 return;
             }
@@ -112,8 +117,10 @@ impl<K: Policy> Discipline for Pv<K> {
                 registered = true;
             } else if state == State::Registering {
                 // Our predecessor owns the lock and is making our entry at this moment.
+                P::relax();
                 continue;
             } else if K::AS_POSTED && (registered || state == State::Hashed) {
+                P::relax();
                 continue;
             } else {
                 // An entry once made is gone only when an unlock took it, so a lock that is held
@@ -121,6 +128,7 @@ impl<K: Policy> Discipline for Pv<K> {
                 if registered || state == State::Hashed {
                     thefts += u32::from(locked == LOCKED);
                     if !K::REARM {
+                        P::relax();
                         continue;
                     }
                     count::<P>(waiter.cpu, Counter::Rearm);
@@ -135,7 +143,9 @@ impl<K: Policy> Discipline for Pv<K> {
             if waits > 1 {
                 count::<P>(waiter.cpu, Counter::WaitAgain);
             }
+            step!(waiter.cpu, "head: waits while slow");
             timed_wait::<P>(waiter.cpu, || word.load().locked() == SLOW);
+            step!(waiter.cpu, "head: awake");
             if word.load().locked() == SLOW {
                 count::<P>(waiter.cpu, Counter::SpuriousWakeup);
             }
@@ -150,17 +160,22 @@ impl<K: Policy> Discipline for Pv<K> {
         match K::HANDOVER {
             Handover::Kick => {
                 if node.claim_halted(State::Running) {
+                    step!(waiter.cpu, "owner: Halted -> Running, kicks cpu {}", next.cpu());
                     timed_kick::<P>(waiter.cpu, next.cpu(), Counter::KickWake);
                 }
             }
-            Handover::Register if K::AS_POSTED => register_next_as_posted::<P>(word, node, next),
+            Handover::Register if K::AS_POSTED => {
+                register_next_as_posted::<P>(word, waiter.cpu, node, next);
+            }
             Handover::Register => {
                 if node.claim_halted(State::Registering) {
+                    step!(waiter.cpu, "owner: Halted -> Registering of cpu {}", next.cpu());
                     // R3: the entry before the slow byte; the slow byte before `Hashed`, so that a
                     // head that sees `Hashed` and a byte of 1 knows that the entry is used up.
                     enter::<P>(P::hash(), waiter.cpu, word, next.cpu());
                     word.set_slow();
                     node.set_hashed();
+                    step!(waiter.cpu, "owner: entered cpu {}, locked = slow", next.cpu());
                 }
             }
         }
@@ -207,13 +222,16 @@ fn register<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
     if K::AS_POSTED {
         // The defect: a head that says Halted invites its predecessor to register it again.
         waiter.node.set_state(State::Halted);
+        step!(waiter.cpu, "head: state = Halted");
     }
     // R3: the entry before the slow byte.
+    step!(waiter.cpu, "head: enters itself");
     enter::<P>(P::hash(), waiter.cpu, word, waiter.cpu);
     match word.exchange_slow() {
         // R4: released since we looked. Nobody saw the entry: only an unlock looks for one, and
         // the lock is ours.
         FREE => {
+            step!(waiter.cpu, "head: exchange to slow found it free");
             word.slow_to_locked();
             if K::STEALS > 0 {
                 word.clear_pending();
@@ -240,9 +258,11 @@ fn enter<P: Platform>(table: &HashTable, counting: usize, word: &Word, sleeper: 
 }
 
 /// `handed_over` as the patch was posted: `Hashed` at once, the slow byte before the entry.
-fn register_next_as_posted<P: Platform>(word: &Word, node: &Node, next: Tail) {
+fn register_next_as_posted<P: Platform>(word: &Word, cpu: usize, node: &Node, next: Tail) {
     if node.claim_halted(State::Hashed) {
+        step!(cpu, "owner: Halted -> Hashed of cpu {}", next.cpu());
         word.set_slow();
-        P::hash().insert(key(word), next.cpu());
+        step!(cpu, "owner: locked = slow, enters cpu {}", next.cpu());
+        enter::<P>(P::hash(), cpu, word, next.cpu());
     }
 }

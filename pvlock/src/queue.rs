@@ -5,6 +5,7 @@
 use crate::Platform;
 use crate::counters::{Counter, count};
 use crate::node::Node;
+use crate::sync::step;
 use crate::word::{LEVELS, Tail, Word};
 
 /// The waiter itself.
@@ -58,6 +59,7 @@ fn queue_up<P: Platform, D: Discipline>(word: &Word, cpu: usize, own: &'static N
         return;
     }
     let predecessor = word.exchange_tail(tail);
+    step!(cpu, "joins the queue behind {:?}", predecessor.map(Tail::cpu));
     let waiter = Waiter { cpu, node: own, predecessor };
     if let Some(predecessor) = predecessor {
         node::<P>(predecessor).set_next(tail);
@@ -65,6 +67,7 @@ fn queue_up<P: Platform, D: Discipline>(word: &Word, cpu: usize, own: &'static N
     }
     D::wait_as_head::<P>(word, &waiter);
 
+    step!(cpu, "owner: took the lock as head");
     // The lock is ours. Leave the queue: it is empty behind us, or the next is the new head.
     if word.load().tail() == Some(tail) && word.try_clear_tail(tail) {
         return;
@@ -77,6 +80,7 @@ fn queue_up<P: Platform, D: Discipline>(word: &Word, cpu: usize, own: &'static N
         }
     };
     node::<P>(next).hand_over();
+    step!(cpu, "owner: hands the head over to cpu {}", next.cpu());
     D::handed_over::<P>(word, &waiter, next);
 }
 

@@ -26,6 +26,16 @@ macro_rules! ord {
 }
 pub(crate) use ord;
 
+/// A step of the protocol, for the trace that the model suite prints: `step!(cpu, "halts")`. No code
+/// in every build but the model's.
+macro_rules! step {
+    ($cpu:expr, $($text:tt)*) => {
+        #[cfg(loom)]
+        $crate::model::step($cpu, std::format!($($text)*));
+    };
+}
+pub(crate) use step;
+
 /// A function that is `const`, but in model builds, whose atomics cannot be made at compile time.
 macro_rules! const_fn {
     ($(#[$attr:meta])* $vis:vis fn $($rest:tt)*) => {

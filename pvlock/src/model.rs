@@ -1,0 +1,26 @@
+//! What the model suite reads out of a run: the steps that led to a failure.
+//!
+//! Exists in model builds only. The trace is kept outside the model's memory, so that it neither
+//! orders nor delays anything that is checked.
+
+use std::cell::RefCell;
+use std::string::String;
+use std::vec::Vec;
+
+std::thread_local! {
+    static TRACE: RefCell<Vec<(usize, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+pub(crate) fn step(cpu: usize, text: String) {
+    TRACE.with_borrow_mut(|trace| trace.push((cpu, text)));
+}
+
+/// Forgets the steps so far; call at the beginning of each execution.
+pub fn begin() {
+    TRACE.with_borrow_mut(Vec::clear);
+}
+
+/// (CPU, step) since [`begin`], in the order they were done.
+pub fn trace() -> Vec<(usize, String)> {
+    TRACE.with_borrow(Vec::clone)
+}

@@ -1,0 +1,137 @@
+//! A machine of two or three CPUs inside the model checker.
+//!
+//! A CPU is a model thread. The wake token is a model atomic, so that the checker explores every
+//! order of kick and wait; the sleep itself is the model's park, so that a lost wake-up is a deadlock
+//! that the checker reports.
+
+use loom::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use loom::thread::{self, Thread};
+use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
+use std::cell::Cell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool as PlainBool, AtomicU32, Ordering::Relaxed};
+
+pub(crate) const CPUS: usize = 3;
+
+pub(crate) struct Machine;
+
+struct Cpu {
+    nodes: CpuNodes,
+    kicked: AtomicBool,
+    /// Outside the model: the thread to unpark while it is parked. A thread that is blocked in a
+    /// join must not be.
+    parked: Mutex<Option<Thread>>,
+}
+
+impl Cpu {
+    fn new() -> Self {
+        Self { nodes: CpuNodes::new(), kicked: AtomicBool::new(false), parked: Mutex::new(None) }
+    }
+}
+
+loom::lazy_static! {
+    static ref ALL: [Cpu; CPUS] = std::array::from_fn(|_| Cpu::new());
+    static ref STORAGE: HashStorage<1> = HashStorage::new();
+    static ref TABLE: HashTable = HashTable::new(&STORAGE);
+}
+
+loom::thread_local! {
+    static CPU: Cell<usize> = Cell::new(usize::MAX);
+}
+
+/// The spin budget of every waiter, in turns.
+pub(crate) static SPIN_TURNS: AtomicU32 = AtomicU32::new(1);
+
+/// Whether the machine runs the lock in native mode.
+pub(crate) static NATIVE: PlainBool = PlainBool::new(false);
+
+/// Turns of spin loops so far in this execution, all CPUs together.
+static TURNS: AtomicU32 = AtomicU32::new(0);
+/// Turns after which an execution is run to its end without further choices.
+pub(crate) const MAX_TURNS: u32 = 24;
+
+impl Machine {
+    /// Makes the per-machine memory; call first in each execution, before any CPU starts.
+    pub(crate) fn boot() {
+        pvlock::model::begin();
+        TURNS.store(0, Relaxed);
+        let _ = (&*ALL, &*STORAGE, &*TABLE);
+    }
+
+    /// The calling model thread becomes `cpu`.
+    pub(crate) fn become_cpu(cpu: usize) {
+        CPU.with(|own| own.set(cpu));
+    }
+
+    /// After all CPUs are done: nobody waits, nobody sleeps.
+    pub(crate) fn assert_idle() {
+        for cpu in 0..CPUS {
+            assert_eq!(Self::nodes(cpu).depth(), 0, "cpu {cpu} still uses a node");
+        }
+        assert!(Self::hash().is_empty(), "stale hash entry left behind");
+    }
+}
+
+// SAFETY: 1. a thread is one CPU for its life; 2. made once in an execution, and the checker ends
+// the execution before it drops them; 3. nested contexts are calls; 4. and 5. `kicked` latches, and
+// every access to it is SeqCst.
+unsafe impl Platform for Machine {
+    const MAX_CPUS: usize = CPUS;
+
+    fn current_cpu() -> usize {
+        CPU.with(Cell::get)
+    }
+
+    fn nodes(cpu: usize) -> &'static CpuNodes {
+        &ALL[cpu].nodes
+    }
+
+    fn hash() -> &'static HashTable {
+        &TABLE
+    }
+
+    fn wait(still_blocked: impl Fn() -> bool) {
+        let own = &ALL[Self::current_cpu()];
+        if own.kicked.swap(false, SeqCst) || !still_blocked() {
+            return;
+        }
+        // No step of the model lies between a look at the token and the park.
+        while !own.kicked.swap(false, SeqCst) {
+            *own.parked.lock().unwrap() = Some(thread::current());
+            thread::park();
+        }
+    }
+
+    fn kick(cpu: usize) {
+        let target = &ALL[cpu];
+        // A read-modify-write, because the checker orders a plain store against the waiter's swaps
+        // by happens-before alone, and could place it before one that it came after.
+        target.kicked.swap(true, SeqCst);
+        let parked = target.parked.lock().unwrap().take();
+        if let Some(thread) = parked {
+            thread.unpark();
+        }
+    }
+
+    fn now() -> u64 {
+        0
+    }
+
+    fn spin_turns() -> u32 {
+        SPIN_TURNS.load(Relaxed)
+    }
+
+    fn mode() -> Mode {
+        if NATIVE.load(Relaxed) { Mode::Native } else { Mode::Pv }
+    }
+
+    fn relax() {
+        // Two spinners can yield to each other for ever while a third CPU could go on, which is no
+        // progress but no defect either. After that many turns the rest of the execution is run, with
+        // all its checks, but its orders are explored no further.
+        if TURNS.fetch_add(1, Relaxed) == MAX_TURNS {
+            loom::skip_branch();
+        }
+        thread::yield_now();
+    }
+}
