@@ -119,7 +119,8 @@ fn inherited() -> impl Iterator<Item = String> {
         "CLIPPY_ARGS",
     ];
     // CARGO_TARGET_DIR is among the second.
-    const PREFIXES: &[&str] = &["CARGO_BUILD_", "CARGO_TARGET_", "CARGO_PROFILE_", "CARGO_FEATURE_"];
+    const PREFIXES: &[&str] =
+        &["CARGO_BUILD_", "CARGO_TARGET_", "CARGO_PROFILE_", "CARGO_FEATURE_"];
     env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| {
         NAMES.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     })
