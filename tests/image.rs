@@ -46,7 +46,7 @@ fn below_stack_pointer(code: &[u8], address: u64) -> Vec<u64> {
     let mut deepest = 0i64;
     let mut frame = None;
     let mut accesses = Vec::new();
-    for i in &Decoder::with_ip(64, code, address, DecoderOptions::NONE) {
+    for i in Decoder::with_ip(64, code, address, DecoderOptions::NONE) {
         if accesses_memory(&i) && i.memory_index() == Register::None {
             let displacement = i.memory_displacement64() as i64;
             match (i.memory_base(), frame) {
@@ -146,7 +146,7 @@ fn xen_notes(elf: &ElfFile64<'static, Endianness>) -> BTreeMap<u32, Vec<u8>> {
         let Some(mut all) = section.notes(endian, IMAGE).unwrap() else { continue };
         while let Some(note) = all.next().unwrap() {
             if note.name() == b"Xen" {
-                notes.insert(note.n_type(endian), note.desc().to_vec());
+                notes.insert(note.n_type(endian).0, note.desc().to_vec());
             }
         }
     }
