@@ -7,7 +7,8 @@
 //!
 //! - [`Mutex`] is the face for data: `lock_api`'s mutex over [`RawPvLock`].
 //! - A [`Policy`] says when a waiter sleeps and who wakes it. [`KickTwice`] and [`KickAtUnlock`] are the
-//!   two sides of the patch that this project grew from.
+//!   two sides of the patch that this project grew from, [`Hybrid`] is what came after it elsewhere,
+//!   [`Adaptive`] goes past it.
 //! - [`Mode`] chooses at boot between sleeping waiters, a spinning queue, and test-and-set.
 //! - [`debug::Dump`] shows a stuck lock, [`counters()`] what happened.
 //!
@@ -15,6 +16,7 @@
 //! `pv` how they wait, `hash` who sleeps on what. An arrow never runs back in this list.
 #![cfg_attr(not(any(loom, test)), no_std)]
 
+mod adaptive;
 mod counters;
 pub mod debug;
 mod hash;
@@ -31,11 +33,12 @@ mod raw;
 mod sync;
 mod word;
 
+pub use adaptive::Adaptive;
 pub use counters::{Counter, add as add_to_counter, counters};
 pub use hash::{HashStorage, HashTable};
 pub use node::CpuNodes;
 pub use platform::{Mode, Platform};
-pub use policy::{Handover, KickAtUnlock, KickTwice, Policy, Spin, Stage};
+pub use policy::{Handover, Hybrid, KickAtUnlock, KickTwice, Policy, Spin, Stage};
 pub use raw::RawPvLock;
 
 /// Data behind a [`RawPvLock`].

@@ -4,14 +4,21 @@
 //! orders nor delays anything that is checked.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::string::String;
 use std::vec::Vec;
 
 std::thread_local! {
     static TRACE: RefCell<Vec<(usize, String)>> = const { RefCell::new(Vec::new()) };
+    static REACHED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 pub(crate) fn step(cpu: usize, text: String) {
+    REACHED.with_borrow_mut(|reached| {
+        if !reached.contains(&text) {
+            reached.insert(text.clone());
+        }
+    });
     TRACE.with_borrow_mut(|trace| trace.push((cpu, text)));
 }
 
@@ -23,4 +30,9 @@ pub fn begin() {
 /// (CPU, step) since [`begin`], in the order they were done.
 pub fn trace() -> Vec<(usize, String)> {
     TRACE.with_borrow(Vec::clone)
+}
+
+/// The different steps done since the last call, in all executions: what an exploration covered.
+pub fn take_reached() -> BTreeSet<String> {
+    REACHED.with_borrow_mut(std::mem::take)
 }

@@ -4,6 +4,7 @@
 //! slow path in [`pv`](crate::pv) acts, so that a policy cannot break mutual exclusion.
 
 use crate::Platform;
+use crate::counters::{Counter, count};
 use crate::node::{CpuNodes, State};
 use crate::word::Tail;
 
@@ -106,20 +107,31 @@ pub trait Policy: 'static {
     /// What a new owner does about a sleeping successor.
     const HANDOVER: Handover = Handover::Register;
 
-    /// How often a newcomer tries to take a free lock past the queue before it joins it. With 0 the
-    /// order of the queue is the order of acquisition.
+    /// Looks that a newcomer takes at the lock, to take it past the queue if it is free, before it
+    /// joins the queue. While a head spins it does not look. With 0 the order of the queue is the
+    /// order of acquisition.
     const STEALS: u32 = 0;
 
     /// Whether a head that was kicked, and lost the lock to a thief, registers again. Without it
     /// such a head spins until it owns the lock.
     const REARM: bool = true;
 
-    /// Thefts that a head suffers in one acquisition before it forbids them.
+    /// Wake-ups that a head finds in vain in one acquisition, because of a theft, before it forbids
+    /// thefts until it owns the lock.
     const MAX_THEFTS: u32 = u32::MAX;
+
+    /// Whether [`waited`](Policy::waited) is to be told about waits; it costs two readings of the clock.
+    const TIMES_WAITS: bool = false;
 
     /// Asked before each turn of a spin: another turn, or to sleep?
     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
         spin.turn() < P::spin_turns()
+    }
+
+    /// Told how long a wait took, in nanoseconds, to learn from it. Called with the nodes of the CPU
+    /// that waited, if [`TIMES_WAITS`](Policy::TIMES_WAITS).
+    fn waited(nodes: &CpuNodes, nanoseconds: u64) {
+        let _ = (nodes, nanoseconds);
     }
 
     /// The order of steps of the patch as posted in 2015, which enters a lock twice. For the
@@ -142,4 +154,31 @@ pub struct KickAtUnlock;
 
 impl Policy for KickAtUnlock {
     const NAME: &'static str = "kick-at-unlock";
+}
+
+/// [`KickAtUnlock`] and what came after it elsewhere: a newcomer looks once whether it can take the
+/// lock while no head spins, and a waiter whose predecessor sleeps goes to sleep too.
+///
+/// A head that lost the lock to a thief after it was kicked spins from then on; how often that can
+/// happen is not bounded while it sleeps.
+pub struct Hybrid;
+
+impl Policy for Hybrid {
+    const NAME: &'static str = "hybrid";
+    const STEALS: u32 = 1;
+    const REARM: bool = false;
+
+    fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+        spin.turn() < P::spin_turns() && !wait_early::<P>(spin)
+    }
+}
+
+/// Whether the spin should end now because the predecessor sleeps, looked at every 256 turns.
+pub(crate) fn wait_early<P: Platform>(spin: &Spin) -> bool {
+    let early =
+        spin.stage() == Stage::Behind && spin.turn() % 256 == 255 && spin.predecessor_sleeps::<P>();
+    if early {
+        count::<P>(spin.cpu(), Counter::WaitEarly);
+    }
+    early
 }

@@ -25,12 +25,21 @@ pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word) {
         P::hash().capacity(),
         P::MAX_CPUS
     );
-    for _ in 0..K::STEALS {
+    for look in 0..K::STEALS {
         let seen = word.load();
-        // A spinning head forbids stealing; so does a word in which the lock is not free.
-        if seen.locked() == FREE && !seen.pending() && word.try_steal() {
-            count::<P>(P::current_cpu(), Counter::LockStealing);
+        if seen.pending() {
+            // A head spins: it is awake and comes first.
+            break;
+        }
+        if seen.locked() == FREE && word.try_steal() {
+            if seen.tail().is_some() {
+                count::<P>(P::current_cpu(), Counter::LockStealing);
+                step!(P::current_cpu(), "newcomer: steals");
+            }
             return;
+        }
+        if look + 1 < K::STEALS {
+            P::relax();
         }
     }
     queue::acquire::<P, Pv<K>>(word);
@@ -89,7 +98,7 @@ impl<K: Policy> Discipline for Pv<K> {
             if !node.is_handed() {
                 step!(waiter.cpu, "queue: waits while Halted");
                 count::<P>(waiter.cpu, Counter::WaitNode);
-                timed_wait::<P>(waiter.cpu, || node.state() == State::Halted);
+                wait::<P, K>(waiter.cpu, || node.state() == State::Halted);
             }
             // Awake. If the predecessor has registered us meanwhile, that stands.
             node.unhalt();
@@ -112,7 +121,10 @@ impl<K: Policy> Discipline for Pv<K> {
             }
             let state = waiter.node.state();
             let locked = word.load_acquire().locked();
-            if locked == SLOW {
+            if locked == FREE {
+                // Released after the last look: the next one takes it.
+                continue;
+            } else if locked == SLOW {
                 // The entry is in the table: whoever unlocks finds it, and us.
                 registered = true;
             } else if state == State::Registering {
@@ -126,12 +138,13 @@ impl<K: Policy> Discipline for Pv<K> {
                 // An entry once made is gone only when an unlock took it, so a lock that is held
                 // and not slow was stolen since.
                 if registered || state == State::Hashed {
-                    thefts += u32::from(locked == LOCKED);
+                    thefts += 1;
                     if !K::REARM {
                         P::relax();
                         continue;
                     }
                     count::<P>(waiter.cpu, Counter::Rearm);
+                    step!(waiter.cpu, "head: lost to a thief, registers again");
                 }
                 if register::<P, K>(word, waiter) {
                     return;
@@ -144,7 +157,7 @@ impl<K: Policy> Discipline for Pv<K> {
                 count::<P>(waiter.cpu, Counter::WaitAgain);
             }
             step!(waiter.cpu, "head: waits while slow");
-            timed_wait::<P>(waiter.cpu, || word.load().locked() == SLOW);
+            wait::<P, K>(waiter.cpu, || word.load().locked() == SLOW);
             step!(waiter.cpu, "head: awake");
             if word.load().locked() == SLOW {
                 count::<P>(waiter.cpu, Counter::SpuriousWakeup);
@@ -182,6 +195,17 @@ impl<K: Policy> Discipline for Pv<K> {
     }
 }
 
+/// Waits in the hypervisor, and lets the policy learn from it.
+fn wait<P: Platform, K: Policy>(cpu: usize, still_blocked: impl Fn() -> bool) {
+    if K::TIMES_WAITS {
+        let begin = P::now();
+        timed_wait::<P>(cpu, still_blocked);
+        K::waited(P::nodes(cpu), P::now().saturating_sub(begin));
+    } else {
+        timed_wait::<P>(cpu, still_blocked);
+    }
+}
+
 /// Spins on the word as the head: whether the lock was taken.
 fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter, thefts: u32) -> bool {
     if K::STEALS > 0 {
@@ -198,6 +222,9 @@ fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter, thefts: u3
         }
         P::relax();
         spin.advance();
+    }
+    if K::STEALS > 0 && thefts >= K::MAX_THEFTS {
+        step!(waiter.cpu, "head: forbids thefts");
     }
     // Asleep, we let others steal, unless they did too often.
     if K::STEALS > 0 && thefts < K::MAX_THEFTS {

@@ -7,7 +7,8 @@
 mod machine;
 
 use machine::{MODE, SPIN_TURNS, Threads};
-use pvlock::{CpuNodes, KickAtUnlock, KickTwice, Platform, Policy, RawPvLock, debug::Dump};
+use pvlock::debug::Dump;
+use pvlock::{Adaptive, CpuNodes, Hybrid, KickAtUnlock, KickTwice, Platform, Policy, RawPvLock};
 use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard};
@@ -88,10 +89,25 @@ fn kick_at_unlock_counts_exactly() {
 }
 
 #[test]
+fn hybrid_counts_exactly() {
+    let _machine = machine(0, 20);
+    hammer::<Hybrid>(8, 1, 20_000);
+    hammer::<Hybrid>(8, 3, 20_000);
+}
+
+#[test]
+fn adaptive_counts_exactly() {
+    let _machine = machine(0, 20);
+    hammer::<Adaptive>(8, 1, 20_000);
+    hammer::<Adaptive>(8, 3, 20_000);
+}
+
+#[test]
 fn waiters_that_never_spin_count_exactly() {
     let _machine = machine(0, 0);
     hammer::<KickTwice>(6, 1, 5_000);
     hammer::<KickAtUnlock>(6, 2, 5_000);
+    hammer::<Hybrid>(6, 2, 5_000);
 }
 
 #[test]
@@ -184,8 +200,10 @@ fn counters_name_what_happened() {
     let sum = |counter: pvlock::Counter| -> u64 {
         (0..machine::CPUS).map(|cpu| pvlock::counters::<Threads>(cpu)[counter as usize]).sum()
     };
-    let before = sum(pvlock::Counter::KickUnlock);
+    use pvlock::Counter::{KickUnlock, Rearm, WaitHead};
+    let before = [KickUnlock, WaitHead, Rearm].map(sum);
     hammer::<KickAtUnlock>(6, 1, 5_000);
-    assert!(sum(pvlock::Counter::KickUnlock) > before);
-    assert_eq!(sum(pvlock::Counter::Rearm), 0, "no thieves in a FIFO policy");
+    let after = [KickUnlock, WaitHead, Rearm].map(sum);
+    assert!(after[0] > before[0] && after[1] > before[1]);
+    assert_eq!(after[2], before[2], "no thieves in a FIFO policy");
 }

@@ -17,7 +17,8 @@ use loom::model::Builder;
 
 use loom::thread;
 use machine::{Machine, NATIVE, SPIN_TURNS};
-use pvlock::{KickAtUnlock, KickTwice, Mode, Policy, RawPvLock};
+use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, RawPvLock, Spin};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,6 +29,21 @@ struct Posted;
 impl Policy for Posted {
     const NAME: &'static str = "posted";
     const AS_POSTED: bool = true;
+}
+
+/// The protocol of `Adaptive` (theft, re-arm, bounded theft) with budgets in turns: a model has no
+/// clock.
+struct AdaptiveInTurns;
+
+impl Policy for AdaptiveInTurns {
+    const NAME: &'static str = "adaptive";
+    const STEALS: u32 = 1;
+    const REARM: bool = pvlock::Adaptive::REARM;
+    const MAX_THEFTS: u32 = 1;
+
+    fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+        spin.turn() < P::spin_turns()
+    }
 }
 
 /// What to explore.
@@ -61,7 +77,9 @@ impl<K: Policy> Shared<K> {
 }
 
 /// Runs CPU `i` for `rounds[i]` acquisitions of one lock, in every order within `bounds`.
-fn explore<K: Policy>(rounds: &'static [usize], bounds: Bounds) {
+///
+/// Returns the steps that were done in any of them.
+fn explore<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> BTreeSet<String> {
     static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
     let _one_at_a_time = one_at_a_time();
     SPIN_TURNS.store(bounds.spin_turns, Relaxed);
@@ -69,7 +87,8 @@ fn explore<K: Policy>(rounds: &'static [usize], bounds: Bounds) {
     EXECUTIONS.store(0, Relaxed);
     let begin = std::time::Instant::now();
     let mut builder = Builder::new();
-    builder.preemption_bound = Some(bounds.preemptions);
+    builder.preemption_bound = Some(bounds.preemptions + extra_preemptions());
+    pvlock::model::take_reached();
     builder.max_branches = 10_000;
     builder.check(move || {
         EXECUTIONS.fetch_add(1, Relaxed);
@@ -98,10 +117,16 @@ fn explore<K: Policy>(rounds: &'static [usize], bounds: Bounds) {
         K::NAME,
         bounds.mode,
         bounds.spin_turns,
-        bounds.preemptions,
+        bounds.preemptions + extra_preemptions(),
         EXECUTIONS.load(Relaxed),
         begin.elapsed().as_secs_f32()
     );
+    pvlock::model::take_reached()
+}
+
+/// For a deeper run than the test command's: `PVLOCK_EXTRA_PREEMPTIONS=1`.
+fn extra_preemptions() -> usize {
+    std::env::var("PVLOCK_EXTRA_PREEMPTIONS").map_or(0, |extra| extra.parse().expect("a number"))
 }
 
 /// Models share statics of the machine, and a core each.
@@ -126,9 +151,9 @@ fn explore_to_failure<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> St
     message
 }
 
-const SPIN: Bounds = Bounds { preemptions: 4, spin_turns: 1, mode: Mode::Pv };
-const SLEEP: Bounds = Bounds { preemptions: 3, spin_turns: 0, ..SPIN };
-const THREE: usize = 3;
+const SPIN: Bounds = Bounds { preemptions: 3, spin_turns: 1, mode: Mode::Pv };
+const SLEEP: Bounds = Bounds { preemptions: 2, spin_turns: 0, ..SPIN };
+const THREE_CPUS: Bounds = Bounds { preemptions: 2, ..SPIN };
 
 /// Every policy goes through the same models.
 macro_rules! models_of {
@@ -148,8 +173,8 @@ macro_rules! models_of {
 
             #[test]
             fn three_cpus() {
-                explore::<$policy>(&[1, 1, 1], Bounds { preemptions: THREE, ..SPIN });
-                explore::<$policy>(&[1, 1, 1], Bounds { preemptions: THREE, ..SLEEP });
+                explore::<$policy>(&[1, 1, 1], THREE_CPUS);
+                explore::<$policy>(&[1, 1, 1], SLEEP);
             }
         }
     };
@@ -157,12 +182,25 @@ macro_rules! models_of {
 
 models_of!(KickTwice, kick_twice);
 models_of!(KickAtUnlock, kick_at_unlock);
+models_of!(Hybrid, hybrid);
+models_of!(AdaptiveInTurns, adaptive);
+
+/// The exploration reaches the steps that only a theft brings about, and a FIFO policy none of them.
+#[test]
+fn thefts_are_explored() {
+    const THEFTS: [&str; 3] =
+        ["newcomer: steals", "head: lost to a thief, registers again", "head: forbids thefts"];
+    let reached = explore::<AdaptiveInTurns>(&[3, 1], SLEEP);
+    assert!(THEFTS.iter().all(|&step| reached.contains(step)), "{reached:#?}");
+    let reached = explore::<KickAtUnlock>(&[3, 1], SLEEP);
+    assert!(!THEFTS.iter().any(|&step| reached.contains(step)), "{reached:#?}");
+}
 
 #[test]
 fn native_mode() {
     let native = Bounds { mode: Mode::Native, ..SPIN };
     explore::<KickAtUnlock>(&[2, 2], native);
-    explore::<KickAtUnlock>(&[1, 1, 1], Bounds { preemptions: THREE, ..native });
+    explore::<KickAtUnlock>(&[1, 1, 1], Bounds { preemptions: 2, ..native });
 }
 
 /// S1: after the owner handed the head over, and before it looks whether the new head sleeps, that
