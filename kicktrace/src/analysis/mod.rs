@@ -106,7 +106,6 @@ pub struct Analyser {
     classes: Classes,
     bad_markers: u64,
     shared_cores: u64,
-    last_tsc: u64,
 }
 
 /// No vCPU of interest: idle, or of a domain that was not asked for.
@@ -128,7 +127,6 @@ impl Analyser {
             classes: Classes::default(),
             bad_markers: 0,
             shared_cores: 0,
-            last_tsc: 0,
         }
     }
 
@@ -462,7 +460,7 @@ impl Analyser {
     #[must_use]
     pub fn summary(mut self, reading: reader::Reading) -> Summary {
         for vcpu in &mut self.vcpus {
-            vcpu.finish(self.last_tsc, &self.gaps);
+            vcpu.finish(reading.last_tsc, &self.gaps);
         }
         tell::summary(self, reading)
     }
@@ -475,17 +473,16 @@ fn short(record: &Record<'_>, needed: u32) -> Error {
 }
 
 impl Visit for Analyser {
+    /// Between two changes of its runstate a vCPU belongs to its pCPU: what it does there concerns
+    /// others only through a wake. So only these need their place among all records.
+    #[inline]
+    fn is_local(event: u32) -> bool {
+        event & event::GROUP_MASK != event::SCHED_MIN
+            && !matches!(event, event::WAKE | event::BLOCK | event::LOST_RECORDS)
+    }
+
     #[inline]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let mut here = *record;
-        if here.event == event::LOST_RECORDS {
-            return self.lost(record);
-        }
-        // Time never runs backwards here, whatever the TSCs do: every sum of intervals stays below
-        // the trace's length.
-        here.tsc = here.tsc.max(self.last_tsc);
-        self.last_tsc = here.tsc;
-        let record = &here;
         match record.event & event::GROUP_MASK {
             event::SCHED_MIN => {
                 if let Some((old, new)) = event::runstate_change(record.event) {
@@ -526,6 +523,7 @@ impl Visit for Analyser {
             }
             event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(record),
             markers::GUEST => self.marker(record),
+            event::GENERAL => self.lost(record)?,
             _ => {}
         }
         Ok(())

@@ -15,7 +15,7 @@ pub(super) fn summary(analyser: Analyser, reading: Reading) -> Summary {
     let ticks = reading.last_tsc.saturating_sub(reading.first_tsc);
     let mut warnings = warnings(&analyser, &reading);
     let classes = analyser.classes;
-    let last = analyser.last_tsc;
+    let last = reading.last_tsc;
     let mut vcpus = analyser.vcpus;
     vcpus.sort_by_key(|vcpu| (vcpu.domain, vcpu.id));
     let mut domains = Vec::new();

@@ -154,7 +154,10 @@ impl Vcpu {
     /// Accounts the time up to `tsc` to the state that ends, and enters `new`.
     pub(super) fn change(&mut self, tsc: u64, old: Option<Runstate>, new: Runstate, gaps: &Gaps) {
         let known = old.is_none() || self.state == old;
-        let ticks = tsc.saturating_sub(self.since);
+        // Its time never runs backwards, whatever the TSCs do: the sum of its intervals stays below
+        // the trace's length.
+        let tsc = tsc.max(self.since);
+        let ticks = tsc - self.since;
         if self.first.is_none() {
             self.first = Some(tsc);
         } else if known {
@@ -222,7 +225,7 @@ impl Vcpu {
             Some(Runstate::Running) => tsc.saturating_sub(self.since),
             _ => 0,
         };
-        self.times.running + now
+        self.times.running.saturating_add(now)
     }
 
     /// Ticks of `from..to` in which this vCPU was runnable, as far as remembered.
@@ -240,7 +243,8 @@ impl Vcpu {
         self.kicked_by = None;
         self.aborted = false;
         if let Some(ran) = self.ran_at_wait_end.take() {
-            self.times.spinning += self.ran(tsc).saturating_sub(ran);
+            let spun = self.ran(tsc).saturating_sub(ran);
+            self.times.spinning = self.times.spinning.saturating_add(spun);
             self.raw.spurious_wakes += u64::from(!self.last_wait_was_kicked);
         }
     }
@@ -295,7 +299,8 @@ impl Vcpu {
             self.raw.polls_aborted += 1;
         } else {
             self.raw.polls_blocked += 1;
-            self.times.blocked_in_poll += self.wake_tsc.saturating_sub(self.block_tsc);
+            let blocked = self.wake_tsc.saturating_sub(self.block_tsc);
+            self.times.blocked_in_poll = self.times.blocked_in_poll.saturating_add(blocked);
         }
         let tainted = gaps.up_to(tsc) > self.gaps_at_poll;
         let wait = Wait { kick: self.kicked_by, block_tsc: self.block_tsc, tainted };

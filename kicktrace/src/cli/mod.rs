@@ -3,6 +3,7 @@
 //! Owns arguments, exit codes and where output goes. Exit code 0: done; 1: a check asked for did
 //! not hold; 2: bad input or arguments.
 
+mod generate;
 mod input;
 mod summary;
 
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Kicks, polls, waits and runstates of every domain
     Summary(summary::Args),
+    /// Write a synthetic trace to standard output
+    Generate(generate::Args),
 }
 
 /// What ends a command without a result.
@@ -74,6 +77,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         Command::Summary(args) => summary::run(&args),
+        Command::Generate(args) => generate::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

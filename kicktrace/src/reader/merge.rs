@@ -6,23 +6,47 @@
 //! bears witness how late it was at least. So a record is final once every pCPU has been emptied at
 //! a moment known to be later: about one pass after it was read. Nothing else is held back.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::mpsc::Sender;
 
 use crate::error::Error;
 use crate::event;
+use crate::reader::tournament::{NOTHING, Tournament};
 use crate::reader::window::{Block, End, record_words};
 use crate::reader::{PcpuReading, ReadOptions, Reading, Record, Visit};
+
+/// How far ahead of the record under way its stream is fetched, in words: two cache lines.
+const AHEAD: usize = 32;
+
+/// Asks for `words[at]` to be brought into the cache.
+#[inline]
+fn prefetch(words: &[u32], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(word) = words.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads and writes nothing that a program can observe, and faults on no
+        // address; this one is a live reference besides. SSE is part of every x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(word).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (words, at);
+}
 
 /// One pCPU's records that were read and not yet delivered.
 #[derive(Default)]
 struct Stream {
-    blocks: VecDeque<Block>,
-    /// Word in the front block where the next record starts.
+    /// The block under way.
+    words: Vec<u32>,
+    /// Where it stands in the input.
+    offset: u64,
+    /// Word where the next record starts.
     at: usize,
-    /// Sort key of the next record: its TSC, or the start of its gap.
+    /// Blocks behind it.
+    blocks: VecDeque<Block>,
+    /// Sort key of the next record: its TSC, or the start of its gap. [`NOTHING`] if there is none.
     key: u64,
+    /// Event of the next record.
+    event: u32,
     /// Correction of this pCPU's TSC.
     tsc_offset: i64,
     /// The last corrected TSC delivered, for records without one.
@@ -63,27 +87,40 @@ impl Passes {
 
 pub(super) struct Merge<'v, V> {
     streams: Vec<Stream>,
-    heap: BinaryHeap<Reverse<(u64, u32)>>,
+    next: Tournament,
     passes: Passes,
-    spare: Sender<Vec<u32>>,
     visitor: &'v mut V,
     offsets: Vec<(u32, i64)>,
-    buffered: usize,
+    buffer: Buffer,
     buffer_limit: usize,
+    /// The highest key delivered.
     delivered: u64,
     reading: Reading,
+}
+
+/// The bytes held back, and the way back for empty blocks.
+struct Buffer {
+    held: usize,
+    spare: Sender<Vec<u32>>,
+}
+
+impl Buffer {
+    fn release(&mut self, words: Vec<u32>) {
+        self.held -= words.len() * 4;
+        // The reading thread may have ended already.
+        let _ = self.spare.send(words);
+    }
 }
 
 impl<'v, V: Visit> Merge<'v, V> {
     pub(super) fn new(options: &ReadOptions, spare: Sender<Vec<u32>>, visitor: &'v mut V) -> Self {
         Self {
             streams: Vec::new(),
-            heap: BinaryHeap::new(),
+            next: Tournament::default(),
             passes: Passes::default(),
-            spare,
             visitor,
             offsets: options.tsc_offsets.clone(),
-            buffered: 0,
+            buffer: Buffer { held: 0, spare },
             buffer_limit: options.buffer_limit,
             delivered: 0,
             reading: Reading { first_tsc: u64::MAX, ..Reading::default() },
@@ -93,30 +130,18 @@ impl<'v, V: Visit> Merge<'v, V> {
     /// Takes a block in and delivers what has become final.
     pub(super) fn push(&mut self, block: Block) -> Result<(), Error> {
         let (cpu, last) = (block.cpu, block.last);
-        while self.streams.len() <= cpu as usize {
-            let cpu = self.streams.len() as u32;
-            let offset = self.offsets.iter().rev().find(|&&(of, _)| of == cpu);
-            self.streams.push(Stream {
-                tsc_offset: offset.map_or(0, |&(_, ticks)| ticks),
-                reading: PcpuReading { cpu, ..PcpuReading::default() },
-                ..Stream::default()
-            });
-        }
+        self.grow(cpu);
         let stream = &mut self.streams[cpu as usize];
         let max_tsc = match block.max_tsc {
             0 => 0,
             tsc => tsc.wrapping_add_signed(stream.tsc_offset),
         };
-        if block.words.is_empty() {
-            let _ = self.spare.send(block.words);
-        } else {
-            self.buffered += block.words.len() * 4;
-            self.reading.peak_buffered = self.reading.peak_buffered.max(self.buffered as u64);
-            let was_empty = stream.blocks.is_empty();
-            stream.blocks.push_back(block);
-            if was_empty && stream.next_key(&self.spare, &mut self.buffered) {
-                self.heap.push(Reverse((stream.key, cpu)));
-            }
+        self.buffer.held += block.words.len() * 4;
+        self.reading.peak_buffered = self.reading.peak_buffered.max(self.buffer.held as u64);
+        stream.blocks.push_back(block);
+        if stream.key == NOTHING {
+            stream.find_next(&mut self.buffer);
+            self.next.set(cpu, stream.key);
         }
         if last {
             let final_up_to = self.passes.window(cpu, max_tsc);
@@ -125,11 +150,29 @@ impl<'v, V: Visit> Merge<'v, V> {
             self.passes.latest = self.passes.latest.max(max_tsc);
         }
         // Too much held back: give up the order rather than the memory.
-        while self.buffered > self.buffer_limit {
-            let Some(&Reverse((key, _))) = self.heap.peek() else { break };
+        while self.buffer.held > self.buffer_limit {
+            let (key, _) = self.next.winner();
+            if key == NOTHING {
+                break;
+            }
             self.deliver(key)?;
         }
         Ok(())
+    }
+
+    /// Makes sure that `cpu` has a stream.
+    fn grow(&mut self, cpu: u32) {
+        while self.streams.len() <= cpu as usize {
+            let cpu = self.streams.len() as u32;
+            let offset = self.offsets.iter().rev().find(|&&(of, _)| of == cpu);
+            self.streams.push(Stream {
+                key: NOTHING,
+                tsc_offset: offset.map_or(0, |&(_, ticks)| ticks),
+                reading: PcpuReading { cpu, ..PcpuReading::default() },
+                ..Stream::default()
+            });
+        }
+        self.next.grow(self.streams.len());
     }
 
     /// Delivers everything that is left.
@@ -142,7 +185,10 @@ impl<'v, V: Visit> Merge<'v, V> {
         reading.bytes = end.bytes;
         reading.windows = end.windows;
         reading.truncated = end.truncated;
-        reading.pcpus = self.streams.into_iter().map(|stream| stream.reading).collect();
+        for stream in self.streams {
+            reading.last_tsc = reading.last_tsc.max(stream.tsc);
+            reading.pcpus.push(stream.reading);
+        }
         reading.pcpus.retain(|pcpu| pcpu.records > 0);
         reading.records = reading.pcpus.iter().map(|pcpu| pcpu.records).sum();
         if reading.records == 0 {
@@ -153,62 +199,26 @@ impl<'v, V: Visit> Merge<'v, V> {
 
     /// Delivers all records with a key up to `limit`.
     fn deliver(&mut self, limit: u64) -> Result<(), Error> {
-        while let Some(&Reverse((key, cpu))) = self.heap.peek() {
-            if key > limit {
-                break;
-            }
-            self.heap.pop();
-            // Stay with this pCPU until another one's record is due.
-            let until = self.heap.peek().map_or(limit, |&Reverse((next, _))| next.min(limit));
-            if self.run(cpu, until)? {
-                let key = self.streams[cpu as usize].key;
-                self.heap.push(Reverse((key, cpu)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Delivers records of `cpu` up to key `until`; returns whether any is left.
-    fn run(&mut self, cpu: u32, until: u64) -> Result<bool, Error> {
-        let stream = &mut self.streams[cpu as usize];
         loop {
-            let Some(block) = stream.blocks.front() else { return Ok(false) };
-            let at = stream.at;
-            let header = block.words[at];
-            let size = record_words(header);
-            let event = header & event::EVENT_MASK;
-            let timed = header >> 31 != 0;
-            let payload = at + 1 + 2 * usize::from(timed);
-            if timed {
-                let raw = u64::from(block.words[at + 1]) | u64::from(block.words[at + 2]) << 32;
-                let tsc = raw.wrapping_add_signed(stream.tsc_offset);
-                stream.reading.backwards += u64::from(tsc < stream.tsc);
-                stream.tsc = tsc;
+            let (key, cpu) = self.next.winner();
+            if key > limit || key == NOTHING {
+                return Ok(());
             }
-            let record = Record {
-                cpu,
-                tsc: stream.tsc,
-                event,
-                timed,
-                words: &block.words[payload..at + size],
-                offset: block.offset + 4 * at as u64,
+            // Stay with this pCPU until another one's record is due.
+            let until = self.next.runner_up().min(limit);
+            self.reading.first_tsc = self.reading.first_tsc.min(key);
+            let stream = &mut self.streams[cpu as usize];
+            let done = if key < self.delivered {
+                let before = stream.reading.records;
+                let done = stream.run(until, &mut self.buffer, self.visitor);
+                self.reading.late_records += stream.reading.records - before;
+                done
+            } else {
+                stream.run(until, &mut self.buffer, self.visitor)
             };
-            self.reading.late_records += u64::from(stream.key < self.delivered);
-            self.delivered = self.delivered.max(stream.key);
-            self.reading.first_tsc = self.reading.first_tsc.min(stream.key);
-            self.reading.last_tsc = self.reading.last_tsc.max(stream.tsc);
-            stream.reading.records += 1;
-            if event == event::LOST_RECORDS {
-                stream.reading.note_lost(&record, stream.tsc_offset);
-            }
-            self.visitor.record(&record)?;
-            stream.at = at + size;
-            if !stream.next_key(&self.spare, &mut self.buffered) {
-                return Ok(false);
-            }
-            if stream.key > until {
-                return Ok(true);
-            }
+            self.delivered = self.delivered.max(until.min(stream.tsc));
+            self.next.set(cpu, stream.key);
+            done?;
         }
     }
 }
@@ -226,33 +236,95 @@ impl PcpuReading {
 }
 
 impl Stream {
-    /// Moves to the next record that is not padding and computes its key; false if there is none.
-    #[inline]
-    fn next_key(&mut self, spare: &Sender<Vec<u32>>, buffered: &mut usize) -> bool {
+    /// Delivers records up to key `until`, at least one.
+    fn run<V: Visit>(
+        &mut self,
+        until: u64,
+        buffer: &mut Buffer,
+        visitor: &mut V,
+    ) -> Result<(), Error> {
         loop {
-            let Some(block) = self.blocks.front() else { return false };
-            let Some(&header) = block.words.get(self.at) else {
-                self.at = 0;
-                if let Some(block) = self.blocks.pop_front() {
-                    *buffered -= block.words.len() * 4;
-                    // The reading thread may have ended already.
-                    let _ = spare.send(block.words);
+            let at = self.at;
+            let Some(record) = self.words.get(at..) else { return Ok(()) };
+            let &[header, ref rest @ ..] = record else { return Ok(()) };
+            let size = record_words(header);
+            let timed = header >> 31 != 0;
+            let mut payload = &rest[..size - 1];
+            if let (true, &[lo, hi, ref words @ ..]) = (timed, payload) {
+                let raw = u64::from(lo) | u64::from(hi) << 32;
+                let tsc = raw.wrapping_add_signed(self.tsc_offset);
+                self.reading.backwards += u64::from(tsc < self.tsc);
+                self.tsc = tsc;
+                payload = words;
+            }
+            let record = Record {
+                cpu: self.reading.cpu,
+                tsc: self.tsc,
+                event: header & event::EVENT_MASK,
+                timed,
+                words: payload,
+                offset: self.offset + 4 * at as u64,
+            };
+            self.reading.records += 1;
+            if record.event == event::LOST_RECORDS {
+                self.reading.note_lost(&record, self.tsc_offset);
+            }
+            visitor.record(&record)?;
+            self.at = at + size;
+            // With many pCPUs it is long until this one's turn comes again: have its records ready.
+            prefetch(&self.words, self.at + AHEAD);
+            self.find_next(buffer);
+            if self.key == NOTHING || self.key > until && !V::is_local(self.event) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Computes the key of the next record that is not padding.
+    #[inline]
+    fn find_next(&mut self, buffer: &mut Buffer) {
+        loop {
+            let Some(&[header, ref rest @ ..]) = self.words.get(self.at..) else {
+                if !self.next_block(buffer) {
+                    return;
                 }
                 continue;
             };
-            if header & event::EVENT_MASK == event::WRAP_BUFFER {
-                self.at += record_words(header);
-                continue;
-            }
-            if header >> 31 == 0 {
-                self.key = self.tsc;
-                return true;
-            }
-            let lost = header & event::EVENT_MASK == event::LOST_RECORDS;
-            let at = self.at + if lost { 5 } else { 1 };
-            let raw = u64::from(block.words[at]) | u64::from(block.words[at + 1]) << 32;
-            self.key = raw.wrapping_add_signed(self.tsc_offset);
-            return true;
+            let event = header & event::EVENT_MASK;
+            let time = match (header >> 31, rest) {
+                _ if event & event::GROUP_MASK == event::GENERAL => {
+                    if event == event::WRAP_BUFFER {
+                        self.at += record_words(header);
+                        continue;
+                    }
+                    match (event, rest) {
+                        (event::LOST_RECORDS, &[_, _, _, _, lo, hi, ..]) => Some((lo, hi)),
+                        (_, &[lo, hi, ..]) if header >> 31 != 0 => Some((lo, hi)),
+                        _ => None,
+                    }
+                }
+                (1, &[lo, hi, ..]) => Some((lo, hi)),
+                _ => None,
+            };
+            let key = time.map_or(self.tsc, |(lo, hi)| {
+                (u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(self.tsc_offset)
+            });
+            self.key = key.min(NOTHING - 1);
+            self.event = event;
+            return;
         }
+    }
+
+    /// Goes on to the next block; false if there is none.
+    fn next_block(&mut self, buffer: &mut Buffer) -> bool {
+        let Some(block) = self.blocks.pop_front() else {
+            self.at = self.words.len();
+            self.key = NOTHING;
+            return false;
+        };
+        self.offset = block.offset;
+        self.at = 0;
+        buffer.release(std::mem::replace(&mut self.words, block.words));
+        true
     }
 }

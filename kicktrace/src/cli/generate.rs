@@ -1,0 +1,71 @@
+//! `kicktrace generate`: a synthetic trace, for trying things out and for benchmarks.
+
+use std::io;
+
+use clap::{Args as ClapArgs, ValueEnum};
+
+use super::Failure;
+use crate::synth::{Guest, Kicks, Plan, generate};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GuestArg {
+    Pv,
+    Pvh,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PolicyArg {
+    KickTwice,
+    KickAtUnlock,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Size of the trace in MB
+    #[arg(long, default_value_t = 1)]
+    mb: u64,
+    /// pCPUs of the host
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pcpus: u32,
+    /// Domains
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=512))]
+    domains: u16,
+    /// vCPUs of each domain
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=128))]
+    vcpus: u16,
+    /// Type of the guests
+    #[arg(long, value_enum, default_value_t = GuestArg::Pv)]
+    guest: GuestArg,
+    /// When their lock kicks
+    #[arg(long, value_enum, default_value_t = PolicyArg::KickAtUnlock)]
+    policy: PolicyArg,
+    /// Let the guests mark waits, kicks and acquisitions
+    #[arg(long)]
+    markers: bool,
+    /// Everything random depends on it alone
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let plan = Plan {
+        seed: args.seed,
+        pcpus: args.pcpus,
+        domains: args.domains,
+        vcpus: args.vcpus,
+        guest: match args.guest {
+            GuestArg::Pv => Guest::Pv,
+            GuestArg::Pvh => Guest::Pvh,
+        },
+        kicks: match args.policy {
+            PolicyArg::KickTwice => Kicks::Twice,
+            PolicyArg::KickAtUnlock => Kicks::AtUnlock,
+        },
+        markers: args.markers,
+        duration_ns: u64::MAX,
+        max_bytes: args.mb * 1_000_000,
+        ..Plan::default()
+    };
+    generate(&plan, io::stdout().lock())?;
+    Ok(())
+}
