@@ -216,3 +216,74 @@ const _: () = assert!(offset_of!(HvmParam, value) == 8);
 
 /// "This domain", wherever a domain id is asked for. Xen public/xen.h.
 pub const DOMID_SELF: u16 = 0x7ff0;
+
+/// `HVMOP_set_evtchn_upcall_vector`. Xen public/hvm/hvm_op.h.
+pub const HVMOP_SET_EVTCHN_UPCALL_VECTOR: usize = 23;
+
+/// Argument of `HVMOP_set_evtchn_upcall_vector`. Xen public/hvm/hvm_op.h.
+#[doc(alias = "xen_hvm_evtchn_upcall_vector")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct HvmUpcallVector {
+    /// Which vCPU.
+    pub vcpu: u32,
+    /// Interrupt vector, 0x10 or more.
+    pub vector: u8,
+}
+
+/// Parameters of a PVH domain. Xen public/hvm/params.h.
+#[allow(missing_docs, reason = "named by the header")]
+pub mod hvm_param {
+    pub const STORE_PFN: u32 = 1;
+    pub const STORE_EVTCHN: u32 = 2;
+    pub const CONSOLE_PFN: u32 = 17;
+    pub const CONSOLE_EVTCHN: u32 = 18;
+}
+
+/// `XENMEM_add_to_physmap`. Xen public/memory.h.
+pub const XENMEM_ADD_TO_PHYSMAP: usize = 7;
+
+/// Argument of `XENMEM_add_to_physmap`. Xen public/memory.h.
+#[doc(alias = "xen_add_to_physmap")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct AddToPhysmap {
+    /// [`DOMID_SELF`].
+    pub domid: u16,
+    /// Unused here.
+    pub size: u16,
+    /// 0 = the shared page.
+    pub space: u32,
+    /// Which page of that space.
+    pub index: u64,
+    /// Guest frame where it shall appear.
+    pub frame: u64,
+}
+const _: () = assert!(size_of::<AddToPhysmap>() == 24);
+
+/// Registers a vCPU of a PVH domain starts with, 64-bit mode. Xen public/hvm/hvm_vcpu.h.
+#[doc(alias = "vcpu_hvm_context")]
+#[repr(C)]
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "registers are named by the architecture")]
+pub struct VcpuHvmContext {
+    /// 1 = 64-bit.
+    pub mode: u32,
+    pub pad: u32,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rbx: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    // The 32-bit form, which shares the space, is longer.
+    pub rest: [u64; 8],
+}

@@ -1,14 +1,21 @@
 //! From Xen's first instruction in us to the programme's `main`.
 //!
 //! This file owns the ELF notes that tell Xen how to boot the image, the entry points, and the
-//! order of set-up that both kinds of domain share. What differs between them is in [`pv`].
+//! memory layout and order of set-up that both kinds of domain share. What differs between them is in
+//! [`pv`] and [`pvh`].
 
 pub mod pv;
+pub mod pvh;
 
+use core::cell::UnsafeCell;
+
+use x86_64::structures::paging::PageTableFlags;
+
+use crate::abi::PAGE_SIZE;
 use crate::console::{self, Sink};
 use crate::machine::Machine;
 use crate::percpu::MAX_VCPUS;
-use crate::{hypercall, trap};
+use crate::{hypercall, stack, trap};
 
 /// The programme: gets the machine on vCPU 0, with upcalls masked, and never returns.
 pub type Main = fn(&'static Machine) -> !;
@@ -48,6 +55,7 @@ macro_rules! kernel {
             "xen_note 1, .quad xen_pv_entry",               // ENTRY
             "xen_note 2, .quad xen_hypercall_page",         // HYPERCALL_PAGE
             "xen_note 9, .asciz \"yes\"",                   // PAE_MODE
+            "xen_note 18, .long xen_pvh_entry",             // PHYS32_ENTRY
             // 64-bit, paging on, start_info in rsi.
             ".pushsection .text.xen_entry, \"ax\", @progbits",
             ".globl xen_pv_entry",
@@ -59,7 +67,55 @@ macro_rules! kernel {
             "lea {main}(%rip), %rsi",
             "call {pv_start}",
             "ud2",
+            // 32-bit, paging off, hvm_start_info in ebx. Links the page tables, turns on what
+            // 64-bit mode and compiled code need, and goes on as above.
+            ".code32",
+            ".globl xen_pvh_entry",
+            "xen_pvh_entry:",
+            "cld",
+            "movl ${tables} + 0x1003, {tables}",
+            "movl ${tables} + 0x2003, {tables} + 0x1000",
+            "movl ${tables} + 0x3003, {tables} + 0x1008",
+            "movl ${tables} + 0x4003, {tables} + 0x1010",
+            "movl ${tables} + 0x5003, {tables} + 0x1018",
+            "mov ${tables}, %eax",
+            "mov %eax, %cr3",
+            "mov ${cr4}, %eax",
+            "mov %eax, %cr4",
+            "mov $0xc0000080, %ecx", // EFER
+            "rdmsr",
+            "or ${efer}, %eax",
+            "wrmsr",
+            "mov ${cr0}, %eax",
+            "mov %eax, %cr0",
+            "lgdt xen_pvh_gdt_pointer",
+            "ljmpl $8, $xen_pvh_long",
+            ".code64",
+            "xen_pvh_long:",
+            "xor %eax, %eax",
+            "mov %eax, %ds",
+            "mov %eax, %es",
+            "mov %eax, %ss",
+            "mov %eax, %fs",
+            "mov %eax, %gs",
+            "lea {stacks} + {stack_top}(%rip), %rsp",
+            "xor %ebp, %ebp",
+            "mov %ebx, %edi",
+            "lea {main}(%rip), %rsi",
+            "call {pvh_start}",
+            "ud2",
             ".popsection",
+            ".pushsection .rodata.xen_pvh, \"a\", @progbits",
+            ".balign 8",
+            "xen_pvh_gdt: .quad 0, 0x00af9a000000ffff", // a 64-bit code segment
+            "xen_pvh_gdt_pointer: .word 15",
+            ".long xen_pvh_gdt",
+            ".popsection",
+            tables = sym $crate::boot::pvh::TABLES,
+            cr0 = const $crate::smp::CR0,
+            cr4 = const $crate::smp::CR4,
+            efer = const $crate::smp::EFER_LME_NXE,
+            pvh_start = sym $crate::boot::pvh::start,
             stacks = sym $crate::stack::STACKS,
             stack_top = const $crate::stack::FIRST_TOP,
             main = sym $main,
@@ -67,6 +123,52 @@ macro_rules! kernel {
             options(att_syntax)
         );
     };
+}
+
+/// The page that the shared page replaces.
+#[repr(C, align(4096))]
+struct Placeholder(UnsafeCell<[u8; PAGE_SIZE]>);
+
+// SAFETY: never used as what it is declared; what gets mapped over it is all atomics.
+unsafe impl Sync for Placeholder {}
+
+impl Placeholder {
+    fn address(&self) -> usize {
+        self.0.get() as usize
+    }
+}
+
+static SHARED_PAGE: Placeholder = Placeholder(UnsafeCell::new([0; PAGE_SIZE]));
+
+// From link.ld: each kind of memory starts on a page of its own.
+unsafe extern "C" {
+    static __text_start: u8;
+    static __rodata_start: u8;
+    static __data_start: u8;
+    static __image_end: u8;
+}
+
+/// The addresses of the image.
+fn image() -> core::ops::Range<usize> {
+    &raw const __text_start as usize..&raw const __image_end as usize
+}
+
+const DATA: PageTableFlags =
+    PageTableFlags::PRESENT.union(PageTableFlags::WRITABLE).union(PageTableFlags::NO_EXECUTE);
+
+/// What the page at `address` should allow; `None`: nothing.
+fn protection(address: usize) -> Option<PageTableFlags> {
+    let constants = &raw const __rodata_start as usize;
+    let data = &raw const __data_start as usize;
+    if address == 0 || stack::guards().contains(&address) && stack::is_guard(address) {
+        None
+    } else if (image().start..constants).contains(&address) {
+        Some(PageTableFlags::PRESENT)
+    } else if (constants..data).contains(&address) {
+        Some(PageTableFlags::PRESENT | PageTableFlags::NO_EXECUTE)
+    } else {
+        Some(DATA)
+    }
 }
 
 /// What a boot protocol has found out.

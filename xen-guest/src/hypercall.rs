@@ -166,6 +166,41 @@ pub fn xentrace(event: u16, words: &[u32]) -> Result<(), Errno> {
     unsafe { call(sys::__HYPERVISOR_hvm_op, arguments) }.map(drop)
 }
 
+/// A parameter of this PVH domain; see [`abi::hvm_param`].
+#[doc(alias = "HVMOP_get_param")]
+pub fn hvm_param(index: u32) -> Result<u64, Errno> {
+    let mut argument = abi::HvmParam { domid: abi::DOMID_SELF, index, value: 0 };
+    let arguments = [abi::HVMOP_GET_PARAM, address(&mut argument), 0, 0];
+    // SAFETY: the structure outlives the call, which fills in the value.
+    unsafe { call(sys::__HYPERVISOR_hvm_op, arguments) }?;
+    Ok(argument.value)
+}
+
+/// Chooses the interrupt vector of `vcpu`'s event upcalls.
+#[doc(alias = "HVMOP_set_evtchn_upcall_vector")]
+pub(crate) fn set_upcall_vector(vcpu: u32, vector: u8) -> Result<(), Errno> {
+    let mut argument = abi::HvmUpcallVector { vcpu, vector };
+    let arguments = [abi::HVMOP_SET_EVTCHN_UPCALL_VECTOR, address(&mut argument), 0, 0];
+    // SAFETY: the structure outlives the call, and Xen only reads it. What happens at the vector
+    // is up to the IDT.
+    unsafe { call(sys::__HYPERVISOR_hvm_op, arguments) }.map(drop)
+}
+
+/// Makes the shared page appear at guest frame `frame` of this PVH domain, in place of what is there.
+#[doc(alias = "XENMEM_add_to_physmap")]
+pub(crate) fn map_shared_info(frame: usize) -> Result<(), Errno> {
+    let mut argument = abi::AddToPhysmap {
+        domid: abi::DOMID_SELF,
+        size: 0,
+        space: 0,
+        index: 0,
+        frame: frame as u64,
+    };
+    let arguments = [abi::XENMEM_ADD_TO_PHYSMAP, address(&mut argument), 0, 0];
+    // SAFETY: the structure outlives the call, and the frame is a placeholder nobody uses.
+    unsafe { call(sys::__HYPERVISOR_memory_op, arguments) }.map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ pub mod console;
 pub mod crash;
 pub mod glue;
 pub mod heap;
+mod hvm;
 pub mod hypercall;
 pub mod locks;
 pub mod machine;

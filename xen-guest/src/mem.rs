@@ -1,4 +1,4 @@
-//! The five memory functions the compiler calls, which a freestanding image must bring itself.
+//! The memory functions the compiler calls, which a freestanding image must bring itself.
 //!
 //! Only in the image: on a host the C library has them. String instructions, because Rust code here
 //! could be compiled into a call of the very function it implements.
@@ -124,4 +124,26 @@ pub(crate) unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -
 pub(crate) unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
     // SAFETY: the caller's promise.
     unsafe { memcmp(a, b, len) }
+}
+
+/// Counts bytes up to a zero.
+///
+/// # Safety
+///
+/// C's rules for `strlen`.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn strlen(text: *const u8) -> usize {
+    let left: usize;
+    // SAFETY: reads up to and including the zero byte that the caller promises.
+    unsafe {
+        asm!(
+            "repne scasb",
+            inout("rcx") usize::MAX => left,
+            inout("rdi") text => _,
+            in("al") 0u8,
+            options(nostack, readonly),
+        );
+    }
+    // It has counted down once for every byte, the zero included.
+    usize::MAX - left - 1
 }

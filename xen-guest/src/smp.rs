@@ -7,14 +7,16 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use alloc::boxed::Box;
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
 use xen_sys as sys;
 
 use crate::abi::{self, RegisterVcpuInfo};
-use crate::boot::pv;
+use crate::boot::{pv, pvh};
 use crate::hypercall::{self, Xen};
 use crate::machine::{DomainType, Machine};
 use crate::percpu::{self, PerCpu};
-use crate::{clock, stack, trap};
+use crate::{clock, hvm, stack, trap};
 use evtchn::{Errno, Port};
 
 /// `EBUSY`: the vCPU is up.
@@ -40,7 +42,7 @@ pub(crate) fn start(machine: &Machine, vcpu: u32, entry: fn(u32)) -> Result<(), 
         trap::register_runstate(vcpu)?;
         match machine.domain_type() {
             DomainType::Pv => initialise_pv(vcpu, gs)?,
-            DomainType::Pvh => return Err(Errno::EINVAL),
+            DomainType::Pvh => initialise_pvh(vcpu)?,
         }
         area.initialised.store(true, Relaxed);
     }
@@ -71,6 +73,48 @@ fn initialise_pv(vcpu: u32, gs: u64) -> Result<(), Errno> {
     // SAFETY: the context leads into `enter` on the vCPU's own stack with its GS base set; Xen
     // copies it.
     unsafe { hypercall::vcpu_op(abi::vcpuop::INITIALISE, vcpu, &mut *context) }.map(drop)
+}
+
+/// Paging, write protection in kernel mode too, x87 as compiled code expects it, protected mode.
+pub const CR0: u32 = 1 << 31 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1;
+/// Physical address extension, and SSE: prebuilt `core` uses it.
+pub const CR4: u32 = 1 << 5 | 1 << 9 | 1 << 10;
+/// 64-bit mode and no-execute pages, as the entry code sets them.
+pub const EFER_LME_NXE: u32 = 1 << 8 | 1 << 11;
+/// 64-bit mode is active: what a vCPU that starts there has in addition.
+const EFER_LMA: u32 = 1 << 10;
+
+/// Tells Xen where a vCPU of a PVH domain starts: in 64-bit mode, with our page tables.
+fn initialise_pvh(vcpu: u32) -> Result<(), Errno> {
+    let mut context = abi::VcpuHvmContext {
+        mode: 1,
+        rip: enter_pvh as *const () as u64,
+        rsp: stack::top(vcpu) as u64,
+        rdi: u64::from(vcpu),
+        rflags: 2,
+        cr0: u64::from(CR0),
+        cr3: pvh::page_table_root(),
+        cr4: u64::from(CR4),
+        efer: u64::from(EFER_LME_NXE | EFER_LMA),
+        ..Default::default()
+    };
+    // SAFETY: the context leads into `enter_pvh` on the vCPU's own stack; Xen copies it.
+    unsafe { hypercall::vcpu_op(abi::vcpuop::INITIALISE, vcpu, &mut context) }.map(drop)
+}
+
+/// Where a vCPU of a PVH domain comes in. It has no descriptor tables and no GS base yet.
+#[unsafe(naked)]
+extern "C" fn enter_pvh() -> ! {
+    naked_asm!("cld", "xor ebp, ebp", "call {prepare}", "ud2", prepare = sym prepare_pvh);
+}
+
+extern "C" fn prepare_pvh(vcpu: u32) -> ! {
+    GsBase::write(VirtAddr::from_ptr(PerCpu::of(vcpu)));
+    hvm::init_vcpu();
+    if let Err(errno) = hvm::init_upcalls(vcpu) {
+        panic!("vCPU {vcpu} gets no upcall vector: {errno}");
+    }
+    run()
 }
 
 /// Where a started vCPU comes in, and where a parked one starts again, with an empty stack.

@@ -10,6 +10,7 @@ use core::arch::naked_asm;
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use x86_64::registers::control::Cr2;
 use xen_sys as sys;
 
 use crate::abi::{self, CallbackRegister};
@@ -67,6 +68,21 @@ extern "C" fn exception_pv<const VECTOR: u32>() {
     );
 }
 
+/// Entry of exception `VECTOR` on PVH.
+#[unsafe(naked)]
+extern "C" fn entry_hvm<const VECTOR: u32>() {
+    naked_asm!(
+        ".if ({with_error_code} >> {vector}) & 1 == 0",
+        "push 0",
+        ".endif",
+        "push {vector}",
+        "jmp {common}",
+        with_error_code = const WITH_ERROR_CODE,
+        vector = const VECTOR,
+        common = sym exception_common,
+    );
+}
+
 /// Completes a [`TrapFrame`] and reports it.
 #[unsafe(naked)]
 extern "C" fn exception_common() {
@@ -96,9 +112,13 @@ extern "C" fn exception_common() {
 }
 
 extern "C" fn report(frame: &TrapFrame) -> ! {
-    // On PV Xen leaves the fault address here, on hardware in cr2.
-    let cr2 = PerCpu::current().info.cr2.load(Relaxed);
-    crate::crash::exception(frame, cr2)
+    let fault_address = if frame.cs as u16 & !3 == FLAT_KERNEL_CS & !3 {
+        // PV: Xen leaves it in the vCPU's own structure.
+        PerCpu::current().info.cr2.load(Relaxed)
+    } else {
+        Cr2::read_raw()
+    };
+    crate::crash::exception(frame, fault_address)
 }
 
 /// Addresses of the entries for vectors 0 to 31.
@@ -107,13 +127,23 @@ macro_rules! entries {
 }
 static EXCEPTIONS_PV: [extern "C" fn(); 32] = entries!(exception_pv:
     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+static EXCEPTIONS_HVM: [extern "C" fn(); 32] = entries!(entry_hvm:
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+
+/// Address of the entry code of an exception on PVH.
+pub(crate) fn exception_hvm(vector: u8) -> *const () {
+    EXCEPTIONS_HVM[usize::from(vector)] as *const ()
+}
 
 /// Flat kernel code segment of 64-bit PV domains. Xen public/arch-x86/xen-x86_64.h.
 pub(crate) const FLAT_KERNEL_CS: u16 = 0xe033;
 /// Flat kernel stack segment of 64-bit PV domains. Xen public/arch-x86/xen-x86_64.h.
 pub(crate) const FLAT_KERNEL_SS: u16 = 0xe02b;
 
-/// The trap table: exceptions with upcalls held back.
+/// Vector of the non-maskable interrupt.
+const NMI: u8 = 2;
+
+/// The trap table: exceptions, and the NMI, with upcalls held back.
 fn table() -> impl Iterator<Item = sys::trap_info> {
     /// `TI_SET_IF`: mask upcalls on entry. Xen public/arch-x86/xen.h.
     const MASK_EVENTS: u8 = 4;
@@ -121,7 +151,10 @@ fn table() -> impl Iterator<Item = sys::trap_info> {
         vector,
         flags: MASK_EVENTS,
         cs: FLAT_KERNEL_CS,
-        address: EXCEPTIONS_PV[usize::from(vector)] as usize as u64,
+        address: match vector {
+            NMI => nmi_pv as *const () as u64,
+            _ => EXCEPTIONS_PV[usize::from(vector)] as *const () as u64,
+        },
     })
 }
 
@@ -170,44 +203,104 @@ extern "C" fn report_failsafe() -> ! {
     panic!("Xen called the failsafe callback: a segment register is broken");
 }
 
-/// Entry of event upcalls on PV. The interrupted code's vector registers are kept, because the
-/// handler is compiled code that may use them. The return is a hypercall, which restores the upcall
-/// mask together with the rest: returning by `iretq` would leave a window.
+/// Saves what a handler written in Rust may change, calls `{handler}`, and restores it. Vector
+/// registers too: the handler is compiled code that may use them.
+macro_rules! around_handler {
+    ($($before:literal,)* [call] $($after:literal,)* ; $($operands:tt)*) => {
+        naked_asm!(
+            $($before,)*
+            "push rax",
+            "push rdx",
+            "push rsi",
+            "push rdi",
+            "push r8",
+            "push r9",
+            "push r10",
+            "push rbp",
+            "mov rbp, rsp",
+            "sub rsp, 512",
+            "and rsp, -16",
+            "fxsave64 [rsp]",
+            "cld",
+            "call {handler}",
+            "fxrstor64 [rsp]",
+            "mov rsp, rbp",
+            "pop rbp",
+            "pop r10",
+            "pop r9",
+            "pop r8",
+            "pop rdi",
+            "pop rsi",
+            "pop rdx",
+            "pop rax",
+            "pop rcx",
+            "pop r11",
+            $($after,)*
+            $($operands)*
+        )
+    };
+}
+
+/// Entry of event upcalls on PV, with rcx and r11 on the stack already. The return is a hypercall,
+/// which restores the upcall mask together with the rest: returning by `iretq` would leave a window.
 #[unsafe(naked)]
 extern "C" fn upcall_pv() {
-    naked_asm!(
-        // On the stack: rcx, r11, rip, cs, rflags, rsp, ss.
-        "push rax",
-        "push rdx",
-        "push rsi",
-        "push rdi",
-        "push r8",
-        "push r9",
-        "push r10",
-        "push rbp",
-        "mov rbp, rsp",
-        "sub rsp, 512",
-        "and rsp, -16",
-        "fxsave64 [rsp]",
-        "cld",
-        "call {upcall}",
-        "fxrstor64 [rsp]",
-        "mov rsp, rbp",
-        "pop rbp",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rdi",
-        "pop rsi",
-        "pop rdx",
-        "pop rax",
-        "pop rcx",
-        "pop r11",
+    around_handler!(
+        [call]
         "push 0", // flags of the iret hypercall
-        "jmp xen_hypercall_page + {iret} * 32",
-        upcall = sym upcall,
+        "jmp xen_hypercall_page + {iret} * 32",;
+        handler = sym upcall,
         iret = const sys::__HYPERVISOR_iret,
     );
+}
+
+/// Entry of NMIs on PV: as an upcall. Xen holds back further ones until the return.
+#[unsafe(naked)]
+extern "C" fn nmi_pv() {
+    around_handler!(
+        [call]
+        "push 0",
+        "jmp xen_hypercall_page + {iret} * 32",;
+        handler = sym nmi,
+        iret = const sys::__HYPERVISOR_iret,
+    );
+}
+
+/// Entry of event upcalls on PVH: an interrupt.
+#[unsafe(naked)]
+pub(crate) extern "C" fn upcall_hvm() {
+    around_handler!("push r11", "push rcx", [call] "iretq",; handler = sym upcall_with_eoi,);
+}
+
+/// Entry of NMIs on PVH.
+#[unsafe(naked)]
+pub(crate) extern "C" fn nmi_hvm() {
+    around_handler!("push r11", "push rcx", [call] "iretq",; handler = sym nmi,);
+}
+
+extern "C" fn upcall_with_eoi() {
+    // First: an event that comes during the handler raises the vector again.
+    crate::hvm::end_of_interrupt();
+    upcall();
+}
+
+/// The handler of NMIs, as the address of a `fn()`.
+static NMI_HANDLER: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes `handler` what an NMI calls, on every vCPU. An NMI can come anywhere, also while upcalls are
+/// held back. Without a handler it is ignored.
+pub fn set_nmi_handler(handler: fn()) {
+    // Release: pairs with the load in `nmi`.
+    NMI_HANDLER.store(handler as usize, Release);
+}
+
+extern "C" fn nmi() {
+    let handler = NMI_HANDLER.load(Acquire);
+    if handler != 0 {
+        // SAFETY: only `set_nmi_handler` stores here, and it stores a `fn()`.
+        let handler = unsafe { core::mem::transmute::<usize, fn()>(handler) };
+        handler();
+    }
 }
 
 /// The handler, as the address of a `fn(Port)`.

@@ -4,53 +4,34 @@
 //! of the page tables Xen built for us (they are read-only to us: each change is a hypercall).
 //! Addresses equal pseudo-physical ones, because the image's VIRT_BASE is 0.
 
-use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 
+use x86_64::structures::paging::PageTableFlags;
 use xen_sys as sys;
 
 use super::{Found, Main};
 use crate::abi::{ConsoleRing, PAGE_SIZE};
 use crate::console::Sink;
 use crate::percpu::PerCpu;
-use crate::{hypercall, shared_info, smp, stack, trap};
+use crate::{hypercall, shared_info, smp, trap};
 use evtchn::{Errno, Port};
-
-/// Page table entry bits, Intel SDM volume 3, 4.5.
-mod pte {
-    pub(super) const PRESENT: u64 = 1;
-    pub(super) const WRITABLE: u64 = 1 << 1;
-    pub(super) const USER: u64 = 1 << 2;
-    pub(super) const NO_EXECUTE: u64 = 1 << 63;
-}
 
 /// The machine-to-pseudo-physical table, which Xen maps into every PV domain.
 /// `MACH2PHYS_VIRT_START`, Xen public/arch-x86/xen-x86_64.h.
 const MACHINE_TO_PHYS: *const u64 = 0xffff_8000_0000_0000 as *const u64;
 
-/// The page whose mapping is replaced by the shared page.
-#[repr(C, align(4096))]
-struct Placeholder(UnsafeCell<[u8; PAGE_SIZE]>);
-
-// SAFETY: never used as what it is declared; what gets mapped over it is all atomics.
-unsafe impl Sync for Placeholder {}
-
-static SHARED_PAGE: Placeholder = Placeholder(UnsafeCell::new([0; PAGE_SIZE]));
-
 /// The pseudo-physical-to-machine table of this domain, from `start_info`.
 static PHYS_TO_MACHINE: AtomicPtr<u64> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Machine frame of the page at `address`.
-///
-/// # Panics
-///
-/// In a domain that was not booted as PV.
+/// Machine frame of the page at `address`; in a PVH domain, where there are none, its guest frame.
 pub(crate) fn machine_frame(address: usize) -> u64 {
     // Relaxed: set by vCPU 0 before there was another.
     let table = PHYS_TO_MACHINE.load(Relaxed);
-    assert!(!table.is_null(), "machine frames exist in PV domains only");
+    if table.is_null() {
+        return (address / PAGE_SIZE) as u64;
+    }
     // SAFETY: the table has an entry for every page of the domain, and all our addresses are in it.
     unsafe { table.wrapping_add(address / PAGE_SIZE).read() }
 }
@@ -91,11 +72,11 @@ pub unsafe extern "C" fn start(info: *const sys::start_info, main: Main) -> ! {
     PHYS_TO_MACHINE.store(info.mfn_list as *mut u64, Relaxed);
     PAGE_TABLE_ROOT.store(info.pt_base as *mut u8, Relaxed);
 
-    let page = SHARED_PAGE.0.get() as usize;
-    let entry = info.shared_info | pte::PRESENT | pte::WRITABLE | pte::USER | pte::NO_EXECUTE;
+    let page = super::SHARED_PAGE.address();
+    let entry = info.shared_info | (super::DATA | PageTableFlags::USER_ACCESSIBLE).bits();
     // SAFETY: nothing uses the placeholder page.
     let shared = unsafe { map(page, entry) };
-    let page = NonNull::new(SHARED_PAGE.0.get().cast()).expect("a static has an address");
+    let page = NonNull::new(page as *mut sys::shared_info).expect("a static has an address");
     // SAFETY: the line above mapped it there; where that failed the domain ends below.
     unsafe { shared_info::install(page) };
     shared_info::events().mask_all();
@@ -158,35 +139,18 @@ unsafe fn set_gs_base(base: u64) -> Result<(), Errno> {
     unsafe { hypercall::call(sys::__HYPERVISOR_set_segment_base, arguments) }.map(drop)
 }
 
-unsafe extern "C" {
-    static __text_start: u8;
-    static __rodata_start: u8;
-    static __data_start: u8;
-    static __image_end: u8;
-}
-
 /// Takes away what no code needs: writing to code and constants, executing data, page 0 and the
 /// guard pages. Xen builds everything writable and executable.
 fn protect() {
-    use pte::{NO_EXECUTE, PRESENT, USER, WRITABLE};
-    let at = |symbol: *const u8| symbol as usize;
-    let (text, rodata) = (at(&raw const __text_start), at(&raw const __rodata_start));
-    let (data, end) = (at(&raw const __data_start), at(&raw const __image_end));
-    let guards = stack::guards();
-    for address in (text..end).step_by(PAGE_SIZE) {
-        if address == SHARED_PAGE.0.get() as usize {
+    // Page 0 is mapped because VIRT_BASE is 0.
+    for address in core::iter::once(0).chain(super::image().step_by(PAGE_SIZE)) {
+        if address == super::SHARED_PAGE.address() {
             continue; // mapped by hand, and not a page of ours
         }
-        let bits = match address {
-            _ if address < rodata => PRESENT | USER,
-            _ if address < data => PRESENT | USER | NO_EXECUTE,
-            _ if guards.contains(&address) && stack::is_guard(address) => 0,
-            _ => PRESENT | USER | WRITABLE | NO_EXECUTE,
-        };
-        let entry = if bits == 0 { 0 } else { machine_frame(address) << 12 | bits };
-        // SAFETY: code stays executable, data writable, constants readable; guards are never used.
+        let entry = super::protection(address).map_or(0, |flags| {
+            machine_frame(address) << 12 | (flags | PageTableFlags::USER_ACCESSIBLE).bits()
+        });
+        // SAFETY: code stays executable, data writable, constants readable; the rest is never used.
         unsafe { map(address, entry) }.expect("a page of the image can be protected");
     }
-    // SAFETY: nothing of ours lies at address 0, where Xen maps a page because VIRT_BASE is 0.
-    unsafe { map(0, 0) }.expect("page 0 can be unmapped");
 }

@@ -1,0 +1,141 @@
+//! What a vCPU of a PVH domain needs of its CPU: descriptor tables, fault stacks, local APIC.
+//!
+//! This file owns them. A PV domain uses none: there Xen owns the CPU.
+//!
+//! Faults that may come from a broken stack, and NMIs, run on stacks of their own (Intel SDM volume
+//! 3, 6.14.5), so that a stack overflow ends in a report and not in a reset.
+
+use alloc::boxed::Box;
+
+use evtchn::Errno;
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::load_tss;
+use x86_64::registers::segmentation::{CS, DS, ES, SS, Segment, SegmentSelector};
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
+use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::structures::tss::TaskStateSegment;
+
+use crate::{hypercall, trap};
+
+/// Vector of event upcalls. Any from 0x10 on will do; this one is above all exceptions.
+pub(crate) const UPCALL_VECTOR: u8 = 0x20;
+
+/// Stacks beside the vCPU's own, by index in the TSS.
+mod ist {
+    pub(super) const FAULT: u16 = 0;
+    pub(super) const NMI: u16 = 1;
+}
+
+/// Bytes of each of these stacks.
+const STACK: usize = 8 * 1024;
+
+#[repr(C, align(16))]
+struct Stacks([[u8; STACK]; 2]);
+
+static IDT: Once<InterruptDescriptorTable> = Once::new();
+
+/// Gives the vCPU this runs on its descriptor tables. Allocates them, for ever.
+pub(crate) fn init_vcpu() {
+    let stacks: &'static Stacks = Box::leak(Box::new(Stacks([[0; STACK]; 2])));
+    let mut tss = Box::new(TaskStateSegment::new());
+    // The structure is packed: fields are assigned whole.
+    let mut tops = [VirtAddr::zero(); 7];
+    for (top, stack) in tops.iter_mut().zip(&stacks.0) {
+        *top = VirtAddr::from_ptr(stack.as_ptr_range().end);
+    }
+    tss.interrupt_stack_table = tops;
+    let mut gdt = Box::new(GlobalDescriptorTable::new());
+    let code = gdt.append(Descriptor::kernel_code_segment());
+    let data = gdt.append(Descriptor::kernel_data_segment());
+    let task = gdt.append(Descriptor::tss_segment(Box::leak(tss)));
+    Box::leak(gdt).load();
+    // SAFETY: the selectors name what was just put into the table just loaded. GS is not touched:
+    // its base is the per-vCPU area.
+    unsafe { CS::set_reg(code) };
+    // SAFETY: as above.
+    unsafe { SS::set_reg(data) };
+    for set in [DS::set_reg, ES::set_reg] {
+        // SAFETY: in 64-bit mode no access uses these; empty is what they should be.
+        unsafe { set(SegmentSelector::NULL) };
+    }
+    // SAFETY: the selector names a TSS, and no other vCPU has loaded it.
+    unsafe { load_tss(task) };
+    IDT.call_once(idt).load();
+}
+
+/// Handlers of exceptions and of the upcall vector. All run with interrupts off.
+fn idt() -> InterruptDescriptorTable {
+    let mut idt = InterruptDescriptorTable::new();
+    let address = |vector: u8| VirtAddr::from_ptr(trap::exception_hvm(vector));
+    macro_rules! set {
+        ($($field:ident = $vector:literal $(on $stack:expr)?;)*) => {$(
+            // SAFETY: the entry code of a vector builds the frame that vector has.
+            let options = unsafe { idt.$field.set_handler_addr(address($vector)) };
+            $(
+                // SAFETY: the stack exists in every TSS.
+                unsafe { options.set_stack_index($stack) };
+            )?
+            let _ = options;
+        )*};
+    }
+    set! {
+        divide_error = 0;
+        debug = 1;
+        breakpoint = 3;
+        overflow = 4;
+        bound_range_exceeded = 5;
+        invalid_opcode = 6;
+        device_not_available = 7;
+        double_fault = 8 on ist::FAULT;
+        invalid_tss = 10;
+        segment_not_present = 11;
+        stack_segment_fault = 12 on ist::FAULT;
+        general_protection_fault = 13;
+        page_fault = 14 on ist::FAULT;
+        x87_floating_point = 16;
+        alignment_check = 17;
+        machine_check = 18;
+        simd_floating_point = 19;
+        virtualization = 20;
+    }
+    // SAFETY: the entry code keeps to the frame of an interrupt.
+    let nmi = unsafe {
+        idt.non_maskable_interrupt.set_handler_addr(VirtAddr::from_ptr(trap::nmi_hvm as *const ()))
+    };
+    // SAFETY: the stack exists in every TSS.
+    unsafe { nmi.set_stack_index(ist::NMI) };
+    // SAFETY: as above; it runs on the interrupted stack, like an upcall on PV.
+    unsafe {
+        idt[UPCALL_VECTOR].set_handler_addr(VirtAddr::from_ptr(trap::upcall_hvm as *const ()))
+    };
+    idt
+}
+
+/// Registers of the local APIC, as byte offsets. Intel SDM volume 3, table 11-1.
+mod lapic {
+    pub(super) const EOI: usize = 0xb0;
+    pub(super) const SPURIOUS_VECTOR: usize = 0xf0;
+    /// Where the registers are at reset.
+    const BASE: usize = 0xfee0_0000;
+
+    pub(super) fn write(register: usize, value: u32) {
+        let at = (BASE + register) as *mut u32;
+        // SAFETY: the page tables map the APIC there; the values written are those named here.
+        unsafe { at.write_volatile(value) };
+    }
+}
+
+/// Lets Xen deliver event upcalls of the vCPU this runs on by [`UPCALL_VECTOR`]. Nothing arrives
+/// while interrupts are off.
+pub(crate) fn init_upcalls(vcpu: u32) -> Result<(), Errno> {
+    /// Enabled, with vector 0xff for spurious interrupts.
+    const ENABLE: u32 = 0x1ff;
+    lapic::write(lapic::SPURIOUS_VECTOR, ENABLE);
+    hypercall::set_upcall_vector(vcpu, UPCALL_VECTOR)
+}
+
+/// Tells the local APIC that the upcall is being served; without it no further one comes.
+pub(crate) fn end_of_interrupt() {
+    lapic::write(lapic::EOI, 0);
+}
