@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
@@ -139,6 +140,9 @@ struct RunArguments {
     /// Do not record the hypervisor's trace, for runs too long to keep it.
     #[arg(long)]
     no_trace: bool,
+    /// How long one policy may take, instead of the scenario's own deadline.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    deadline: Option<u64>,
     /// A folder of scenarios to use instead of the built-in ones.
     #[arg(long, value_name = "DIR")]
     configs: Option<PathBuf>,
@@ -185,7 +189,10 @@ fn perform(command: Command) -> Result<ExitCode> {
 }
 
 fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
-    let scenario = library(arguments.configs).load(&arguments.scenario)?;
+    let mut scenario = library(arguments.configs).load(&arguments.scenario)?;
+    if let Some(seconds) = arguments.deadline {
+        scenario.deadline = Duration::from_secs(seconds);
+    }
     let mut policies = arguments.policies;
     if policies.is_empty() {
         policies = vec!["kick-twice".to_owned(), "kick-at-unlock".to_owned()];

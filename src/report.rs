@@ -134,13 +134,13 @@ impl Results {
         fs::write(&file, self.json()?).with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// The record as JSON, with a line end.
+    /// The record as JSON on one line, with a line end.
     ///
     /// # Errors
     ///
     /// If a figure cannot be written as JSON, which no figure of this record is.
     pub fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self).context("cannot write results.json")? + "\n")
+        Ok(serde_json::to_string(self).context("cannot write results.json")? + "\n")
     }
 
     /// The verdict over all policies; the worst counts.

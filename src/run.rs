@@ -188,9 +188,6 @@ impl<'a> Screen<'a> {
                     step.position(self.done as u64);
                 }
             }
-            Event::Progress { domain, done, wanted } => {
-                self.update(format_args!("{domain} {done} of {wanted}"))
-            }
             Event::Problem { policy, message } => {
                 self.progress.note(format_args!("{policy}: {message}"))
             }

@@ -30,15 +30,6 @@ pub enum Event {
         /// The state.
         state: String,
     },
-    /// How far a guest is, where its workload says so.
-    Progress {
-        /// The domain's name.
-        domain: String,
-        /// Acquisitions so far.
-        done: u64,
-        /// Acquisitions in all.
-        wanted: u64,
-    },
     /// A domain did not come to a good end; the run goes on.
     Problem {
         /// The policy.

@@ -10,7 +10,7 @@ use std::str::FromStr;
 pub const POLICIES: [&str; 6] =
     ["kick-twice", "kick-at-unlock", "native", "test-and-set", "spin", "spin-ticket"];
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 14] = [
     "workload",
     "policy",
     "vcpus",
@@ -25,7 +25,6 @@ const KEYS: [&str; 15] = [
     "seed",
     "trace",
     "start",
-    "progress",
 ];
 
 /// The guest's command line: `key=value` pairs in order.
