@@ -134,6 +134,8 @@ fn the_image_is_static_and_starts_where_its_notes_say() {
     assert_eq!(number(2), address("xen_hypercall_page"), "XEN_ELFNOTE_HYPERCALL_PAGE");
     assert_eq!(number(2) % 4096, 0);
     assert_eq!(number(3), 0, "XEN_ELFNOTE_VIRT_BASE");
+    let entry = u32::from_le_bytes(notes[&18][..4].try_into().unwrap());
+    assert_eq!(u64::from(entry), address("xen_pvh_entry"), "XEN_ELFNOTE_PHYS32_ENTRY");
     assert_eq!(notes[&5], b"xen-3.0\0", "XEN_ELFNOTE_XEN_VERSION");
 }
 

@@ -2,7 +2,7 @@
 //!
 //! This file owns the page tables (identity, first 4 GiB), the hypercall page's installation and the
 //! parameters a PVH domain asks Xen for instead of being handed them. Addresses equal guest-physical
-//! ones. The CPU's descriptor tables are in [`hvm`](crate::hvm).
+//! ones. The CPU's descriptor tables are in `hvm.rs`.
 
 use core::arch::x86_64::__cpuid;
 use core::cell::UnsafeCell;
