@@ -23,6 +23,11 @@ pub enum Policy {
     KickTwice,
     /// The PV queue lock that kicks a sleeper once, at unlock.
     KickAtUnlock,
+    /// As before, and a newcomer may take a free lock past the queue while no head spins; a waiter
+    /// sleeps early when its predecessor sleeps.
+    Hybrid,
+    /// Spin budgets in time and learned, sleep when the owner is preempted, thefts bounded.
+    Adaptive,
     /// The queue lock without its PV side: waiters spin, unlock is a store.
     Native,
     /// One word, whoever comes first.
@@ -50,11 +55,21 @@ impl Policy {
 // In the order of the enums' variants.
 const WORKLOADS: &[&str] = &["handoff", "spread"];
 const ALL_WORKLOADS: [Workload; 2] = [Workload::Handoff, Workload::Spread];
-const POLICIES: &[&str] =
-    &["kick-twice", "kick-at-unlock", "native", "test-and-set", "spin", "spin-ticket"];
-const ALL_POLICIES: [Policy; 6] = [
+const POLICIES: &[&str] = &[
+    "kick-twice",
+    "kick-at-unlock",
+    "hybrid",
+    "adaptive",
+    "native",
+    "test-and-set",
+    "spin",
+    "spin-ticket",
+];
+const ALL_POLICIES: [Policy; 8] = [
     Policy::KickTwice,
     Policy::KickAtUnlock,
+    Policy::Hybrid,
+    Policy::Adaptive,
     Policy::Native,
     Policy::TestAndSet,
     Policy::Spin,
@@ -448,8 +463,8 @@ mod tests {
         );
         assert_eq!(
             message("policy=fast"),
-            "policy=fast: accepted values are kick-twice, kick-at-unlock, native, test-and-set, spin, \
-             spin-ticket"
+            "policy=fast: accepted values are kick-twice, kick-at-unlock, hybrid, adaptive, native, \
+             test-and-set, spin, spin-ticket"
         );
         assert_eq!(
             message("critical=20"),

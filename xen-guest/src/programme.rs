@@ -298,9 +298,12 @@ fn mode(policy: Policy) -> pvlock::Mode {
     match policy {
         Policy::Native => pvlock::Mode::Native,
         Policy::TestAndSet => pvlock::Mode::TestAndSet,
-        Policy::KickTwice | Policy::KickAtUnlock | Policy::Spin | Policy::SpinTicket => {
-            pvlock::Mode::Pv
-        }
+        Policy::KickTwice
+        | Policy::KickAtUnlock
+        | Policy::Hybrid
+        | Policy::Adaptive
+        | Policy::Spin
+        | Policy::SpinTicket => pvlock::Mode::Pv,
     }
 }
 

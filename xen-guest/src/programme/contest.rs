@@ -9,7 +9,7 @@ use core::fmt::{self, Write};
 use core::sync::atomic::AtomicU64;
 
 use crossbeam_utils::CachePadded;
-use pvlock::{KickAtUnlock, KickTwice};
+use pvlock::{Adaptive, Hybrid, KickAtUnlock, KickTwice};
 use spin::mutex::{SpinMutex, TicketMutex};
 
 use super::RunningVcpu;
@@ -35,6 +35,8 @@ pub(super) fn for_policy(policy: Policy, locks: u32) -> Box<dyn Contest> {
     type Pv<K> = pvlock::Mutex<Guarded, XenPlatform, K>;
     match policy {
         Policy::KickTwice => Locks::<Pv<KickTwice>>::boxed(locks),
+        Policy::Hybrid => Locks::<Pv<Hybrid>>::boxed(locks),
+        Policy::Adaptive => Locks::<Pv<Adaptive>>::boxed(locks),
         // Native and test-and-set are modes of the same lock.
         Policy::KickAtUnlock | Policy::Native | Policy::TestAndSet => {
             Locks::<Pv<KickAtUnlock>>::boxed(locks)
