@@ -7,8 +7,16 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Every lock and policy the guest knows, in the names of the command line.
-pub const POLICIES: [&str; 6] =
-    ["kick-twice", "kick-at-unlock", "native", "test-and-set", "spin", "spin-ticket"];
+pub const POLICIES: [&str; 8] = [
+    "kick-twice",
+    "kick-at-unlock",
+    "hybrid",
+    "adaptive",
+    "native",
+    "test-and-set",
+    "spin",
+    "spin-ticket",
+];
 
 const KEYS: [&str; 14] = [
     "workload",
