@@ -122,12 +122,10 @@ impl Node {
         );
     }
 
-    /// Halted -> `to` by the predecessor: whether the waiter was halted. Release when it succeeds,
-    /// with `unhalt` and `state`; the caller put a full barrier before it (R1, R2).
+    /// Halted -> `to` by the predecessor: whether the waiter was halted. Relaxed: the caller put a
+    /// full barrier before it (R1, R2), which is also the release that `unhalt` and `state` acquire.
     pub(crate) fn claim_halted(&self, to: State) -> bool {
-        self.state
-            .compare_exchange(State::Halted as u8, to as u8, ord!("claim-halted", Release), Relaxed)
-            .is_ok()
+        self.state.compare_exchange(State::Halted as u8, to as u8, Relaxed, Relaxed).is_ok()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::counters::{Counter, add, count, timed_kick, timed_wait};
 use crate::node::{Node, State};
 use crate::policy::{Handover, Policy, Spin, Stage};
 use crate::queue::{self, Discipline, Waiter};
-use crate::sync::{full_fence, full_fence_before_rmw, ord, step};
+use crate::sync::{acquire_fence, full_fence, full_fence_before_rmw, step};
 use crate::word::{FREE, LEVELS, LOCKED, SLOW, Tail, Word};
 use crate::{HashTable, Platform};
 
@@ -54,9 +54,9 @@ pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word) {
 #[inline(never)]
 pub(crate) fn release_slow<P: Platform>(word: &Word, seen: u8) {
     assert!(seen == SLOW, "pvlock: unlock of a lock that is not held (locked byte {seen})");
-    // R3: the failed compare-exchange ordered nothing. Acquire, with `exchange_slow` and
-    // `set_slow`: who saw the slow byte sees the entry.
-    crate::sync::fence(ord!("unlock-fence", Acquire));
+    // R3: the failed compare-exchange ordered nothing. Acquire, with `exchange_slow`: who saw the
+    // slow byte sees the entry.
+    acquire_fence("unlock-fence");
     let cpu = P::current_cpu();
     // R5: the entry goes first, the lock's memory may go with the release.
     let (sleeper, hops) = P::hash().remove(key(word));

@@ -61,6 +61,17 @@ pub(crate) fn full_fence(site: &'static str) {
     fence(Ordering::SeqCst);
 }
 
+/// An acquire fence, after a read-modify-write that failed.
+#[inline]
+pub(crate) fn acquire_fence(site: &'static str) {
+    #[cfg(loom)]
+    if weakening::is_weakened(site) {
+        return;
+    }
+    let _ = site;
+    fence(Ordering::Acquire);
+}
+
 /// The full barrier where a read-modify-write of another location follows at once.
 ///
 /// On x86-64 every locked instruction is a full barrier by itself, successful or not, so that only

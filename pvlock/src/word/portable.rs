@@ -138,9 +138,10 @@ impl Word {
         Snapshot(self.0.fetch_or(u32::from(SLOW), ord!("exchange-slow", AcqRel))).locked()
     }
 
-    /// locked 1 -> 3 by the owner, for a sleeping head. Release publishes the entry, as above.
+    /// locked 1 -> 3 by the owner, for a sleeping head. Relaxed: the entry it speaks of was made by
+    /// the same CPU, and who unlocks is that CPU, or was handed the lock by it.
     pub(crate) fn set_slow(&self) {
-        self.0.fetch_or(u32::from(SLOW), ord!("set-slow", Release));
+        self.0.fetch_or(u32::from(SLOW), Relaxed);
     }
 
     /// locked 3 -> 1 by the head that found itself the owner. Relaxed: the caller owns the lock.

@@ -16,7 +16,7 @@ use loom::cell::UnsafeCell;
 use loom::model::Builder;
 
 use loom::thread;
-use machine::{Machine, NATIVE, SPIN_TURNS};
+use machine::{Machine, NATIVE, SPIN_TURNS, SPURIOUS};
 use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, RawPvLock, Spin};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,6 +53,8 @@ struct Bounds {
     preemptions: usize,
     spin_turns: u32,
     mode: Mode,
+    /// The first wait of every CPU ends for no reason.
+    spurious: bool,
 }
 
 /// A number that only the owner of the lock touches: the checker reports a race if two do.
@@ -84,6 +86,7 @@ fn explore<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> BTreeSet<Stri
     let _one_at_a_time = one_at_a_time();
     SPIN_TURNS.store(bounds.spin_turns, Relaxed);
     NATIVE.store(bounds.mode == Mode::Native, Relaxed);
+    SPURIOUS.store(bounds.spurious, Relaxed);
     EXECUTIONS.store(0, Relaxed);
     let begin = std::time::Instant::now();
     let mut builder = Builder::new();
@@ -113,9 +116,10 @@ fn explore<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> BTreeSet<Stri
         Machine::assert_idle();
     });
     println!(
-        "{}, {:?}: {rounds:?} acquisitions, {} spin turns, {} preemptions: {} executions in {:.1} s",
+        "{}, {:?}{}: {rounds:?} acquisitions, {} spin turns, {} preemptions: {} executions in {:.1} s",
         K::NAME,
         bounds.mode,
+        if bounds.spurious { ", spurious wake-ups" } else { "" },
         bounds.spin_turns,
         bounds.preemptions + extra_preemptions(),
         EXECUTIONS.load(Relaxed),
@@ -151,7 +155,7 @@ fn explore_to_failure<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> St
     message
 }
 
-const SPIN: Bounds = Bounds { preemptions: 3, spin_turns: 1, mode: Mode::Pv };
+const SPIN: Bounds = Bounds { preemptions: 3, spin_turns: 1, mode: Mode::Pv, spurious: false };
 /// With one preemption less the posted patch's defect is not found.
 const SLEEP: Bounds = Bounds { spin_turns: 0, ..SPIN };
 
@@ -173,6 +177,11 @@ macro_rules! models_of {
             }
 
             #[test]
+            fn spurious_wake_ups() {
+                explore::<$policy>(&[2, 1], Bounds { spurious: true, ..SLEEP });
+            }
+
+            #[test]
             fn three_cpus() {
                 explore::<$policy>(&[1, 1, 1], Bounds { preemptions: 2, ..SPIN });
                 explore::<$policy>(&[1, 1, 1], Bounds { preemptions: 2, ..SLEEP });
@@ -185,6 +194,12 @@ models_of!(KickTwice, kick_twice);
 models_of!(KickAtUnlock, kick_at_unlock);
 models_of!(Hybrid, hybrid);
 models_of!(AdaptiveInTurns, adaptive);
+
+/// Some orderings matter only in schedules this far from a fair one.
+#[test]
+fn two_cpus_deeper() {
+    explore::<KickAtUnlock>(&[2, 1], Bounds { preemptions: 5, ..SLEEP });
+}
 
 /// The exploration reaches the steps that only a theft brings about, and a FIFO policy none of them.
 #[test]
