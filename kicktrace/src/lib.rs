@@ -22,11 +22,11 @@ pub mod cli;
 mod error;
 pub mod event;
 pub mod markers;
-mod output;
+pub mod output;
 pub mod reader;
 pub mod summary;
 pub mod synth;
 
-pub use analysis::{Options, summarise};
+pub use analysis::{Options, calibrate, summarise};
 pub use error::{Error, ErrorKind};
 pub use summary::{Certainty, Count, Summary};

@@ -83,6 +83,9 @@ pub struct Summary {
     pub classes: Classes,
     /// Domains, idle left out, by number.
     pub domains: Vec<Domain>,
+    /// Corrections of pCPUs' TSCs, in ticks to add, that contradictions in the trace call for, on top
+    /// of those given; empty when the TSCs are in step.
+    pub tsc_offsets: Vec<(u32, i64)>,
     /// What a reader should know before believing a figure.
     pub warnings: Vec<String>,
 }

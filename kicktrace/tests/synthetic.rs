@@ -209,3 +209,45 @@ fn lost_records_taint_and_never_invent() {
         assert!(total(&marked.table) <= total(&truth.acquisitions));
     });
 }
+
+#[test]
+fn skewed_tscs_are_noticed_and_corrected() {
+    // 10 us is more than a wake takes, so vCPUs run before they are woken.
+    let plan = Plan { skew: vec![0, 28_000, -14_000, 3_000], markers: true, ..Plan::default() };
+    let mut trace = Vec::new();
+    let truth = generate(&plan, &mut trace).expect("a Vec takes everything");
+    let mut options = Options::default();
+    let first = summarise(&trace[..], &options).expect("a sound trace");
+    assert!(!first.tsc_offsets.is_empty());
+    assert!(!first.warnings.is_empty());
+    let mut summary = first;
+    for _ in 0..8 {
+        for &(cpu, ticks) in &summary.tsc_offsets {
+            match options.read.tsc_offsets.iter_mut().find(|(of, _)| *of == cpu) {
+                Some((_, offset)) => *offset += ticks,
+                None => options.read.tsc_offsets.push((cpu, ticks)),
+            }
+        }
+        summary = summarise(&trace[..], &options).expect("a sound trace");
+        if summary.tsc_offsets.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(summary.tsc_offsets, [], "no contradiction is left");
+    assert_eq!(summary.reading.late_records, 0);
+    // Only what runstates contradict is learned, so each TSC is right up to the time a wake takes;
+    // whether a wake came just before a vCPU left its pCPU can still be told wrongly.
+    let learned: std::collections::BTreeMap<_, _> = options.read.tsc_offsets.into_iter().collect();
+    for (cpu, needed) in [(0, 28_000), (1, 0), (2, 42_000), (3, 25_000)] {
+        let offset = learned.get(&cpu).copied().unwrap_or(0);
+        assert!((offset - needed as i64).abs() < 6_000, "pCPU {cpu}: {offset} of {needed}");
+    }
+    each(&truth, &summary, |vcpu, truth| {
+        let counts = &vcpu.counts;
+        assert_eq!(counts.inconsistent.value, 0);
+        assert_eq!(counts.evtchn_ops.value, truth.evtchn_ops);
+        assert_eq!(counts.waking_kicks.value, truth.waking_kicks);
+        let waits = truth.waits_kicked + truth.waits_other;
+        assert!(counts.waits.value.abs_diff(waits) <= 2, "{} of {waits}", counts.waits.value);
+    });
+}

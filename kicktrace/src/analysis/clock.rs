@@ -6,9 +6,12 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::io::Read;
 
+use crate::analysis::Options;
+use crate::error::Error;
 use crate::event;
-use crate::reader::Record;
+use crate::reader::{self, Record, Visit};
 use crate::summary::{Clock, ClockSource};
 
 /// How many of the longest runs are kept.
@@ -96,4 +99,32 @@ impl Calibration {
 /// True for the two events [`Calibration`] needs.
 pub(super) const fn is_scheduler_switch(event: u32) -> bool {
     matches!(event, event::SWITCH_INFPREV | event::SWITCH_INFNEXT)
+}
+
+/// Reads a trace for its frequency alone.
+///
+/// # Errors
+/// As [`summarise`](crate::summarise).
+pub fn calibrate<R: Read + Send>(input: R, options: &Options) -> Result<Clock, Error> {
+    let mut calibration = Calibration::default();
+    if options.cpu_hz.is_none() {
+        reader::read(input, &options.read, &mut calibration)?;
+    }
+    Ok(calibration.clock(options.cpu_hz))
+}
+
+impl Visit for Calibration {
+    fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        match record.event {
+            event::SWITCH_INFNEXT => self.came(record),
+            event::SWITCH_INFPREV => self.left(record),
+            event::LOST_RECORDS => self.forget(record.cpu),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn is_local(_: u32) -> bool {
+        true
+    }
 }

@@ -9,6 +9,8 @@
 mod acquisition;
 mod clock;
 mod gaps;
+mod observe;
+mod skew;
 mod tell;
 mod vcpu;
 
@@ -24,7 +26,11 @@ use crate::summary::{Classes, DomainKind, Summary};
 
 use clock::Calibration;
 use gaps::Gaps;
+use skew::Skew;
 use vcpu::{Kick, Poll, Vcpu};
+
+pub use clock::calibrate;
+pub use observe::{Interval, KickStory, Observe, VcpuId, WaitStory};
 
 /// More vCPUs than this is a damaged file: each costs memory.
 pub const MAX_VCPUS: usize = 4096;
@@ -57,7 +63,7 @@ pub struct Options {
 pub fn summarise<R: Read + Send>(input: R, options: &Options) -> Result<Summary, Error> {
     let mut analyser = Analyser::new(options);
     let reading = reader::read(input, &options.read, &mut analyser)?;
-    Ok(analyser.summary(reading))
+    Ok(analyser.finish(reading).0)
 }
 
 /// Who is on a pCPU.
@@ -91,10 +97,12 @@ struct Pcpu {
 }
 
 /// Follows all vCPUs through a trace. A [`Visit`]or: give it to [`reader::read`], then ask for the
-/// [`summary`](Analyser::summary).
+/// summary with [`finish`](Analyser::finish).
 #[derive(Debug)]
-pub struct Analyser {
+pub struct Analyser<O = ()> {
     options: Options,
+    observer: O,
+    skew: Skew,
     pcpus: Vec<Pcpu>,
     vcpus: Vec<Vcpu>,
     /// `domain << 16 | vcpu` to index.
@@ -113,11 +121,21 @@ const NOBODY: u32 = u32::MAX;
 const CACHE: usize = 1024;
 
 impl Analyser {
-    /// An analyser that has seen nothing.
+    /// An analyser that has seen nothing and tells nobody as it goes.
     #[must_use]
     pub fn new(options: &Options) -> Self {
+        Self::observed(options, ())
+    }
+}
+
+impl<O: Observe> Analyser<O> {
+    /// An analyser that tells `observer` as it goes.
+    #[must_use]
+    pub fn observed(options: &Options, observer: O) -> Self {
         Self {
             options: options.clone(),
+            observer,
+            skew: Skew::default(),
             pcpus: Vec::new(),
             vcpus: Vec::new(),
             index: FxHashMap::default(),
@@ -239,7 +257,10 @@ impl Analyser {
             return Ok(());
         }
         let vcpu = &mut self.vcpus[index as usize];
-        vcpu.change(record.tsc, Some(old), new, &self.gaps);
+        let now = vcpu.compare_clocks(record.cpu, record.tsc, (old, new), &mut self.skew);
+        let ended = vcpu.change(record.tsc, Some(old), new, &self.gaps);
+        vcpu.state = Some(now);
+        tell_interval(&mut self.observer, vcpu, ended, record.tsc);
         match new {
             Runstate::Running => {
                 vcpu.cpu = record.cpu;
@@ -276,22 +297,38 @@ impl Analyser {
     fn runs(&mut self, index: u32, tsc: u64) {
         let vcpu = &mut self.vcpus[index as usize];
         if let Some(wait) = vcpu.runs(tsc, &self.gaps) {
-            self.waited(index, &wait);
+            self.waited(index, tsc, &wait);
         }
     }
 
-    fn waited(&mut self, index: u32, wait: &vcpu::Wait) {
+    fn waited(&mut self, index: u32, tsc: u64, wait: &vcpu::Wait) {
         let vcpu = &mut self.vcpus[index as usize];
         let by = wait.kick.map(|kick| kick.by);
         vcpu.episode.wait(by, wait.tainted);
-        if let Some(marked) = &mut vcpu.marked {
-            marked.wait(by, wait.tainted);
+        let lock = vcpu.marked.as_mut().and_then(|marked| marked.wait(by, wait.tainted));
+        if wait.tainted {
+            return;
         }
-        let Some(kick) = wait.kick.filter(|_| !wait.tainted) else { return };
-        let stolen = self.vcpus[kick.by as usize].preempted_between(wait.block_tsc, kick.tsc);
-        let vcpu = &mut self.vcpus[index as usize];
-        vcpu.raw.kicker_preempted += u64::from(stolen > 0);
-        vcpu.times.kicker_stolen = vcpu.times.kicker_stolen.saturating_add(stolen);
+        let mut story = WaitStory {
+            vcpu: vcpu.name(),
+            lock,
+            blocked: wait.block_tsc,
+            woken: wait.wake_tsc,
+            running: tsc,
+            cpu: vcpu.cpu,
+            kick: None,
+            kicker_stolen: 0,
+        };
+        if let Some(Kick { by, cpu, tsc }) = wait.kick {
+            let kicker = &self.vcpus[by as usize];
+            let stolen = kicker.preempted_between(wait.block_tsc, tsc);
+            story.kick = Some(KickStory { by: kicker.name(), cpu, tsc });
+            story.kicker_stolen = stolen;
+            let vcpu = &mut self.vcpus[index as usize];
+            vcpu.raw.kicker_preempted += u64::from(stolen > 0);
+            vcpu.times.kicker_stolen = vcpu.times.kicker_stolen.saturating_add(stolen);
+        }
+        self.observer.wait(&story);
     }
 
     fn wake(&mut self, record: &Record<'_>) -> Result<(), Error> {
@@ -312,7 +349,7 @@ impl Analyser {
             && announced.is_none_or(|announced| announced == u32::from(id))
         {
             self.pcpu(record.cpu).op = Op::Evtchn { tsc, woke: true, target: announced };
-            kick = Some(Kick { by: waker, tsc });
+            kick = Some(Kick { by: waker, cpu: record.cpu, tsc });
         }
         let ended_poll = self.vcpus[target as usize].wake(record.tsc, kick);
         if let Some(kick) = kick {
@@ -443,7 +480,8 @@ impl Analyser {
                 vcpu.taint_episodes();
             }
             if vcpu.state == Some(Runstate::Running) && vcpu.cpu == cpu {
-                vcpu.lose(start, &self.gaps);
+                let ended = vcpu.lose(start, &self.gaps);
+                tell_interval(&mut self.observer, vcpu, ended, start);
             }
         }
         let key = u32::from(lost.domain) << 16 | u32::from(lost.vcpu);
@@ -456,13 +494,26 @@ impl Analyser {
         Ok(())
     }
 
-    /// What was found, with the figures of the reading.
+    /// What was found, with the figures of the reading, and the observer.
     #[must_use]
-    pub fn summary(mut self, reading: reader::Reading) -> Summary {
+    pub fn finish(mut self, reading: reader::Reading) -> (Summary, O) {
+        let last = reading.last_tsc;
         for vcpu in &mut self.vcpus {
-            vcpu.finish(reading.last_tsc, &self.gaps);
+            let ended = vcpu.finish(last, &self.gaps);
+            tell_interval(&mut self.observer, vcpu, ended, last);
         }
         tell::summary(self, reading)
+    }
+}
+
+fn tell_interval(
+    observer: &mut impl Observe,
+    vcpu: &Vcpu,
+    ended: Option<(Runstate, u64)>,
+    to: u64,
+) {
+    if let Some((state, from)) = ended {
+        observer.interval(&Interval { vcpu: vcpu.name(), state, cpu: vcpu.cpu, from, to });
     }
 }
 
@@ -472,7 +523,7 @@ fn short(record: &Record<'_>, needed: u32) -> Error {
     ErrorKind::ShortRecord { offset: record.offset, event: record.event, found, needed }.into()
 }
 
-impl Visit for Analyser {
+impl<O: Observe> Visit for Analyser<O> {
     /// Between two changes of its runstate a vCPU belongs to its pCPU: what it does there concerns
     /// others only through a wake. So only these need their place among all records.
     #[inline]

@@ -10,7 +10,7 @@ use crate::summary::{
     self, Certainty, Count, Counts, Distribution, Domain, DomainKind, Latencies, Summary, Times,
 };
 
-pub(super) fn summary(analyser: Analyser, reading: Reading) -> Summary {
+pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O) {
     let clock = analyser.calibration.clock(analyser.options.cpu_hz);
     let ticks = reading.last_tsc.saturating_sub(reading.first_tsc);
     let mut warnings = warnings(&analyser, &reading);
@@ -33,7 +33,7 @@ pub(super) fn summary(analyser: Analyser, reading: Reading) -> Summary {
         }
         domains.push(domain);
     }
-    Summary {
+    let summary = Summary {
         schema: summary::SCHEMA,
         clock,
         ticks,
@@ -41,9 +41,11 @@ pub(super) fn summary(analyser: Analyser, reading: Reading) -> Summary {
         coverage_percent: percent(sure, observed),
         classes,
         domains,
+        tsc_offsets: analyser.skew.offsets(),
         warnings,
         reading,
-    }
+    };
+    (summary, analyser.observer)
 }
 
 fn percent(part: u128, whole: u128) -> f64 {
@@ -169,7 +171,7 @@ fn distribution(latency: &Latency) -> Distribution {
     }
 }
 
-fn warnings(analyser: &Analyser, reading: &Reading) -> Vec<String> {
+fn warnings<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |condition: bool, text: String| {
         if condition {
@@ -196,7 +198,7 @@ fn warnings(analyser: &Analyser, reading: &Reading) -> Vec<String> {
     warn(
         reading.late_records > 0,
         format!(
-            "{} records came out of order: the pCPUs' TSCs are not in step (see --tsc-offset), or \
+            "{} records came out of order: the pCPUs' TSCs are not in step (see --fix-skew), or \
              --buffer is too small",
             reading.late_records
         ),

@@ -9,6 +9,8 @@ use hdrhistogram::Histogram;
 
 use crate::analysis::acquisition::{Episode, Marked, Tally};
 use crate::analysis::gaps::Gaps;
+use crate::analysis::observe::VcpuId;
+use crate::analysis::skew::Skew;
 use crate::event::Runstate;
 use crate::summary::{DomainKind, Times};
 
@@ -37,6 +39,7 @@ pub(super) enum Poll {
 pub(super) struct Kick {
     /// Index of the vCPU that kicked.
     pub(super) by: u32,
+    pub(super) cpu: u32,
     pub(super) tsc: u64,
 }
 
@@ -110,6 +113,7 @@ pub(super) struct Vcpu {
     pub(super) state: Option<Runstate>,
     /// The pCPU of the last change to running.
     pub(super) cpu: u32,
+    odd: Option<Early>,
     since: u64,
     gaps_at_since: u64,
     first: Option<u64>,
@@ -139,10 +143,21 @@ pub(super) struct Vcpu {
     pub(super) announced: Option<u32>,
 }
 
+/// A runstate change that came too early.
+#[derive(Clone, Copy, Debug)]
+struct Early {
+    cpu: u32,
+    tsc: u64,
+    /// The state it left, and the state the vCPU seemed to be in.
+    old: Runstate,
+    before: Runstate,
+}
+
 /// A wait that ended.
 pub(super) struct Wait {
     pub(super) kick: Option<Kick>,
     pub(super) block_tsc: u64,
+    pub(super) wake_tsc: u64,
     pub(super) tainted: bool,
 }
 
@@ -152,15 +167,24 @@ impl Vcpu {
     }
 
     /// Accounts the time up to `tsc` to the state that ends, and enters `new`.
-    pub(super) fn change(&mut self, tsc: u64, old: Option<Runstate>, new: Runstate, gaps: &Gaps) {
+    /// Returns the state that ended and since when it held, if that is known.
+    pub(super) fn change(
+        &mut self,
+        tsc: u64,
+        old: Option<Runstate>,
+        new: Runstate,
+        gaps: &Gaps,
+    ) -> Option<(Runstate, u64)> {
         let known = old.is_none() || self.state == old;
         // Its time never runs backwards, whatever the TSCs do: the sum of its intervals stays below
         // the trace's length.
         let tsc = tsc.max(self.since);
         let ticks = tsc - self.since;
+        let mut ended = None;
         if self.first.is_none() {
             self.first = Some(tsc);
         } else if known {
+            ended = self.state.map(|state| (state, self.since));
             self.account(ticks, tsc, gaps);
         } else {
             self.times.unknown += ticks;
@@ -170,6 +194,7 @@ impl Vcpu {
         self.state = Some(new);
         self.since = tsc;
         self.gaps_at_since = gaps.up_to(tsc);
+        ended
     }
 
     fn account(&mut self, ticks: u64, tsc: u64, gaps: &Gaps) {
@@ -199,18 +224,49 @@ impl Vcpu {
     }
 
     /// The pCPU it ran on lost records from `tsc` on: what it does then is unknown.
-    pub(super) fn lose(&mut self, tsc: u64, gaps: &Gaps) {
-        if let Some(state) = self.state {
-            self.change(tsc, Some(state), state, gaps);
-            self.state = None;
-            self.poll = Poll::None;
-        }
+    pub(super) fn lose(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
+        let ended = self.finish(tsc, gaps);
+        self.state = None;
+        self.poll = Poll::None;
+        ended
     }
 
-    /// Ends the account at the end of the trace.
-    pub(super) fn finish(&mut self, tsc: u64, gaps: &Gaps) {
-        if let Some(state) = self.state {
-            self.change(tsc, Some(state), state, gaps);
+    /// Ends the account, at the end of the trace.
+    pub(super) fn finish(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
+        let state = self.state?;
+        self.change(tsc, Some(state), state, gaps)
+    }
+
+    pub(super) fn name(&self) -> VcpuId {
+        VcpuId { domain: self.domain, vcpu: self.id }
+    }
+
+    /// A runstate change on `cpu`: notes what it proves about the pCPUs' TSCs. Returns the state the
+    /// vCPU is really in afterwards.
+    pub(super) fn compare_clocks(
+        &mut self,
+        cpu: u32,
+        tsc: u64,
+        (old, new): (Runstate, Runstate),
+        skew: &mut Skew,
+    ) -> Runstate {
+        let Some(state) = self.state.filter(|&state| state != old) else {
+            self.odd = None;
+            return new;
+        };
+        match self.odd.take() {
+            // The change that came too early follows this one.
+            Some(early) if (old, new) == (early.before, early.old) => {
+                skew.note(early.cpu, early.tsc, cpu, tsc);
+                state
+            }
+            // A vCPU comes to a pCPU and leaves it in that pCPU's order: what leaves it without having
+            // come was lost on the way, not early.
+            _ => {
+                let early = Early { cpu, tsc, old, before: state };
+                self.odd = Some(early).filter(|_| old != Runstate::Running);
+                new
+            }
         }
     }
 
@@ -290,7 +346,8 @@ impl Vcpu {
                 self.poll = Poll::None;
                 self.raw.polls_blocked += 1;
                 self.raw.waits_tainted += 1;
-                return Some(Wait { kick: None, block_tsc: self.block_tsc, tainted: true });
+                let (block_tsc, wake_tsc) = (self.block_tsc, tsc);
+                return Some(Wait { kick: None, block_tsc, wake_tsc, tainted: true });
             }
             _ => return None,
         }
@@ -303,7 +360,8 @@ impl Vcpu {
             self.times.blocked_in_poll = self.times.blocked_in_poll.saturating_add(blocked);
         }
         let tainted = gaps.up_to(tsc) > self.gaps_at_poll;
-        let wait = Wait { kick: self.kicked_by, block_tsc: self.block_tsc, tainted };
+        let (block_tsc, wake_tsc) = (self.block_tsc, self.wake_tsc);
+        let wait = Wait { kick: self.kicked_by, block_tsc, wake_tsc, tainted };
         if tainted {
             self.raw.waits_tainted += 1;
             self.ran_at_wait_end = None;

@@ -6,10 +6,12 @@ use std::io::{self, Read};
 use clap::Args;
 
 use super::Failure;
+use crate::analysis::VcpuId;
+use crate::error::Error;
 use crate::reader::ReadOptions;
 use crate::{Options, Summary};
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Input {
     /// The trace; `-` for standard input
     pub(super) file: String,
@@ -17,11 +19,11 @@ pub(super) struct Input {
     pub(super) reading: Reading,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Reading {
     /// TSC frequency in Hz (2.8e9, 2.8G, 2800M), instead of measuring it on the trace
     #[arg(long, value_name = "HZ", value_parser = parse_hz)]
-    pub(super) cpu_hz: Option<f64>,
+    cpu_hz: Option<f64>,
     /// Only this domain (may be repeated)
     #[arg(long = "dom", value_name = "ID")]
     pub(super) domains: Vec<u16>,
@@ -29,8 +31,9 @@ pub(super) struct Reading {
     #[arg(long = "tsc-offset", value_name = "PCPU=TICKS", value_parser = parse_offset)]
     tsc_offsets: Vec<(u32, i64)>,
     /// Hold back at most so many MiB of records to put them in order
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    buffer: usize,
+    #[arg(long, value_name = "MIB", default_value_t = 256,
+          value_parser = clap::value_parser!(u64).range(1..=65536))]
+    buffer: u64,
     /// Fail on a cut file instead of reading it up to the cut
     #[arg(long)]
     strict: bool,
@@ -40,7 +43,7 @@ impl Reading {
     pub(super) fn options(&self) -> Options {
         Options {
             read: ReadOptions {
-                buffer_limit: self.buffer << 20,
+                buffer_limit: (self.buffer << 20) as usize,
                 strict: self.strict,
                 tsc_offsets: self.tsc_offsets.clone(),
             },
@@ -48,21 +51,92 @@ impl Reading {
             domains: self.domains.clone(),
         }
     }
+}
 
-    pub(super) fn summarise(&self, file: &str) -> Result<Summary, Failure> {
-        crate::summarise(open(file)?, &self.options())
-            .map_err(|source| Failure::Trace { name: file.to_owned(), source })
+impl Input {
+    /// Opens the trace, or standard input for `-`.
+    pub(super) fn open(&self) -> Result<Box<dyn Read + Send>, Failure> {
+        if self.is_stdin() {
+            return Ok(Box::new(io::stdin()));
+        }
+        match File::open(&self.file) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(source) => Err(Failure::Open { name: self.file.clone(), source }),
+        }
+    }
+
+    pub(super) fn is_stdin(&self) -> bool {
+        self.file == "-"
+    }
+
+    /// Whether the trace can be read twice.
+    fn is_rereadable(&self) -> bool {
+        std::fs::metadata(&self.file).is_ok_and(|meta| meta.is_file()) && !self.is_stdin()
+    }
+
+    pub(super) fn failure(&self, source: Error) -> Failure {
+        Failure::Trace { name: self.file.clone(), source }
+    }
+
+    pub(super) fn summarise(&self) -> Result<Summary, Failure> {
+        crate::summarise(self.open()?, &self.reading.options())
+            .map_err(|source| self.failure(source))
+    }
+
+    /// TSC ticks a second for a command that prints times as it reads: given, or measured on the
+    /// trace beforehand. `None` on a pipe, which cannot be read twice.
+    pub(super) fn clock(&self) -> Result<Option<f64>, Failure> {
+        if self.reading.cpu_hz.is_some() || !self.is_rereadable() {
+            return Ok(self.reading.cpu_hz);
+        }
+        let clock = crate::calibrate(self.open()?, &self.reading.options())
+            .map_err(|source| self.failure(source))?;
+        Ok(clock.hz)
+    }
+
+    /// Adds the corrections the trace itself calls for, reading it as often as that takes.
+    pub(super) fn learn_skew(&mut self) -> Result<(), Failure> {
+        if !self.is_rereadable() {
+            let text = "--fix-skew reads the trace more than once, which a pipe does not allow; save it to a file";
+            return Err(Failure::Usage(text.into()));
+        }
+        // Each reading uncovers contradictions the one before hid.
+        for _ in 0..8 {
+            let found = self.summarise()?.tsc_offsets;
+            if found.is_empty() {
+                break;
+            }
+            for (cpu, ticks) in found {
+                match self.reading.tsc_offsets.iter_mut().find(|(of, _)| *of == cpu) {
+                    Some((_, offset)) => *offset += ticks,
+                    None => self.reading.tsc_offsets.push((cpu, ticks)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The corrections in use.
+    pub(super) fn tsc_offsets(&self) -> &[(u32, i64)] {
+        &self.reading.tsc_offsets
     }
 }
 
-/// Opens a trace, or standard input for `-`.
-pub(super) fn open(name: &str) -> Result<Box<dyn Read + Send>, Failure> {
-    if name == "-" {
-        return Ok(Box::new(io::stdin()));
-    }
-    match File::open(name) {
-        Ok(file) => Ok(Box::new(file)),
-        Err(source) => Err(Failure::Open { name: name.to_owned(), source }),
+/// A part of the trace.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Window {
+    /// Begin so many seconds after the first record (ticks when the frequency is unknown)
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) from: Option<f64>,
+    /// End so many seconds after the first record
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) to: Option<f64>,
+}
+
+impl Window {
+    pub(super) fn holds(&self, tsc: u64, first: u64, hz: Option<f64>) -> bool {
+        let at = tsc.saturating_sub(first) as f64 / hz.unwrap_or(1.0);
+        self.from.is_none_or(|from| at >= from) && self.to.is_none_or(|to| at <= to)
     }
 }
 
@@ -84,4 +158,14 @@ fn parse_offset(text: &str) -> Result<(u32, i64), String> {
     text.split_once('=')
         .and_then(|(cpu, ticks)| Some((cpu.parse().ok()?, ticks.parse().ok()?)))
         .ok_or_else(|| "PCPU=TICKS, such as 3=-1200".into())
+}
+
+/// Parses `d1v0`.
+pub(super) fn parse_vcpu(text: &str) -> Result<VcpuId, String> {
+    text.strip_prefix('d')
+        .and_then(|rest| rest.split_once('v'))
+        .and_then(|(domain, vcpu)| {
+            Some(VcpuId { domain: domain.parse().ok()?, vcpu: vcpu.parse().ok()? })
+        })
+        .ok_or_else(|| "a vCPU as d1v0: domain 1, vCPU 0".into())
 }

@@ -3,6 +3,7 @@
 //! Owns arguments, exit codes and where output goes. Exit code 0: done; 1: a check asked for did
 //! not hold; 2: bad input or arguments.
 
+mod dump;
 mod generate;
 mod input;
 mod summary;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Kicks, polls, waits and runstates of every domain
     Summary(summary::Args),
+    /// Every record as a line of text, with filters
+    Dump(dump::Args),
     /// Write a synthetic trace to standard output
     Generate(generate::Args),
 }
@@ -37,6 +40,8 @@ enum Failure {
     Trace { name: String, source: Error },
     #[error("{name}: {source}")]
     Open { name: String, source: std::io::Error },
+    #[error("{0}")]
+    Usage(String),
     #[error("writing failed: {0}")]
     Output(#[from] std::io::Error),
     #[error("writing JSON failed: {0}")]
@@ -49,7 +54,7 @@ impl Failure {
             Self::Trace { source, .. } => source.is_broken_pipe(),
             Self::Output(source) => source.kind() == std::io::ErrorKind::BrokenPipe,
             Self::Json(source) => source.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe),
-            Self::Open { .. } => false,
+            Self::Open { .. } | Self::Usage(_) => false,
         }
     }
 }
@@ -77,6 +82,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         Command::Summary(args) => summary::run(&args),
+        Command::Dump(args) => dump::run(&args),
         Command::Generate(args) => generate::run(&args),
     };
     match done {

@@ -1,6 +1,6 @@
 //! `kicktrace summary`.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use clap::Args as ClapArgs;
 
@@ -11,19 +11,35 @@ use super::input::Input;
 pub(super) struct Args {
     #[command(flatten)]
     input: Input,
-    /// Print the summary as JSON
-    #[arg(long)]
+    /// Print the summary as JSON (schema in the book)
+    #[arg(long, conflicts_with = "csv")]
     json: bool,
+    /// Print the counts and times as CSV, one line a vCPU
+    #[arg(long)]
+    csv: bool,
+    /// Learn from the trace how far the pCPUs' TSCs are out of step, and correct it
+    #[arg(long)]
+    fix_skew: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let summary = args.input.reading.summarise(&args.input.file)?;
-    let mut out = io::stdout().lock();
+    let mut input = args.input.clone();
+    if args.fix_skew {
+        input.learn_skew()?;
+        for (cpu, ticks) in input.tsc_offsets() {
+            eprintln!("kicktrace: TSC of pCPU {cpu} corrected by {ticks} ticks");
+        }
+    }
+    let summary = input.summarise()?;
+    let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &summary)?;
         writeln!(out)?;
+    } else if args.csv {
+        crate::output::csv::write(&mut out, &summary)?;
     } else {
         write!(out, "{summary}")?;
     }
+    out.flush()?;
     Ok(())
 }

@@ -1,3 +1,7 @@
-//! A [`Summary`](crate::Summary) for people and for other programs.
+//! Records, intervals and a [`Summary`](crate::Summary) for people and for other programs.
+//!
+//! Owns formats only: nothing here counts or decides.
 
+pub mod csv;
+pub mod record;
 mod table;
