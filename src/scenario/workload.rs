@@ -18,7 +18,7 @@ pub const POLICIES: [&str; 8] = [
     "spin-ticket",
 ];
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "workload",
     "policy",
     "vcpus",
@@ -33,6 +33,7 @@ const KEYS: [&str; 14] = [
     "seed",
     "trace",
     "start",
+    "fault",
 ];
 
 /// The guest's command line: `key=value` pairs in order.

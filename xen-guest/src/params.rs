@@ -45,6 +45,13 @@ impl Workload {
     }
 }
 
+impl Fault {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        FAULTS[self as usize]
+    }
+}
+
 impl Policy {
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -55,6 +62,8 @@ impl Policy {
 // In the order of the enums' variants.
 const WORKLOADS: &[&str] = &["handoff", "spread"];
 const ALL_WORKLOADS: [Workload; 2] = [Workload::Handoff, Workload::Spread];
+const FAULTS: &[&str] = &["off", "hang", "lose", "panic"];
+const ALL_FAULTS: [Fault; 4] = [Fault::Off, Fault::Hang, Fault::Lose, Fault::Panic];
 const POLICIES: &[&str] = &[
     "kick-twice",
     "kick-at-unlock",
@@ -75,6 +84,19 @@ const ALL_POLICIES: [Policy; 8] = [
     Policy::Spin,
     Policy::SpinTicket,
 ];
+
+/// A fault made on purpose, to see that it is noticed: half way, by the last vCPU that takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// None: an ordinary run.
+    Off,
+    /// It never releases its lock: the watchdog must name it.
+    Hang,
+    /// One acquisition goes past the lock's counter, as if exclusion had failed: the check must see it.
+    Lose,
+    /// It panics inside the critical section.
+    Panic,
+}
 
 /// When a run is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +147,8 @@ pub struct Params {
     pub markers: bool,
     /// `start=wait`: wait until the host says go.
     pub wait_for_go: bool,
+    /// `fault`: one made on purpose.
+    pub fault: Fault,
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -158,9 +182,10 @@ enum Key {
     Seed,
     Trace,
     Start,
+    Fault,
 }
 
-const KEYS: [(&str, Accepts); 14] = [
+const KEYS: [(&str, Accepts); 15] = [
     ("workload", Accepts::OneOf(WORKLOADS)),
     ("policy", Accepts::OneOf(POLICIES)),
     ("vcpus", Accepts::Integer(1, MAX_VCPUS)),
@@ -175,6 +200,7 @@ const KEYS: [(&str, Accepts); 14] = [
     ("seed", Accepts::Integer(0, u64::MAX)),
     ("trace", Accepts::OneOf(&["off", "markers"])),
     ("start", Accepts::OneOf(&["now", "wait"])),
+    ("fault", Accepts::OneOf(FAULTS)),
 ];
 
 /// The most vCPUs a run can have.
@@ -234,6 +260,7 @@ impl Params {
             seed: get(Key::Seed).unwrap_or(1),
             markers: get(Key::Trace) == Some(1),
             wait_for_go: get(Key::Start) == Some(1),
+            fault: ALL_FAULTS[get(Key::Fault).unwrap_or(0) as usize],
         })
     }
 
@@ -281,7 +308,8 @@ impl fmt::Display for Params {
         }
         write!(f, " deadline={}ns seed={}", self.deadline_ns, self.seed)?;
         write!(f, " trace={}", if self.markers { "markers" } else { "off" })?;
-        write!(f, " start={}", if self.wait_for_go { "wait" } else { "now" })
+        write!(f, " start={}", if self.wait_for_go { "wait" } else { "now" })?;
+        write!(f, " fault={}", self.fault.name())
     }
 }
 
@@ -444,6 +472,10 @@ mod tests {
             let params = Params::parse(&format!("workload={}", workload.name()), 1).unwrap();
             assert_eq!(params.workload, workload);
         }
+        for fault in ALL_FAULTS {
+            let params = Params::parse(&format!("fault={}", fault.name()), 1).unwrap();
+            assert_eq!(params.fault, fault);
+        }
         assert_eq!((POLICIES.len(), WORKLOADS.len()), (ALL_POLICIES.len(), ALL_WORKLOADS.len()));
     }
 
@@ -451,7 +483,7 @@ mod tests {
     fn the_table_of_keys_is_in_the_order_of_the_enum() {
         assert_eq!(KEYS[Key::Policy as usize].0, "policy");
         assert_eq!(KEYS[Key::Spin as usize].0, "spin");
-        assert_eq!(KEYS[Key::Start as usize].0, "start");
+        assert_eq!(KEYS[Key::Fault as usize].0, "fault");
     }
 
     #[test]
@@ -459,7 +491,7 @@ mod tests {
         assert_eq!(
             message("polcy=kick-twice"),
             "polcy: no such parameter; accepted are workload, policy, vcpus, locks, critical, outside, \
-             jitter, spin, acquisitions, duration, deadline, seed, trace, start"
+             jitter, spin, acquisitions, duration, deadline, seed, trace, start, fault"
         );
         assert_eq!(
             message("policy=fast"),

@@ -42,6 +42,8 @@ const BRING_UP_NS: u64 = 30_000_000_000;
 /// One run, shared by all vCPUs.
 struct Run {
     machine: &'static Machine,
+    /// The way to the host. Nobody holds it while the workload runs.
+    host: Mutex<Host>,
     domain: Domain,
     params: Params,
     plan: Plan,
@@ -68,19 +70,12 @@ pub fn run(machine: &'static Machine) -> ! {
         Ok(params) => params,
         Err(error) => fail_to_begin(machine, &mut host, &error.to_string()),
     };
-    let run = RUN.call_once(|| Run::prepare(machine, &host, params));
-    if let Err(why) = run.bring_up() {
-        fail_to_begin(machine, &mut host, &why);
+    let run = RUN.call_once(|| Run::prepare(machine, host, params));
+    if let Err(why) = run.to_the_start_line() {
+        fail_to_begin(machine, &mut run.host.lock(), &why);
     }
-    host.set_state("ready");
-    if run.params.wait_for_go
-        && let Err(why) = host.wait_for_go()
-    {
-        fail_to_begin(machine, &mut host, &why);
-    }
-    host.set_state("running");
     run.race();
-    run.finish(&mut host)
+    run.finish()
 }
 
 /// One line on the console, the same in xenstore, and the end.
@@ -92,7 +87,7 @@ fn fail_to_begin(machine: &Machine, host: &mut Host, why: &str) -> ! {
 }
 
 impl Run {
-    fn prepare(machine: &'static Machine, host: &Host, params: Params) -> Run {
+    fn prepare(machine: &'static Machine, host: Host, params: Params) -> Run {
         let work_speed = Speed::calibrate(|| machine.now(), work);
         let spin_speed = Speed::calibrate(|| machine.now(), spin);
         let spin_turns = u32::try_from(spin_speed.turns(params.spin_ns)).unwrap_or(u32::MAX).max(1);
@@ -113,6 +108,8 @@ impl Run {
                 jitter_percent: params.jitter_percent,
                 limit: params.limit,
                 seed: params.seed,
+                fault: params.fault,
+                vcpus: params.vcpus,
             },
             contest: contest::for_policy(params.policy, params.locks),
             watchdog: Watchdog::new(params.vcpus, params.deadline_ns, now),
@@ -120,8 +117,21 @@ impl Run {
             start_at: AtomicU64::new(0),
             shares: (0..params.vcpus).map(|_| CachePadded::default()).collect(),
             failing: AtomicBool::new(false),
+            host: Mutex::new(host),
             params,
         }
+    }
+
+    /// Everything before the measurement.
+    fn to_the_start_line(&'static self) -> Result<(), String> {
+        self.bring_up()?;
+        let mut host = self.host.lock();
+        host.set_state("ready");
+        if self.params.wait_for_go {
+            host.wait_for_go()?;
+        }
+        host.set_state("running");
+        Ok(())
     }
 
     /// Starts the other vCPUs and waits until each has come to the start line.
@@ -192,7 +202,8 @@ impl Run {
     }
 
     /// Every vCPU is done: the verdict, the report, the end.
-    fn finish(&'static self, host: &mut Host) -> ! {
+    fn finish(&'static self) -> ! {
+        let mut host = self.host.lock();
         let shares: Vec<Share> =
             self.shares.iter().filter_map(|share| share.lock().take()).collect();
         let report = report::assemble(
@@ -203,7 +214,7 @@ impl Run {
             self.counters(),
         );
         let outcome = report.outcome.clone();
-        self.publish(&report, host);
+        self.publish(&report, &mut host);
         match outcome {
             Outcome::Success | Outcome::Skip(_) => {
                 host.set_state("done");
@@ -228,9 +239,10 @@ impl Run {
         let outcome = Outcome::Failure(stuck.to_string());
         let mut report = report::broken_off(self.domain, &self.params, outcome, &acquisitions);
         report.counters = self.counters();
-        // The client that vCPU 0 has may be in use; a second one must not touch the ring.
-        if let Ok(document) = report::to_json(&report) {
-            report::to_console(&document, |line| self.machine.console_write(line));
+        // Held only if the stuck vCPU is vCPU 0 and it is not in the workload.
+        if let Some(mut host) = self.host.try_lock() {
+            self.publish(&report, &mut host);
+            host.set_state("failed");
         }
         self.machine.shutdown(ShutdownReason::Crash)
     }
@@ -343,6 +355,13 @@ impl Vcpu for RunningVcpu {
     fn acquired_after_block(&self, lock: u32, waits: WaitCounts) {
         let words = [self.number, lock, waits.waits as u32, waits.kicked as u32];
         self.machine.trace_marker(markers::ACQUIRED_AFTER_BLOCK, &words);
+    }
+
+    fn sleep(&self) {
+        self.machine.sleep_until(self.machine.now() + STEP_NS);
+        if let Some(run) = RUN.get() {
+            run.look();
+        }
     }
 }
 

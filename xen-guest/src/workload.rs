@@ -13,7 +13,7 @@ use results::Histogram;
 
 use crate::locks::TestedLock;
 use crate::markers;
-use crate::params::Limit;
+use crate::params::{Fault, Limit};
 use crate::rng::Stream;
 use crate::work::work;
 
@@ -30,6 +30,9 @@ pub trait Vcpu {
 
     /// Called once per acquisition that blocked, after the release, if markers are on.
     fn acquired_after_block(&self, lock: u32, waits: WaitCounts);
+
+    /// Gives up the pCPU for a while. For the fault that hangs; workloads never sleep.
+    fn sleep(&self);
 }
 
 /// How often a vCPU has blocked in the hypervisor to wait for a lock.
@@ -63,6 +66,22 @@ pub struct Plan {
     pub limit: Limit,
     /// Seed of the random numbers.
     pub seed: u64,
+    /// A fault made on purpose.
+    pub fault: Fault,
+    /// How many vCPUs take part.
+    pub vcpus: u32,
+}
+
+impl Plan {
+    /// After how many acquisitions `vcpu` commits its fault; never, in an ordinary run.
+    fn fault_at(&self, vcpu: u32) -> u64 {
+        match (self.fault, self.limit) {
+            (Fault::Off, _) => u64::MAX,
+            _ if vcpu + 1 != self.vcpus => u64::MAX,
+            (_, Limit::Acquisitions(n)) => n / 2,
+            (_, Limit::Duration(_)) => 100,
+        }
+    }
 }
 
 /// What one vCPU did.
@@ -125,7 +144,12 @@ pub fn contend<L: TestedLock<Guarded>>(
         Limit::Acquisitions(n) => (n, u64::MAX),
         Limit::Duration(ns) => (u64::MAX, started.saturating_add(ns)),
     };
+    let fault_at = plan.fault_at(vcpu.number());
     while share.acquisitions < most {
+        if share.acquisitions == fault_at {
+            commit(plan.fault, vcpu, &*locks[0], &mut share);
+            continue;
+        }
         work(rng.around(plan.outside_turns, plan.jitter_percent));
         let lock = match locks {
             [only] => only,
@@ -161,6 +185,25 @@ pub fn contend<L: TestedLock<Guarded>>(
     share
 }
 
+/// Does wrong on purpose.
+#[cold]
+fn commit<L: TestedLock<Guarded>>(fault: Fault, vcpu: &impl Vcpu, lock: &L, share: &mut Share) {
+    // Counted, so that it is done once.
+    share.acquisitions += 1;
+    markers::acquiring(vcpu.number() as usize, markers::lock_id(lock));
+    match fault {
+        Fault::Off | Fault::Lose => {}
+        Fault::Hang => lock.with(|_| {
+            loop {
+                vcpu.sleep();
+            }
+        }),
+        Fault::Panic => {
+            lock.with(|_| panic!("fault=panic: asked to panic in the critical section"))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +229,10 @@ mod tests {
         }
 
         fn acquired_after_block(&self, _: u32, _: WaitCounts) {}
+
+        fn sleep(&self) {
+            std::thread::yield_now();
+        }
     }
 
     fn run<L: TestedLock<Guarded> + Send>(
@@ -212,7 +259,15 @@ mod tests {
     }
 
     fn plan(limit: Limit) -> Plan {
-        Plan { critical_turns: 20, outside_turns: 40, jitter_percent: 50, limit, seed: 1 }
+        Plan {
+            critical_turns: 20,
+            outside_turns: 40,
+            jitter_percent: 50,
+            limit,
+            seed: 1,
+            fault: Fault::Off,
+            vcpus: 1,
+        }
     }
 
     #[test]
@@ -250,6 +305,22 @@ mod tests {
         assert_eq!(guarded.counter(), 1);
     }
 
+    #[test]
+    fn a_fault_is_committed_once_half_way_by_the_last_vcpu() {
+        let plan = Plan { fault: Fault::Lose, vcpus: 2, ..plan(Limit::Acquisitions(1_000)) };
+        let (counter, shares) = run::<SpinMutex<Guarded>>(2, 1, &plan);
+        assert_eq!(shares.iter().map(|share| share.acquisitions).collect::<Vec<_>>(), [1_000; 2]);
+        assert_eq!(counter, 1_999);
+    }
+
+    #[test]
+    #[should_panic(expected = "fault=panic")]
+    fn a_panic_on_purpose_comes_in_the_critical_section() {
+        let plan = Plan { fault: Fault::Panic, ..plan(Limit::Duration(u64::MAX)) };
+        let locks = free_locks::<SpinMutex<Guarded>>(1);
+        contend(&Thread { number: 0, start: Instant::now() }, &plan, &locks, &AtomicU64::new(0));
+    }
+
     /// A vCPU on which time and waits go by script: every second acquisition blocks twice.
     struct Scripted {
         calls: core::cell::Cell<u64>,
@@ -275,6 +346,8 @@ mod tests {
         fn acquired_after_block(&self, lock: u32, waits: WaitCounts) {
             self.marked.borrow_mut().push((lock, waits));
         }
+
+        fn sleep(&self) {}
     }
 
     #[test]
