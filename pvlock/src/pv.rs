@@ -143,6 +143,11 @@ impl<K: Policy> Discipline for Pv<K> {
                         P::relax();
                         continue;
                     }
+                    if K::STEALS > 0 && thefts >= K::MAX_THEFTS {
+                        // Robbed too often: from here to the acquisition, no more thefts.
+                        word.set_pending();
+                        step!(waiter.cpu, "head: forbids thefts");
+                    }
                     count::<P>(waiter.cpu, Counter::Rearm);
                     step!(waiter.cpu, "head: lost to a thief, registers again");
                 }
@@ -222,9 +227,6 @@ fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter, thefts: u3
         }
         P::relax();
         spin.advance();
-    }
-    if K::STEALS > 0 && thefts >= K::MAX_THEFTS {
-        step!(waiter.cpu, "head: forbids thefts");
     }
     // Asleep, we let others steal, unless they did too often.
     if K::STEALS > 0 && thefts < K::MAX_THEFTS {
