@@ -9,6 +9,7 @@
 //! - A [`Policy`] says when a waiter sleeps and who wakes it. [`KickTwice`] and [`KickAtUnlock`] are the
 //!   two sides of the patch that this project grew from, [`Hybrid`] is what came after it elsewhere,
 //!   [`Adaptive`] goes past it.
+//! - [`IrqMutex`] keeps interrupts off while it is held.
 //! - [`Mode`] chooses at boot between sleeping waiters, a spinning queue, and test-and-set.
 //! - [`debug::Dump`] shows a stuck lock, [`counters()`] what happened.
 //!
@@ -20,6 +21,9 @@ mod adaptive;
 mod counters;
 pub mod debug;
 mod hash;
+#[cfg(not(loom))]
+mod irq;
+mod mode;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod model;
@@ -31,20 +35,44 @@ mod pv;
 mod queue;
 mod raw;
 mod sync;
+#[cfg(all(feature = "lock_api_04", not(loom)))]
+pub mod v04;
 mod word;
 
 pub use adaptive::Adaptive;
 pub use counters::{Counter, add as add_to_counter, counters};
 pub use hash::{HashStorage, HashTable};
+#[cfg(not(loom))]
+pub use irq::{Interrupts, IrqGuard, RawIrqLock};
+pub use mode::{Mode, ModeCell, ModeSettled};
 pub use node::CpuNodes;
-pub use platform::{Mode, Platform};
+pub use platform::Platform;
 pub use policy::{Handover, Hybrid, KickAtUnlock, KickTwice, Policy, Spin, Stage};
 pub use raw::RawPvLock;
 
 /// Data behind a [`RawPvLock`].
+///
+/// The methods have the names of `spin::Mutex` (`new`, `lock`, `try_lock`, `is_locked`, `get_mut`,
+/// `into_inner`, `force_unlock`), so that a kernel moves from it by one alias of its own:
+///
+/// ```
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// // was: use spin::Mutex;
+/// type Mutex<T> = pvlock::Mutex<T, Threads>;
+///
+/// static QUEUE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+/// QUEUE.lock().push(1);
+/// assert!(!QUEUE.is_locked());
+/// assert_eq!(QUEUE.try_lock().as_deref().map(Vec::len), Some(1));
+/// ```
 #[cfg(not(loom))]
 pub type Mutex<T, P, K = KickAtUnlock> = lock_api::Mutex<RawPvLock<P, K>, T>;
 
 /// The guard of a [`Mutex`].
 #[cfg(not(loom))]
 pub type MutexGuard<'a, T, P, K = KickAtUnlock> = lock_api::MutexGuard<'a, RawPvLock<P, K>, T>;
+
+/// Data behind a [`RawPvLock`] that is held with interrupts off.
+#[cfg(not(loom))]
+pub type IrqMutex<T, P, I, K = KickAtUnlock> = lock_api::Mutex<RawIrqLock<RawPvLock<P, K>, I>, T>;

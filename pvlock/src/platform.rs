@@ -2,18 +2,7 @@
 //!
 //! This file owns the seam, and nothing else: no lock logic, no default for anything that costs.
 
-use crate::{CpuNodes, HashTable};
-
-/// Which lock runs behind every [`RawPvLock`](crate::RawPvLock) of a platform. Chosen once at boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Queue lock; waiters spin, unlock is a store. For bare metal, one vCPU, or pinned vCPUs.
-    Native,
-    /// Queue lock; waiters block in the hypervisor and are kicked awake.
-    Pv,
-    /// One word, whoever comes first. For a hypervisor that offers neither blocking nor pinning.
-    TestAndSet,
-}
+use crate::{CpuNodes, HashTable, Mode};
 
 /// The kernel under the lock: who am I, where is per-CPU storage, how does a CPU sleep and wake.
 ///
@@ -78,7 +67,8 @@ pub unsafe trait Platform: 'static {
 
     /// Which lock to be. Must always return the same once a lock was used.
     ///
-    /// Read at every unlock: make it a constant, or one plain load.
+    /// Read at every unlock: make it a constant, or a [`ModeCell`](crate::ModeCell) that is settled at
+    /// boot.
     fn mode() -> Mode {
         Mode::Pv
     }
