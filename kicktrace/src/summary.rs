@@ -248,9 +248,11 @@ counts! {
     yields,
     /// Waits of this vCPU that ended, aborted ones included.
     waits,
-    /// Of those: ended by a waking kick.
+    /// Of those: for a lock, as the guest marked.
+    marked_waits,
+    /// Of `waits`: ended by a waking kick.
     waits_kicked,
-    /// Of those: ended by something else (a timer, a device, another domain).
+    /// Of `waits`: ended by something else (a timer, a device, another domain).
     waits_other,
     /// Waits in or beside a gap of the trace; in none of the other figures.
     waits_tainted,
@@ -368,6 +370,6 @@ pub struct Acquisitions {
     pub kicked_again_by_other_sender: u64,
     /// Acquisitions in none of these figures: begun before the trace, or beside a gap.
     pub excluded: u64,
-    /// Acquisitions where the guest's own counts contradict the hypervisor's.
+    /// Acquisitions for which the guest counted fewer polls or kicks than the hypervisor saw.
     pub disagreements: u64,
 }

@@ -1,6 +1,7 @@
 //! A trace captured on real Xen; see data/README.md.
 
-use kicktrace::summary::DomainKind;
+use kicktrace::Certainty;
+use kicktrace::summary::{Acquisitions, DomainKind};
 use kicktrace::{Options, summarise};
 
 const MINI: &[u8] = include_bytes!("data/mini-pv.xentrace.bin");
@@ -30,4 +31,51 @@ fn a_pv_guest_that_polls_with_deadlines() {
     // Deadlines of 5 ms.
     let wait = summary.clock.ns(guest.latencies.wait.p50).expect("the frequency is known");
     assert!((3e6..6e6).contains(&wait), "{wait} ns");
+}
+
+/// Every figure that must hold on a trace of contended guests with marks.
+fn contended(trace: &[u8]) -> Vec<(Acquisitions, Acquisitions)> {
+    let summary = summarise(trace, &Options::default()).expect("a sound trace");
+    assert_eq!(summary.reading.lost_records(), 0);
+    assert!(summary.coverage_percent > 99.0, "{}", summary.coverage_percent);
+    let guests = summary.domains.iter().filter(|domain| domain.id != 0);
+    let guests: Vec<_> = guests
+        .map(|domain| {
+            assert_eq!(domain.kind, DomainKind::Pv);
+            let counts = &domain.counts;
+            assert!(counts.waking_kicks.value > 300);
+            assert!(counts.waking_kicks.value <= counts.marked_kicks.value);
+            // One whose target polled before the trace began looks idle.
+            assert!(counts.idle_kicks.value <= 1);
+            let marked = domain.marked.clone().expect("the guest marks");
+            assert_eq!(marked.certainty, Certainty::Exact);
+            assert_eq!(marked.disagreements, 0, "guest and hypervisor count the same");
+            (marked, domain.inferred.clone())
+        })
+        .collect();
+    assert_eq!(guests.len(), 2);
+    guests
+}
+
+#[test]
+fn marks_and_inference_agree_on_kick_twice() {
+    for (marked, inferred) in contended(include_bytes!("data/kick-twice-pv.xentrace.bin")) {
+        let slept_twice = marked.waking_kicks_per_slept_twice.expect("some slept twice");
+        assert!((1.95..=2.0).contains(&slept_twice), "{slept_twice}");
+        let (exact, guess) =
+            (marked.waking_kicks_per_blocked.unwrap(), inferred.waking_kicks_per_blocked.unwrap());
+        assert!(exact > 1.2 && (guess / exact - 1.0).abs() < 0.03, "{exact} {guess}");
+        let (exact, guess) = (marked.slept_twice as f64, inferred.slept_twice as f64);
+        assert!((guess / exact - 1.0).abs() < 0.15, "{exact} {guess}");
+    }
+}
+
+#[test]
+fn marks_and_inference_agree_on_kick_at_unlock() {
+    for (marked, inferred) in contended(include_bytes!("data/kick-at-unlock-pv.xentrace.bin")) {
+        let (exact, guess) =
+            (marked.waking_kicks_per_blocked.unwrap(), inferred.waking_kicks_per_blocked.unwrap());
+        assert!((0.95..=1.0).contains(&exact), "{exact}");
+        assert!((guess / exact - 1.0).abs() < 0.03, "{exact} {guess}");
+    }
 }

@@ -266,7 +266,7 @@ impl<O: Observe> Analyser<O> {
                 vcpu.cpu = record.cpu;
                 self.runs(index, record.tsc);
             }
-            Runstate::Blocked => vcpu.descheduled(),
+            Runstate::Blocked => vcpu.descheduled(record.tsc),
             Runstate::Runnable | Runstate::Offline => {}
         }
         Ok(())

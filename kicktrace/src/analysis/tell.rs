@@ -130,6 +130,7 @@ fn vcpu(vcpu: &Vcpu, last: u64) -> summary::Vcpu {
             idle_blocks: poll(raw.idle_blocks),
             yields: Count::exact(raw.yields),
             waits: poll(raw.waits),
+            marked_waits: Count::exact(vcpu.marked.as_ref().map_or(0, |marked| marked.waits)),
             waits_kicked: Count::inferred(raw.waits_kicked),
             waits_other: Count::inferred(raw.waits - raw.waits_kicked),
             waits_tainted: Count::exact(raw.waits_tainted),

@@ -118,7 +118,7 @@ pub(super) struct Vcpu {
     gaps_at_since: u64,
     first: Option<u64>,
     woken: bool,
-    /// The last intervals in which it was runnable, oldest first.
+    /// The last intervals in which it was runnable after it had been running, oldest first.
     preempted: VecDeque<(u64, u64)>,
     pub(super) times: Times,
     tainted: u64,
@@ -127,6 +127,7 @@ pub(super) struct Vcpu {
     poll_tsc: u64,
     gaps_at_poll: u64,
     block_tsc: u64,
+    left_tsc: u64,
     wake_tsc: u64,
     aborted: bool,
     kicked_by: Option<Kick>,
@@ -191,6 +192,7 @@ impl Vcpu {
             self.tainted += ticks;
             self.raw.inconsistent += u64::from(self.state.is_some());
         }
+        self.woken = new == Runstate::Runnable && old == Some(Runstate::Blocked);
         self.state = Some(new);
         self.since = tsc;
         self.gaps_at_since = gaps.up_to(tsc);
@@ -210,11 +212,12 @@ impl Vcpu {
                 self.times.stolen += ticks;
                 if std::mem::take(&mut self.woken) {
                     self.times.stolen_after_wake += ticks;
+                } else {
+                    if self.preempted.len() == RECENT {
+                        self.preempted.pop_front();
+                    }
+                    self.preempted.push_back((self.since, tsc));
                 }
-                if self.preempted.len() == RECENT {
-                    self.preempted.pop_front();
-                }
-                self.preempted.push_back((self.since, tsc));
             }
             Runstate::Blocked => self.times.blocked += ticks,
             Runstate::Offline => self.times.offline += ticks,
@@ -284,7 +287,7 @@ impl Vcpu {
         self.times.running.saturating_add(now)
     }
 
-    /// Ticks of `from..to` in which this vCPU was runnable, as far as remembered.
+    /// Ticks of `from..to` in which this vCPU was preempted, as far as remembered.
     pub(super) fn preempted_between(&self, from: u64, to: u64) -> u64 {
         let overlap = |&(start, end): &(u64, u64)| end.min(to).saturating_sub(start.max(from));
         self.preempted.iter().rev().take_while(|&&(_, end)| end > from).map(overlap).sum()
@@ -294,6 +297,9 @@ impl Vcpu {
         self.back_in_guest();
         self.raw.polls += 1;
         self.poll = Poll::Entered;
+        if let Some(marked) = &mut self.marked {
+            marked.poll();
+        }
         self.poll_tsc = tsc;
         self.gaps_at_poll = gaps.up_to(tsc);
         self.kicked_by = None;
@@ -325,7 +331,6 @@ impl Vcpu {
 
     /// Woken, by `kick` if it was one; returns whether that ended a poll.
     pub(super) fn wake(&mut self, tsc: u64, kick: Option<Kick>) -> bool {
-        self.woken = true;
         match self.poll {
             Poll::Blocking => self.aborted = true,
             Poll::Blocked => {}
@@ -356,7 +361,7 @@ impl Vcpu {
             self.raw.polls_aborted += 1;
         } else {
             self.raw.polls_blocked += 1;
-            let blocked = self.wake_tsc.saturating_sub(self.block_tsc);
+            let blocked = self.wake_tsc.saturating_sub(self.left_tsc);
             self.times.blocked_in_poll = self.times.blocked_in_poll.saturating_add(blocked);
         }
         let tainted = gaps.up_to(tsc) > self.gaps_at_poll;
@@ -381,9 +386,10 @@ impl Vcpu {
     }
 
     /// It left its pCPU to block.
-    pub(super) fn descheduled(&mut self) {
+    pub(super) fn descheduled(&mut self, tsc: u64) {
         if self.poll == Poll::Blocking {
             self.poll = Poll::Blocked;
+            self.left_tsc = tsc;
         }
     }
 

@@ -74,7 +74,9 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> 
     writeln!(f, "{header}")?;
     let columns: Vec<_> = vcpus.iter().map(|vcpu| vcpu.counts.named()).collect();
     for (row, (name, total)) in domain.counts.named().into_iter().enumerate() {
-        if total.value == 0 && matches!(name, "inconsistent" | "marked_kicks" | "waits_tainted") {
+        if total.value == 0
+            && matches!(name, "inconsistent" | "marked_kicks" | "marked_waits" | "waits_tainted")
+        {
             continue;
         }
         write!(f, "  {:<22}{total:>12}", name.replace('_', " "))?;

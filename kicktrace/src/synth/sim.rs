@@ -59,10 +59,10 @@ struct Vcpu {
     ready: u64,
     /// Woken by a kick (true) or a timer (false).
     woken: Option<bool>,
-    /// Waits and waking kicks of this acquisition, and its wait count as the guest sees it.
+    /// Waits and waking kicks of this acquisition, and polls and kicks as the guest counts them.
     waits: u32,
     kicks: u32,
-    begun: u32,
+    polls: u32,
     kicked_waits: u32,
     truth: VcpuTruth,
 }
@@ -262,7 +262,6 @@ impl<'p, W: Write> Sim<'p, W> {
     fn wait(&mut self, at: u64, index: usize) {
         let vcpu = &mut self.vcpus[index];
         let (cpu, who) = (vcpu.cpu, vcpu.who);
-        vcpu.begun += 1;
         let pending = std::mem::take(&mut vcpu.pending);
         let mut ns = at;
         if self.plan.markers {
@@ -278,7 +277,8 @@ impl<'p, W: Write> Sim<'p, W> {
     }
 
     fn poll(&mut self, at: u64, index: usize) {
-        let vcpu = &self.vcpus[index];
+        let vcpu = &mut self.vcpus[index];
+        vcpu.polls += 1;
         let (cpu, who, pending) = (vcpu.cpu, vcpu.who, vcpu.pending);
         let mut pen = self.pen(cpu, at);
         pen.hypercall(event::HYPERCALL_SCHED_OP, Some(event::SCHEDOP_POLL));
@@ -362,15 +362,15 @@ impl<'p, W: Write> Sim<'p, W> {
         let vcpu = &mut self.vcpus[index];
         let (cpu, who) = (vcpu.cpu, vcpu.who);
         let (waits, kicks) = (std::mem::take(&mut vcpu.waits), std::mem::take(&mut vcpu.kicks));
-        let (begun, kicked) =
-            (std::mem::take(&mut vcpu.begun), std::mem::take(&mut vcpu.kicked_waits));
+        let (polls, kicked) =
+            (std::mem::take(&mut vcpu.polls), std::mem::take(&mut vcpu.kicked_waits));
         if waits > 0 {
             vcpu.truth.acquisitions[waits.min(3) as usize][kicks.min(3) as usize] += 1;
         }
         let mut ns = at;
-        if self.plan.markers && begun > 0 {
+        if self.plan.markers && polls > 0 {
             let mut pen = self.pen(cpu, at);
-            let words = [u32::from(who.1), lock_address(who), begun, kicked];
+            let words = [u32::from(who.1), lock_address(who), polls, kicked];
             pen.mark(markers::ACQUIRED_AFTER_BLOCK, &words);
             ns = pen.ns;
         }
@@ -548,7 +548,7 @@ impl Vcpu {
             woken: None,
             waits: 0,
             kicks: 0,
-            begun: 0,
+            polls: 0,
             kicked_waits: 0,
             truth: VcpuTruth::default(),
         }
