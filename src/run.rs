@@ -180,7 +180,7 @@ impl<'a> Screen<'a> {
                 self.update(format_args!("created {domain} (domain {domid})"))
             }
             Event::DomainState { domain, state } => {
-                if matches!(state.as_str(), "done" | "failed") {
+                if state == "done" {
                     self.done += 1;
                 }
                 self.update(format_args!("{domain} is {state}"));
