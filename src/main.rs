@@ -104,32 +104,12 @@ struct Machine {
     /// pCPUs; dom0 has the first for itself.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     pcpus: u32,
-    #[command(flatten)]
-    emulation: Emulation,
+    /// Deterministic emulation.
+    #[arg(long)]
+    repeatable: bool,
     /// Where the console and what is in /out go.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/lab")]
     out: PathBuf,
-}
-
-#[derive(Args)]
-struct Emulation {
-    /// Deterministic emulation: the same run again gives the same figures. Slower.
-    #[arg(long)]
-    repeatable: bool,
-    /// With --repeatable: an instruction lasts 2^SHIFT nanoseconds of virtual time.
-    #[arg(long, requires = "repeatable", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=10))]
-    shift: u8,
-    /// With --repeatable: the longest turn of a pCPU, in microseconds of virtual time.
-    #[arg(long, value_name = "MICROSECONDS", requires = "repeatable", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    slice: u64,
-}
-
-impl Emulation {
-    fn repeatable(&self) -> Option<Repeatable> {
-        let slice = Duration::from_micros(self.slice);
-        let settings = Repeatable { shift: self.shift, slice, ..Repeatable::default() };
-        self.repeatable.then_some(settings)
-    }
 }
 
 #[derive(Args)]
@@ -139,8 +119,9 @@ struct RunArguments {
     /// A lock or policy to run; may be given several times. Without it: kick-twice and kick-at-unlock.
     #[arg(long = "policy", value_name = "POLICY", value_parser = PossibleValuesParser::new(POLICIES))]
     policies: Vec<String>,
-    #[command(flatten)]
-    emulation: Emulation,
+    /// Deterministic emulation: the same run again gives the same figures. Slower.
+    #[arg(long)]
+    repeatable: bool,
     /// Keep everything the run produced here. Without it: pvlab-out/SCENARIO.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -225,7 +206,7 @@ fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
             markers: !arguments.no_markers,
             trace: !arguments.no_trace,
         },
-        repeatable: arguments.emulation.repeatable(),
+        repeatable: arguments.repeatable,
         image: arguments.image,
         out,
     };
@@ -287,8 +268,8 @@ impl Machine {
     fn boot(&self) -> Boot {
         let mut boot = Boot::script("", &self.out);
         boot.pcpus = self.pcpus;
-        if let Some(settings) = self.emulation.repeatable() {
-            boot.mode = Mode::Repeatable(settings);
+        if self.repeatable {
+            boot.mode = Mode::Repeatable(Repeatable::default());
         }
         boot
     }

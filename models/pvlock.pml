@@ -1,0 +1,491 @@
+/*
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * The PV queue lock of the crate pvlock over the kicker of the crate evtchn, for spin(1).
+ *
+ * It models the *protocol* under sequential consistency: every step is one access to shared memory
+ * or one hypercall. Orderings weaker than that are the loom suite's business, on the real code.
+ * docs/model.md says which line here stands for which line there.
+ *
+ * Switches (-D):
+ *   CPUS=n          vCPUs, 2 to 4 (default 3)
+ *   ROUNDS=n        acquisitions of each context; 0 = for ever (default 0)
+ *   KICK_TWICE      policy KickTwice; otherwise KickAtUnlock
+ *   STEALS          newcomers may take a free lock past the queue, as in Adaptive
+ *   MAX_THEFTS=n    with STEALS: thefts after which the head forbids them (default 1)
+ *   NO_REARM        with STEALS: a head that lost the lock to a thief does not register again, as in Hybrid
+ *   NESTED          an interrupt on vCPU 0 takes a second lock, which vCPU 1 takes after the first
+ *   EARLY=n         how many polls in all may end for no reason (default 0)
+ * Defects that the properties must find:
+ *   AS_POSTED       the patch as posted in 2015: the head publishes Halted, and is entered twice
+ *   NO_LATCH        a kick that meets no poll is dropped
+ *   NO_LOOK_BEHIND  a waiter does not look at `handed` again after it published Halted
+ *   NO_LOOK_ARMED   a waiter does not look at its condition again before it polls
+ *   NESTED_CLEARS   a nested wait takes the token
+ *   BLIND_UNLOCK    unlock is a store
+ *   UNBOUNDED       with STEALS: the head never forbids thefts
+ *   CLEARS_AFTER_SPIN  with STEALS: the head allows thefts before it is sure that it goes to sleep
+ *   SLOW_FIRST      the head sets the slow byte before it makes its entry
+ */
+
+#ifndef CPUS
+#define CPUS 3
+#endif
+#ifndef ROUNDS
+#define ROUNDS 0
+#endif
+#ifndef EARLY
+#define EARLY 0
+#endif
+#ifndef MAX_THEFTS
+#define MAX_THEFTS 1
+#endif
+#ifdef UNBOUNDED
+#define FORBIDS false
+#define THEFT   skip
+#else
+#define FORBIDS (thefts == MAX_THEFTS)
+#define THEFT   thefts++
+#endif
+
+/* A context is a flow of control that can wait: a vCPU's task, or an interrupt on it. Each has one
+ * queue node, named by its number. */
+#ifdef NESTED
+#define LOCKS    2
+#define IRQ      CPUS                       /* the interrupt on vCPU 0 */
+#define CONTEXTS (CPUS + 1)
+#define CPU(c)   (c == IRQ -> 0 : c)
+#define LOCK(c)  (c == IRQ -> 1 : 0)        /* tasks: lock 0; the interrupt, and then task 1: lock 1 */
+#else
+#define LOCKS    1
+#define CONTEXTS CPUS
+#define CPU(c)   c
+#define LOCK(c)  0
+#endif
+
+/* --- The lock word (word.rs) ----------------------------------------------------------------- */
+
+#define FREE   0
+#define LOCKED 1
+#define SLOW   3
+
+byte locked[LOCKS];
+bit  pending[LOCKS];
+byte tail[LOCKS];           /* context + 1; 0 = no queue */
+
+/* --- The nodes (node.rs) --------------------------------------------------------------------- */
+
+#define RUNNING     0
+#define HALTED      1
+#define REGISTERING 2
+#define HASHED      3
+
+byte next[CONTEXTS];        /* context + 1; 0 = none yet */
+bit  handed[CONTEXTS];
+byte state[CONTEXTS];
+
+/* --- The hash table (hash.rs): one entry a lock, or none ------------------------------------- */
+
+byte entry[LOCKS];          /* vCPU + 1 */
+
+/* --- Event channels (evtchn) ----------------------------------------------------------------- */
+
+bit  latched[CPUS];         /* the pending bit of each vCPU's masked IPI port */
+#ifdef NESTED
+byte waits[CPUS];           /* waits under way */
+#endif
+#ifdef NO_LATCH
+bit  polling[CPUS];
+#endif
+#if EARLY > 0
+byte early = EARLY;
+#endif
+
+/* --- What must hold --------------------------------------------------------------------------- */
+
+byte owners[LOCKS];         /* contexts inside the critical section */
+bit  wants[CONTEXTS];       /* asked for the lock, does not own it yet */
+#ifdef NESTED
+bit  interrupted;           /* the interrupt runs, vCPU 0's task does not */
+#endif
+
+/* The lock's word says that it is taken: nobody else may be in. */
+#define OWN owners[l]++; assert(owners[l] == 1); wants[c] = 0
+
+/* The contexts differ in their numbers only. With one acquisition each it is enough to look at the
+ * runs in which they start in the order of those numbers. */
+#if ROUNDS == 1 && !defined(NESTED)
+byte started;
+#define MAY_START (started == c)
+#define STARTED started++
+#else
+#define MAY_START true
+#define STARTED skip
+#endif
+
+/* Who wants the lock gets it, if every context that can go on does so in the end. */
+#if ROUNDS > 0
+byte done;
+ltl acquires { <> (done == CONTEXTS) }
+#else
+/* For one context is enough: they differ in their numbers only. */
+ltl acquires { [] ((wants[0] == 1) -> <> (wants[0] == 0)) }
+#endif
+
+/* --- Kicks and waits (evtchn/src/kicker.rs) ---------------------------------------------------- */
+
+inline kick(cpu)
+{
+#ifdef NO_LATCH
+    atomic { if :: polling[cpu] -> latched[cpu] = 1 :: else fi }
+#else
+    latched[cpu] = 1                                /* EVTCHNOP_send */
+#endif
+}
+
+#ifdef NESTED
+#define OUTERMOST (waits[me] == 1)
+#else
+#define OUTERMOST true
+#endif
+
+/* Kicker::take_token: whether to take it once it is there. */
+#if defined(NESTED_CLEARS)
+#define TAKE latched[me] = 0
+#else
+#define TAKE if :: OUTERMOST -> latched[me] = 0 :: else fi
+#endif
+
+/* Kicker::wait: sleeps on `blocked` until kicked. */
+inline wait(blocked)
+{
+#ifdef NESTED
+    waits[me]++;
+#endif
+    if
+    :: atomic { latched[me] -> TAKE }               /* Kicked; in a nested wait Early */
+    :: !latched[me] ->
+        if
+#ifdef NO_LOOK_ARMED
+        :: true ->
+#else
+        :: !(blocked)                               /* ConditionGone */
+        :: (blocked) ->
+#endif
+#ifdef NO_LATCH
+            polling[me] = 1;
+#endif
+            if                                      /* SCHEDOP_poll, without a deadline */
+            :: latched[me]
+#if EARLY > 0
+            :: atomic { early > 0 -> early-- }
+#endif
+            fi;
+#ifdef NO_LATCH
+            polling[me] = 0;
+#endif
+            if
+            :: atomic { latched[me] -> TAKE }       /* Kicked */
+            :: !latched[me]                         /* Early */
+            fi
+        fi
+    fi;
+#ifdef NESTED
+    waits[me]--
+#endif
+}
+
+/* --- The slow path (pvlock/src/pv.rs, queue.rs) ------------------------------------------------ */
+
+/* With a policy that steals, pv::acquire takes a free lock past the queue while no head spins. */
+#ifdef STEALS
+#define CAN_TAKE (locked[l] == FREE && pending[l] == 0)
+#else
+#define CAN_TAKE (locked[l] == FREE && tail[l] == 0)
+#endif
+
+#ifdef AS_POSTED
+#define MUST_NOT_REGISTER (registered || seen == HASHED)
+#elif defined(NO_REARM)
+#define MUST_NOT_REGISTER (seen == REGISTERING || registered || seen == HASHED)
+#else
+#define MUST_NOT_REGISTER (seen == REGISTERING)
+#endif
+
+#if defined(AS_POSTED) || defined(STEALS)
+#define HAS_ENTRY registered = true
+#else
+#define HAS_ENTRY skip
+#endif
+
+#ifdef STEALS
+/* Asleep, the head lets others steal, unless they did so too often. */
+#define ALLOW_THEFT if :: !FORBIDS -> pending[l] = 0 :: FORBIDS fi
+#define COUNT_THEFT \
+    if :: (registered || seen == HASHED) && !FORBIDS -> THEFT \
+       :: else fi
+#else
+#define COUNT_THEFT skip
+#endif
+
+/* Locals that mean nothing any more: one state instead of many. */
+#if defined(STEALS)
+#define FORGET other = 0; seen = 0; registered = 0; thefts = 0
+#elif defined(AS_POSTED)
+#define FORGET other = 0; seen = 0; registered = 0
+#else
+#define FORGET other = 0; seen = 0
+#endif
+
+/* HashTable::insert. The rule of one entry a lock. */
+inline insert(lock, cpu)
+{
+    atomic {
+        assert(entry[lock] == 0);                   /* S1: two entries for one lock */
+        entry[lock] = cpu + 1
+    }
+}
+
+/* Pv::wait_behind */
+inline wait_behind()
+{
+    do
+    :: handed[c] -> break                           /* the spin saw it, */
+    :: !handed[c] ->                                /* or was given up */
+        state[c] = HALTED;
+#ifdef NO_LOOK_BEHIND
+        wait(state[c] == HALTED);
+#else
+        if
+        :: handed[c]
+        :: !handed[c] -> wait(state[c] == HALTED)
+        fi;
+#endif
+        if                                          /* Node::unhalt */
+        :: atomic { state[c] == HALTED -> state[c] = RUNNING }
+        :: state[c] != HALTED
+        fi
+    od
+}
+
+/* pv::register. Ends in RETRY with the head's state published, or takes the lock. */
+inline register()
+{
+#ifdef AS_POSTED
+    state[c] = HALTED;
+#endif
+#ifndef SLOW_FIRST
+    insert(l, me);
+#endif
+    if                                              /* Word::exchange_slow */
+    :: atomic { locked[l] == FREE -> locked[l] = SLOW };
+        atomic { locked[l] = LOCKED; OWN };         /* Word::slow_to_locked */
+#ifdef STEALS
+        pending[l] = 0;
+#endif
+#ifndef SLOW_FIRST
+        entry[l] = 0;                               /* HashTable::remove */
+#endif
+        goto owns
+    :: atomic { locked[l] != FREE ->
+#ifndef AS_POSTED
+        assert(locked[l] == LOCKED);                /* "registered twice" */
+#endif
+        locked[l] = SLOW }
+    fi;
+#ifdef SLOW_FIRST
+    insert(l, me);
+#endif
+#ifndef AS_POSTED
+    state[c] = HASHED;
+#endif
+}
+
+/* Pv::wait_as_head. Goes to `owns` with the lock taken. */
+inline wait_as_head()
+{
+    /* spin_as_head, take */
+#ifdef STEALS
+    pending[l] = 1;
+    if
+    :: atomic { locked[l] == FREE -> locked[l] = LOCKED; pending[l] = 0; OWN }; goto owns
+    :: locked[l] != FREE                            /* spun long enough */
+    fi;
+#ifdef CLEARS_AFTER_SPIN
+    ALLOW_THEFT;
+#endif
+#else
+    if
+    :: locked[l] == FREE -> atomic { locked[l] = LOCKED; OWN }; goto owns
+    :: locked[l] != FREE                            /* spun long enough */
+    fi;
+#endif
+    seen = state[c];
+    if
+    :: locked[l] == FREE -> seen = 0; goto head
+    :: locked[l] == SLOW -> HAS_ENTRY
+    :: locked[l] == LOCKED && MUST_NOT_REGISTER -> seen = 0; goto head
+    :: atomic { locked[l] == LOCKED && !MUST_NOT_REGISTER -> COUNT_THEFT }
+        register();
+        HAS_ENTRY
+    fi;
+    seen = 0;
+#if defined(STEALS) && !defined(CLEARS_AFTER_SPIN)
+    ALLOW_THEFT;
+#endif
+    wait(locked[l] == SLOW);
+    goto head
+}
+
+/* Pv::handed_over */
+inline handed_over(n)
+{
+    if
+#if defined(KICK_TWICE)
+    :: atomic { state[n] == HALTED -> state[n] = RUNNING }; kick(CPU(n))
+#elif defined(AS_POSTED)
+    :: atomic { state[n] == HALTED -> state[n] = HASHED }; locked[l] = SLOW; insert(l, CPU(n))
+#else
+    :: atomic { state[n] == HALTED -> state[n] = REGISTERING };
+        insert(l, CPU(n)); locked[l] = SLOW; state[n] = HASHED
+#endif
+    :: state[n] != HALTED
+    fi
+}
+
+/* queue::queue_up. Falls through with the lock owned and the queue left. */
+inline queue_up()
+{
+    /* Node::reset is below: nobody looks at the node of a context that is in no queue. */
+    if                                              /* Word::exchange_tail */
+    :: atomic { tail[l] == 0 -> tail[l] = c + 1 }
+    :: atomic { tail[l] != 0 -> other = tail[l] - 1; tail[l] = c + 1 };
+        next[other] = c + 1;                        /* Node::set_next */
+        other = 0;
+        wait_behind()
+    fi;
+head:
+    wait_as_head();
+owns:
+    if                                              /* Word::try_clear_tail */
+    :: atomic { tail[l] == c + 1 -> tail[l] = 0 }
+    :: tail[l] != c + 1 ->
+        atomic { next[c] != 0 -> other = next[c] - 1 };
+        handed[other] = 1;                          /* Node::hand_over */
+        handed_over(other)
+    fi;
+    atomic { FORGET; next[c] = 0; handed[c] = 0; state[c] = RUNNING }
+}
+
+inline lock()
+{
+    if
+    /* Word::try_acquire, Word::try_steal */
+    :: atomic { MAY_START && CAN_TAKE -> STARTED; locked[l] = LOCKED; OWN }
+    :: atomic { MAY_START && !CAN_TAKE -> STARTED; wants[c] = 1 };
+        queue_up()
+    fi
+}
+
+/* RawPvLock::unlock, pv::release_slow */
+inline unlock()
+{
+    if                                              /* Word::try_release */
+#ifdef BLIND_UNLOCK
+    :: atomic { locked[l] = FREE; owners[l]-- }
+#else
+    :: atomic { locked[l] == LOCKED -> locked[l] = FREE; owners[l]-- }
+    :: locked[l] != LOCKED ->
+        atomic {                                    /* HashTable::remove */
+            assert(locked[l] == SLOW);
+            assert(entry[l] != 0);                  /* the slow byte without an entry */
+            other = entry[l] - 1;
+            entry[l] = 0
+        }
+        atomic { locked[l] = FREE; owners[l]-- };
+        kick(other);
+        other = 0
+#endif
+    fi
+}
+
+#ifdef NESTED
+#define USE use: lock(); unlock(); if :: c == 1 && l == 0 -> l = 1; goto use :: else -> l = LOCK(c) fi
+#else
+#define USE lock(); unlock()
+#endif
+
+/* One context. `me` is its vCPU, `l` its lock. */
+inline work()
+{
+#if ROUNDS > 0
+    byte round;
+    for (round : 1 .. ROUNDS) { USE }
+    done++
+#else
+end:
+    do
+    :: USE
+    od
+#endif
+}
+
+#define LOCALS \
+    byte me = CPU(c); \
+    byte l = LOCK(c); \
+    byte other, seen; \
+    STEALING_LOCALS
+
+#if defined(STEALS)
+#define STEALING_LOCALS bool registered; byte thefts;
+#elif defined(AS_POSTED)
+#define STEALING_LOCALS bool registered;
+#else
+#define STEALING_LOCALS
+#endif
+
+proctype task(byte c)
+#ifdef NESTED
+provided (_pid != 1 || !interrupted)          /* 1: the first task that init runs */
+#endif
+{
+    LOCALS
+    work()
+}
+
+#ifdef NESTED
+/* An interrupt may come between any two steps of vCPU 0's task, also within its wait, and runs to
+ * its end before the task goes on. */
+proctype interrupt(byte c)
+{
+    LOCALS
+#if ROUNDS > 0
+    byte round;
+    for (round : 1 .. ROUNDS) { interrupted = 1; lock(); unlock(); interrupted = 0 }
+    done++
+#else
+end:
+    do
+    :: interrupted = 1; lock(); unlock(); interrupted = 0
+    od
+#endif
+}
+#endif
+
+init
+{
+    byte i;
+    atomic {
+        for (i : 0 .. CPUS - 1) { run task(i) }
+#ifdef NESTED
+        run interrupt(IRQ)
+#endif
+    }
+#if ROUNDS > 0
+    /* All done: nothing is left behind. */
+    (_nr_pr == 1);
+    for (i : 0 .. LOCKS - 1) {
+        assert(locked[i] == FREE && tail[i] == 0 && pending[i] == 0 && entry[i] == 0)
+    }
+#endif
+}
