@@ -19,6 +19,7 @@
 
 pub mod analysis;
 pub mod cli;
+pub mod compare;
 mod error;
 pub mod event;
 pub mod markers;
@@ -29,4 +30,4 @@ pub mod synth;
 
 pub use analysis::{Options, calibrate, summarise};
 pub use error::{Error, ErrorKind};
-pub use summary::{Certainty, Count, Summary};
+pub use summary::{Certainty, Clock, Count, Summary};

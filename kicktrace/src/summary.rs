@@ -104,6 +104,13 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// A clock of a given frequency, or none.
+    #[must_use]
+    pub const fn known(hz: Option<f64>) -> Self {
+        let source = if hz.is_some() { ClockSource::Given } else { ClockSource::None };
+        Self { hz, source, error_ppm: None, runs: 0 }
+    }
+
     /// Ticks to nanoseconds, when the frequency is known.
     #[must_use]
     pub fn ns(&self, ticks: u64) -> Option<f64> {
@@ -360,6 +367,8 @@ pub struct Acquisitions {
     pub table: [[u64; 4]; 4],
     /// Waking kicks for each of `blocked`.
     pub waking_kicks_per_blocked: Option<f64>,
+    /// Standard deviation of the waking kicks of one acquisition.
+    pub waking_kicks_sd: Option<f64>,
     /// Acquisitions that waited twice or more.
     pub slept_twice: u64,
     /// Waking kicks for each of `slept_twice`.

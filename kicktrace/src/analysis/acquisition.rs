@@ -42,6 +42,8 @@ pub(super) struct Tally {
     table: [[u64; 4]; 4],
     waits: u64,
     kicks: u64,
+    /// Sum of the squares of each acquisition's kicks.
+    squares: u64,
     slept_twice_kicks: u64,
     one_sender: u64,
     several_senders: u64,
@@ -59,6 +61,7 @@ impl Tally {
         self.table[waits.min(3) as usize][kicks.min(3) as usize] += 1;
         self.waits += u64::from(waits);
         self.kicks += u64::from(kicks);
+        self.squares = self.squares.saturating_add(u64::from(kicks) * u64::from(kicks));
         if waits >= 2 {
             self.slept_twice_kicks += u64::from(kicks);
         }
@@ -74,6 +77,7 @@ impl Tally {
         }
         self.waits += other.waits;
         self.kicks += other.kicks;
+        self.squares = self.squares.saturating_add(other.squares);
         self.slept_twice_kicks += other.slept_twice_kicks;
         self.one_sender += other.one_sender;
         self.several_senders += other.several_senders;
@@ -97,6 +101,7 @@ impl Tally {
             by_waking_kicks: [column(0), column(1), column(2), column(3)],
             table: self.table,
             waking_kicks_per_blocked: ratio(self.kicks, blocked),
+            waking_kicks_sd: sd(self.kicks, self.squares, blocked),
             slept_twice,
             waking_kicks_per_slept_twice: ratio(self.slept_twice_kicks, slept_twice),
             kicked_again_by_same_sender: self.one_sender,
@@ -105,6 +110,15 @@ impl Tally {
             disagreements: self.disagreements,
         }
     }
+}
+
+/// Standard deviation of `count` values with this sum and sum of squares.
+fn sd(sum: u64, squares: u64, count: u64) -> Option<f64> {
+    if count < 2 {
+        return None;
+    }
+    let (sum, squares, count) = (sum as f64, squares as f64, count as f64);
+    Some(((squares - sum * sum / count).max(0.0) / (count - 1.0)).sqrt())
 }
 
 /// Locks a vCPU waits for at the same time at most: four contexts can nest, and a few more fit in

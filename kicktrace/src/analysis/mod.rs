@@ -102,6 +102,7 @@ struct Pcpu {
 pub struct Analyser<O = ()> {
     options: Options,
     observer: O,
+    started: bool,
     skew: Skew,
     pcpus: Vec<Pcpu>,
     vcpus: Vec<Vcpu>,
@@ -135,6 +136,7 @@ impl<O: Observe> Analyser<O> {
         Self {
             options: options.clone(),
             observer,
+            started: false,
             skew: Skew::default(),
             pcpus: Vec::new(),
             vcpus: Vec::new(),
@@ -534,6 +536,10 @@ impl<O: Observe> Visit for Analyser<O> {
 
     #[inline]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        if !self.started {
+            self.started = true;
+            self.observer.start(record.tsc);
+        }
         match record.event & event::GROUP_MASK {
             event::SCHED_MIN => {
                 if let Some((old, new)) = event::runstate_change(record.event) {

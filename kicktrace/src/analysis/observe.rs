@@ -67,6 +67,11 @@ pub struct WaitStory {
 /// Told by [`Analyser`](super::Analyser) as it goes. Intervals and waits come in order of their
 /// ends.
 pub trait Observe {
+    /// The first record has this TSC.
+    fn start(&mut self, tsc: u64) {
+        let _ = tsc;
+    }
+
     /// A runstate ended.
     fn interval(&mut self, interval: &Interval) {
         let _ = interval;

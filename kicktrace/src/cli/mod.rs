@@ -3,10 +3,14 @@
 //! Owns arguments, exit codes and where output goes. Exit code 0: done; 1: a check asked for did
 //! not hold; 2: bad input or arguments.
 
+mod capture;
+mod check;
+mod diff;
 mod dump;
 mod generate;
 mod input;
 mod summary;
+mod timeline;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -27,6 +31,14 @@ struct Cli {
 enum Command {
     /// Kicks, polls, waits and runstates of every domain
     Summary(summary::Args),
+    /// Who ran where and who kicked whom: a chart, a Perfetto trace or JSON
+    Timeline(timeline::Args),
+    /// What changed from one trace to another, with confidence intervals
+    Diff(diff::Args),
+    /// Whether a trace is complete enough to count kicks, and what to capture instead
+    Check(check::Args),
+    /// The xentrace command, mask and buffer size for a host
+    Capture(capture::Args),
     /// Every record as a line of text, with filters
     Dump(dump::Args),
     /// Write a synthetic trace to standard output
@@ -42,6 +54,9 @@ enum Failure {
     Open { name: String, source: std::io::Error },
     #[error("{0}")]
     Usage(String),
+    /// A condition the user asked for does not hold.
+    #[error("{0}")]
+    Check(String),
     #[error("writing failed: {0}")]
     Output(#[from] std::io::Error),
     #[error("writing JSON failed: {0}")]
@@ -54,7 +69,7 @@ impl Failure {
             Self::Trace { source, .. } => source.is_broken_pipe(),
             Self::Output(source) => source.kind() == std::io::ErrorKind::BrokenPipe,
             Self::Json(source) => source.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe),
-            Self::Open { .. } | Self::Usage(_) => false,
+            Self::Open { .. } | Self::Usage(_) | Self::Check(_) => false,
         }
     }
 }
@@ -82,6 +97,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         Command::Summary(args) => summary::run(&args),
+        Command::Timeline(args) => timeline::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Capture(args) => capture::run(&args),
         Command::Dump(args) => dump::run(&args),
         Command::Generate(args) => generate::run(&args),
     };
@@ -91,7 +110,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("kicktrace: {failure}");
-            ExitCode::from(2)
+            ExitCode::from(if matches!(failure, Failure::Check(_)) { 1 } else { 2 })
         }
     }
 }

@@ -3,5 +3,8 @@
 //! Owns formats only: nothing here counts or decides.
 
 pub mod csv;
+pub mod gantt;
+pub mod perfetto;
 pub mod record;
+pub mod story;
 mod table;

@@ -1,0 +1,138 @@
+//! `kicktrace timeline`: a part of the trace as a chart, a Perfetto trace or JSON.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+
+use super::Failure;
+use super::input::{Input, Window};
+use crate::Clock;
+use crate::analysis::{Analyser, Interval, Observe, WaitStory};
+use crate::output::perfetto::Perfetto;
+use crate::output::{gantt, story::Story};
+use crate::reader::read;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    #[command(flatten)]
+    input: Input,
+    #[command(flatten)]
+    window: Window,
+    /// Write a trace for ui.perfetto.dev (protobuf) instead of a chart
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    perfetto: Option<PathBuf>,
+    /// Print intervals and waits as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+    /// Columns of the chart
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(20..=1000))]
+    width: u16,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let hz = args.input.clock()?;
+    if let Some(path) = &args.perfetto {
+        let open = |source| Failure::Open { name: path.display().to_string(), source };
+        let file = BufWriter::new(File::create(path).map_err(open)?);
+        // Without a frequency a tick is told as a nanosecond.
+        let perfetto = Perfetto::new(file, hz.unwrap_or(1e9));
+        let windowed = Windowed::new(args.window, hz, perfetto);
+        return observe(args, windowed)?.to.finish().map_err(Failure::Output);
+    }
+    if args.json {
+        let out = BufWriter::new(io::stdout().lock());
+        let windowed = Windowed::new(args.window, hz, Lines { out, failed: None });
+        let mut lines = observe(args, windowed)?.to;
+        if let Some(error) = lines.failed {
+            return Err(error.into());
+        }
+        return Ok(lines.out.flush()?);
+    }
+    // A chart of 100 columns needs no more than this many intervals to be read.
+    let windowed = Windowed::new(args.window, hz, Story::with_limit(2_000_000));
+    let story = observe(args, windowed)?.to;
+    let clock = Clock::known(hz);
+    let mut out = BufWriter::new(io::stdout().lock());
+    gantt::write(&mut out, &story, &clock, usize::from(args.width))?;
+    Ok(out.flush()?)
+}
+
+fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<Windowed<O>, Failure> {
+    let options = args.input.reading.options();
+    let mut analyser = Analyser::observed(&options, observer);
+    let reading = read(args.input.open()?, &options.read, &mut analyser)
+        .map_err(|source| args.input.failure(source))?;
+    Ok(analyser.finish(reading).1)
+}
+
+/// Passes on what lies in the window, cut to it.
+struct Windowed<O> {
+    window: Window,
+    hz: f64,
+    from: u64,
+    end: u64,
+    to: O,
+}
+
+impl<O> Windowed<O> {
+    fn new(window: Window, hz: Option<f64>, to: O) -> Self {
+        // Without a frequency the window is in ticks.
+        Self { window, hz: hz.unwrap_or(1.0), from: 0, end: u64::MAX, to }
+    }
+}
+
+impl<O: Observe> Observe for Windowed<O> {
+    fn start(&mut self, tsc: u64) {
+        let at = |seconds: f64| tsc.saturating_add((seconds * self.hz) as u64);
+        self.from = self.window.from.map_or(0, at);
+        self.end = self.window.to.map_or(u64::MAX, at);
+        self.to.start(tsc.max(self.from));
+    }
+
+    fn interval(&mut self, interval: &Interval) {
+        let mut cut = *interval;
+        cut.from = cut.from.max(self.from);
+        cut.to = cut.to.min(self.end);
+        if cut.from < cut.to {
+            self.to.interval(&cut);
+        }
+    }
+
+    fn wait(&mut self, wait: &WaitStory) {
+        if wait.blocked < self.end && wait.running >= self.from {
+            self.to.wait(wait);
+        }
+    }
+}
+
+/// One JSON object a line.
+struct Lines<W> {
+    out: W,
+    failed: Option<serde_json::Error>,
+}
+
+impl<W: Write> Lines<W> {
+    fn line(&mut self, kind: &str, of: &impl serde::Serialize) {
+        if self.failed.is_some() {
+            return;
+        }
+        let written = serde_json::to_value(of).and_then(|mut value| {
+            value["kind"] = kind.into();
+            serde_json::to_writer(&mut self.out, &value)
+        });
+        let ended = written.and_then(|()| self.out.write_all(b"\n").map_err(serde_json::Error::io));
+        self.failed = ended.err();
+    }
+}
+
+impl<W: Write> Observe for Lines<W> {
+    fn interval(&mut self, interval: &Interval) {
+        self.line("interval", interval);
+    }
+
+    fn wait(&mut self, wait: &WaitStory) {
+        self.line("wait", wait);
+    }
+}

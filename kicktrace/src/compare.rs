@@ -1,0 +1,288 @@
+//! Two traces side by side: what changed, and whether chance explains it.
+//!
+//! Owns the statistics. Every figure comes with its 95 % interval: a mean's from its standard
+//! deviation, a rate's from its count, a quantile's from the ranks around it. A change is the ratio
+//! of two figures; its interval goes from the lowest to the highest ratio the two intervals allow,
+//! so it is wide rather than narrow.
+
+use serde::Serialize;
+
+use crate::summary::{Acquisitions, Certainty, Distribution, Summary};
+
+/// Standard deviations of a normal distribution on each side that hold 95 % of it.
+const Z: f64 = 1.96;
+
+/// A figure and the interval it lies in with 95 % confidence.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The figure.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// One figure of two traces.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Change {
+    /// Its name.
+    pub name: &'static str,
+    /// Its unit; empty for a plain number.
+    pub unit: &'static str,
+    /// In the first trace.
+    pub before: Estimate,
+    /// In the second.
+    pub after: Estimate,
+    /// Change from first to second, in percent of the first.
+    pub percent: Estimate,
+    /// How far to trust the figures themselves.
+    pub certainty: Certainty,
+}
+
+impl Change {
+    /// Whether the intervals rule out that nothing changed.
+    #[must_use]
+    pub fn is_significant(&self) -> bool {
+        self.percent.low > 0.0 || self.percent.high < 0.0
+    }
+}
+
+/// All guests of one trace, dom0 left out.
+struct Side {
+    seconds: Option<f64>,
+    evtchn_ops: u64,
+    waits: u64,
+    vcpu_ticks: f64,
+    stolen: u64,
+    in_poll: u64,
+    acquisitions: Option<Together>,
+    latencies: [(Pooled, &'static [&'static str; 2]); 3],
+    ns: Option<f64>,
+}
+
+struct Together {
+    certainty: Certainty,
+    blocked: u64,
+    waits: u64,
+    kicks: u64,
+    by_waits: [u64; 3],
+    /// Pooled variance of the kicks of one acquisition, times its degrees of freedom.
+    spread: f64,
+    slept_twice: u64,
+    slept_twice_kicks: f64,
+}
+
+/// Histogram classes of several distributions, sorted.
+#[derive(Default)]
+struct Pooled(Vec<(u64, u64)>);
+
+/// Compares the guests (all domains but dom0) of two traces. A figure that one of them lacks is left
+/// out.
+#[must_use]
+pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
+    let (before, after) = (Side::new(before), Side::new(after));
+    let pairs = before.figures().into_iter();
+    let after = after.figures();
+    pairs
+        .filter_map(|(name, unit, a, certainty)| {
+            let &(.., b, other) = after.iter().find(|(other, ..)| *other == name)?;
+            let ratio = |b: f64, a: f64| (b / a - 1.0) * 100.0;
+            let percent = Estimate {
+                value: ratio(b.value, a.value),
+                low: ratio(b.low, a.high),
+                high: ratio(b.high, a.low),
+            };
+            let comparable = a.value > 0.0 && percent.value.is_finite();
+            let certainty = certainty.max(other);
+            comparable.then_some(Change { name, unit, before: a, after: b, percent, certainty })
+        })
+        .collect()
+}
+
+impl Side {
+    fn new(summary: &Summary) -> Self {
+        let guests = || summary.domains.iter().filter(|domain| domain.id != 0);
+        let marked: Vec<_> = guests().filter_map(|domain| domain.marked.as_ref()).collect();
+        let inferred: Vec<_> = guests().map(|domain| &domain.inferred).collect();
+        let sum = |of: fn(&crate::summary::Domain) -> u64| guests().map(of).sum::<u64>();
+        Self {
+            seconds: summary.seconds,
+            ns: summary.clock.hz.map(|hz| 1e9 / hz),
+            evtchn_ops: sum(|domain| domain.counts.evtchn_ops.value),
+            waits: sum(|domain| domain.counts.waits.value),
+            vcpu_ticks: guests().map(|d| d.vcpus.len()).sum::<usize>() as f64
+                * summary.ticks as f64,
+            stolen: sum(|domain| domain.times.stolen),
+            in_poll: sum(|domain| domain.times.blocked_in_poll),
+            acquisitions: Together::of(if marked.is_empty() { &inferred } else { &marked }),
+            latencies: [
+                (
+                    Pooled::of(guests().map(|domain| &domain.latencies.kick_to_run)),
+                    &["kick_to_run_p50", "kick_to_run_p99"],
+                ),
+                (
+                    Pooled::of(guests().map(|domain| &domain.latencies.wake_to_run)),
+                    &["wake_to_run_p50", "wake_to_run_p99"],
+                ),
+                (
+                    Pooled::of(guests().map(|domain| &domain.latencies.wait)),
+                    &["block_to_run_p50", "block_to_run_p99"],
+                ),
+            ],
+        }
+    }
+
+    /// Name, unit, figure, certainty.
+    fn figures(&self) -> Vec<(&'static str, &'static str, Estimate, Certainty)> {
+        let mut figures = Vec::new();
+        if let Some(of) = &self.acquisitions {
+            let n = of.blocked as f64;
+            let mean = of.kicks as f64 / n;
+            let error = Z * (of.spread / (n - 1.0).max(1.0) / n).sqrt();
+            figures.push(("waking_kicks_per_acquisition", "", around(mean, error), of.certainty));
+            let waits = of.waits as f64 / n;
+            figures.push((
+                "waits_per_acquisition",
+                "",
+                around(waits, Z * (waits / n).sqrt() * 0.5),
+                of.certainty,
+            ));
+            let twice = proportion(of.slept_twice as f64, n);
+            figures.push(("slept_twice_percent", "%", scaled(twice, 100.0), of.certainty));
+            if of.slept_twice > 0 {
+                let n = of.slept_twice as f64;
+                let mean = of.slept_twice_kicks / n;
+                let error = Z * (of.spread / (of.blocked as f64 - 1.0).max(1.0) / n).sqrt();
+                let name = "waking_kicks_per_slept_twice";
+                figures.push((name, "", around(mean, error), of.certainty));
+            }
+        }
+        if let Some(seconds) = self.seconds.filter(|&seconds| seconds > 0.0) {
+            for (name, count) in
+                [("evtchn_ops_per_second", self.evtchn_ops), ("waits_per_second", self.waits)]
+            {
+                let count = count as f64;
+                let rate = scaled(around(count, Z * count.sqrt()), 1.0 / seconds);
+                figures.push((name, "/s", rate, Certainty::Exact));
+            }
+        }
+        if self.vcpu_ticks > 0.0 {
+            for (name, ticks) in
+                [("stolen_percent", self.stolen), ("blocked_in_poll_percent", self.in_poll)]
+            {
+                // A share of the whole time: nothing was sampled, so nothing is left to chance.
+                let share = ticks as f64 * 100.0 / self.vcpu_ticks;
+                figures.push((name, "%", around(share, 0.0), Certainty::Exact));
+            }
+        }
+        let (unit, ns) = match self.ns {
+            Some(ns) => ("us", ns / 1e3),
+            None => ("ticks", 1.0),
+        };
+        for (pooled, names) in &self.latencies {
+            for (name, q) in names.iter().zip([0.5, 0.99]) {
+                if let Some(estimate) = pooled.quantile(q) {
+                    figures.push((name, unit, scaled(estimate, ns), Certainty::Inferred));
+                }
+            }
+        }
+        figures
+    }
+}
+
+impl Together {
+    fn of(all: &[&Acquisitions]) -> Option<Self> {
+        let mut sum = Self {
+            certainty: Certainty::Exact,
+            blocked: 0,
+            waits: 0,
+            kicks: 0,
+            by_waits: [0; 3],
+            spread: 0.0,
+            slept_twice: 0,
+            slept_twice_kicks: 0.0,
+        };
+        for of in all {
+            sum.certainty = sum.certainty.max(of.certainty);
+            sum.blocked += of.blocked;
+            sum.waits += of.waits;
+            sum.kicks += of.waking_kicks;
+            sum.by_waits.iter_mut().zip(of.by_waits).for_each(|(sum, of)| *sum += of);
+            let sd = of.waking_kicks_sd.unwrap_or(0.0);
+            sum.spread += sd * sd * of.blocked.saturating_sub(1) as f64;
+            sum.slept_twice += of.slept_twice;
+            sum.slept_twice_kicks +=
+                of.waking_kicks_per_slept_twice.unwrap_or(0.0) * of.slept_twice as f64;
+        }
+        (sum.blocked > 0).then_some(sum)
+    }
+}
+
+impl Pooled {
+    fn of<'a>(all: impl Iterator<Item = &'a Distribution>) -> Self {
+        let mut classes: Vec<_> = all.flat_map(|of| of.histogram.iter().copied()).collect();
+        classes.sort_unstable();
+        Self(classes)
+    }
+
+    /// The `q` quantile, and the values at the ranks between which it lies with 95 % confidence
+    /// (binomial, normal approximation).
+    fn quantile(&self, q: f64) -> Option<Estimate> {
+        let count = self.0.iter().map(|&(_, n)| n).sum::<u64>() as f64;
+        if count < 1.0 {
+            return None;
+        }
+        let spread = Z * (count * q * (1.0 - q)).sqrt();
+        let at = |rank: f64| {
+            let rank = rank.clamp(1.0, count);
+            let mut seen = 0.0;
+            let class = self.0.iter().find(|&&(_, n)| {
+                seen += n as f64;
+                seen >= rank
+            });
+            class.or(self.0.last()).map_or(0.0, |&(value, _)| value as f64)
+        };
+        let rank = (count * q).ceil();
+        Some(Estimate { value: at(rank), low: at(rank - spread), high: at(rank + spread) })
+    }
+}
+
+fn around(value: f64, error: f64) -> Estimate {
+    Estimate { value, low: (value - error).max(0.0), high: value + error }
+}
+
+fn scaled(of: Estimate, by: f64) -> Estimate {
+    Estimate { value: of.value * by, low: of.low * by, high: of.high * by }
+}
+
+/// Wilson's interval of a proportion.
+fn proportion(part: f64, whole: f64) -> Estimate {
+    let p = part / whole;
+    let z2 = Z * Z;
+    let middle = (p + z2 / (2.0 * whole)) / (1.0 + z2 / whole);
+    let half = Z / (1.0 + z2 / whole) * (p * (1.0 - p) / whole + z2 / (4.0 * whole * whole)).sqrt();
+    Estimate { value: p, low: (middle - half).max(0.0), high: middle + half }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pooled, proportion};
+
+    #[test]
+    fn quantiles_lie_in_their_interval() {
+        let pooled = Pooled((1..=1000).map(|value| (value, 1)).collect());
+        let median = pooled.quantile(0.5).expect("it holds values");
+        assert_eq!(median.value, 500.0);
+        // 1.96 * sqrt(1000 / 4) = 31.
+        assert!((468.0..471.0).contains(&median.low) && (530.0..533.0).contains(&median.high));
+        assert!(Pooled::default().quantile(0.5).is_none());
+    }
+
+    #[test]
+    fn wilson_of_nothing_in_ten() {
+        let none = proportion(0.0, 10.0);
+        assert_eq!((none.value, none.low), (0.0, 0.0));
+        assert!((none.high - 0.2775).abs() < 1e-3, "{}", none.high);
+    }
+}

@@ -1,0 +1,112 @@
+//! A chart for the terminal: one row a pCPU and one a vCPU, and the kicks below.
+
+use std::io::{self, Write};
+
+use super::story::Story;
+use crate::analysis::{Interval, VcpuId, WaitStory};
+use crate::event::Runstate;
+use crate::summary::Clock;
+
+/// Waits told below the chart.
+const WAITS: usize = 40;
+
+/// Writes the chart, `width` columns wide.
+///
+/// # Errors
+/// Whatever `out` returns.
+pub fn write(out: &mut dyn Write, story: &Story, clock: &Clock, width: usize) -> io::Result<()> {
+    let Some((from, to)) = story.span() else {
+        return writeln!(out, "nothing happened in this window");
+    };
+    let vcpus = story.vcpus();
+    let ticks = (to - from).max(1) as f64;
+    writeln!(
+        out,
+        "{} in {width} columns of {}",
+        time(to - from, clock),
+        time((ticks / width as f64) as u64, clock)
+    )?;
+    // Each column shows what lasted longest in it.
+    let row = |of: &dyn Fn(&Interval) -> Option<char>| -> String {
+        let mut most = vec![(0.0, ' '); width];
+        for (interval, sign) in story.intervals.iter().filter_map(|i| Some((i, of(i)?))) {
+            let begin = (interval.from - from) as f64 / ticks * width as f64;
+            let end = (interval.to - from) as f64 / ticks * width as f64;
+            let columns = begin as usize..(end as usize + 1).min(width);
+            for (column, best) in most.iter_mut().enumerate().take(columns.end).skip(columns.start)
+            {
+                let share = end.min((column + 1) as f64) - begin.max(column as f64);
+                if share > best.0 {
+                    *best = (share, sign);
+                }
+            }
+        }
+        most.into_iter().map(|(_, sign)| sign).collect()
+    };
+    writeln!(out, "\nwho runs on each pCPU:")?;
+    for cpu in story.pcpus() {
+        let runs = |interval: &Interval| {
+            let here = interval.cpu == cpu && interval.state == Runstate::Running;
+            here.then(|| letter(&vcpus, interval.vcpu))
+        };
+        writeln!(out, "  p{cpu:<6}|{}|", row(&runs))?;
+    }
+    writeln!(
+        out,
+        "\neach vCPU: # running, - runnable without a pCPU (stolen), . blocked, x offline:"
+    )?;
+    for &vcpu in &vcpus {
+        let state = |interval: &Interval| {
+            let sign = match interval.state {
+                Runstate::Running => '#',
+                Runstate::Runnable => '-',
+                Runstate::Blocked => '.',
+                Runstate::Offline => 'x',
+            };
+            (interval.vcpu == vcpu).then_some(sign)
+        };
+        let name = letter(&vcpus, vcpu);
+        writeln!(out, "{name} {:<7}|{}|", vcpu.to_string(), row(&state))?;
+    }
+    let mut worst: Vec<&WaitStory> = story.waits.iter().collect();
+    let all = worst.len();
+    worst.sort_by_key(|wait| std::cmp::Reverse(wait.running.saturating_sub(wait.blocked)));
+    worst.truncate(WAITS);
+    worst.sort_by_key(|wait| wait.blocked);
+    writeln!(out, "\n{all} waits{}:", if all > WAITS { ", the longest" } else { "" })?;
+    for wait in worst {
+        let at = time(wait.blocked.saturating_sub(from), clock);
+        let slept = time(wait.woken.saturating_sub(wait.blocked), clock);
+        let came = time(wait.running.saturating_sub(wait.woken), clock);
+        write!(out, "  at {at:>13} {:<7} slept {slept:>13}, ", wait.vcpu.to_string())?;
+        match wait.kick {
+            Some(kick) => write!(out, "kicked by {:<7}", kick.by.to_string())?,
+            None => write!(out, "woken without a kick")?,
+        }
+        write!(out, ", ran {came:>13} later on p{}", wait.cpu)?;
+        if wait.kicker_stolen > 0 {
+            write!(out, "; its kicker had been preempted for {}", time(wait.kicker_stolen, clock))?;
+        }
+        writeln!(out)?;
+    }
+    if story.dropped > 0 {
+        writeln!(out, "{} more than fit: choose a shorter window", story.dropped)?;
+    }
+    Ok(())
+}
+
+fn letter(vcpus: &[VcpuId], of: VcpuId) -> char {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let at = vcpus.binary_search(&of).unwrap_or(0);
+    LETTERS.get(at).map_or('*', |&letter| char::from(letter))
+}
+
+/// A time for people.
+fn time(ticks: u64, clock: &Clock) -> String {
+    match clock.ns(ticks) {
+        None => format!("{ticks} ticks"),
+        Some(ns) if ns >= 1e9 => format!("{:.3} s", ns / 1e9),
+        Some(ns) if ns >= 1e6 => format!("{:.3} ms", ns / 1e6),
+        Some(ns) => format!("{:.3} us", ns / 1e3),
+    }
+}
