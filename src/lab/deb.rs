@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use super::Error;
+use super::kernel::unzstd;
 use crate::interrupt;
 use crate::progress::Step;
 
@@ -97,7 +98,7 @@ fn unpack(package: &Path, root: &Path) -> io::Result<()> {
             "" => unpack_tar(member, root),
             ".gz" => unpack_tar(flate2::read::GzDecoder::new(member), root),
             ".xz" => unpack_tar(liblzma::read::XzDecoder::new(member), root),
-            ".zst" => unpack_tar(zstd::stream::read::Decoder::new(member)?, root),
+            ".zst" => unpack_tar(unzstd(member)?, root),
             other => Err(io::Error::other(format!(
                 "its data is packed as {other}, which the lab does not know"
             ))),
@@ -132,6 +133,8 @@ fn is_wanted(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
     use super::*;
     use crate::progress::Progress;
@@ -174,7 +177,8 @@ mod tests {
         let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
         xz.write_all(&data).unwrap();
         let one = package(folder.path(), "one.deb", "data.tar.xz", &xz.finish().unwrap());
-        let two = zstd::encode_all(&tar_of(&[("./bin/busybox", b"b")])[..], 1).unwrap();
+        let two =
+            compress_to_vec(&tar_of(&[("./bin/busybox", b"b")])[..], CompressionLevel::Fastest);
         let two = package(folder.path(), "two.deb", "data.tar.zst", &two);
         let step = Progress::hidden().step("");
         unpack_all(&[one, two], &root, &step).unwrap();

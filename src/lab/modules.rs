@@ -151,6 +151,8 @@ fn needs(bytes: &[u8]) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
     use super::*;
 
     /// An ELF file with nothing but a `.modinfo` section.
@@ -193,7 +195,7 @@ mod tests {
         put("kernel/net/9pnet.ko", &module(b"depends=\0"));
         put(
             "kernel/net/9pnet-virtio.ko.zst",
-            &zstd::encode_all(&module(b"depends=9pnet,virtio\0")[..], 1).unwrap(),
+            &compress_to_vec(&module(b"depends=9pnet,virtio\0")[..], CompressionLevel::Fastest),
         );
         put("kernel/fs/netfs.ko", &module(b"depends=9pnet\0"));
         put("kernel/broken.ko", b"text");
