@@ -104,12 +104,32 @@ struct Machine {
     /// pCPUs; dom0 has the first for itself.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     pcpus: u32,
-    /// Deterministic emulation.
-    #[arg(long)]
-    repeatable: bool,
+    #[command(flatten)]
+    emulation: Emulation,
     /// Where the console and what is in /out go.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/lab")]
     out: PathBuf,
+}
+
+#[derive(Args)]
+struct Emulation {
+    /// Deterministic emulation: the same run again gives the same figures. Slower.
+    #[arg(long)]
+    repeatable: bool,
+    /// With --repeatable: an instruction lasts 2^SHIFT nanoseconds of virtual time.
+    #[arg(long, requires = "repeatable", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=10))]
+    shift: u8,
+    /// With --repeatable: the longest turn of a pCPU, in microseconds of virtual time.
+    #[arg(long, value_name = "MICROSECONDS", requires = "repeatable", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    slice: u64,
+}
+
+impl Emulation {
+    fn repeatable(&self) -> Option<Repeatable> {
+        let slice = Duration::from_micros(self.slice);
+        let settings = Repeatable { shift: self.shift, slice, ..Repeatable::default() };
+        self.repeatable.then_some(settings)
+    }
 }
 
 #[derive(Args)]
@@ -119,9 +139,8 @@ struct RunArguments {
     /// A lock or policy to run; may be given several times. Without it: kick-twice and kick-at-unlock.
     #[arg(long = "policy", value_name = "POLICY", value_parser = PossibleValuesParser::new(POLICIES))]
     policies: Vec<String>,
-    /// Deterministic emulation: the same run again gives the same figures. Slower.
-    #[arg(long)]
-    repeatable: bool,
+    #[command(flatten)]
+    emulation: Emulation,
     /// Keep everything the run produced here. Without it: pvlab-out/SCENARIO.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -206,7 +225,7 @@ fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
             markers: !arguments.no_markers,
             trace: !arguments.no_trace,
         },
-        repeatable: arguments.repeatable,
+        repeatable: arguments.emulation.repeatable(),
         image: arguments.image,
         out,
     };
@@ -268,8 +287,8 @@ impl Machine {
     fn boot(&self) -> Boot {
         let mut boot = Boot::script("", &self.out);
         boot.pcpus = self.pcpus;
-        if self.repeatable {
-            boot.mode = Mode::Repeatable(Repeatable::default());
+        if let Some(settings) = self.emulation.repeatable() {
+            boot.mode = Mode::Repeatable(settings);
         }
         boot
     }

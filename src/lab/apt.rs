@@ -11,11 +11,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use super::Error;
 use super::process::Leashed;
-use crate::interrupt;
 use crate::progress::Progress;
 
 /// apt, ready to be asked.
@@ -176,7 +174,7 @@ impl Apt {
         Error::Apt { remedy: remedy(&words), what, words }
     }
 
-    /// Runs one of apt's programs, calling `tick` ten times a second.
+    /// Runs one of apt's programs, calling `tick` several times a second.
     fn run(
         &self,
         program: &'static str,
@@ -204,20 +202,16 @@ fn run(
     // apt's words are parsed and shown: in one language.
     command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = Leashed::spawn(command).map_err(|source| match source.kind() {
+    let mut child = Leashed::spawn(command).map_err(|cause| match cause.kind() {
         io::ErrorKind::NotFound => Error::NoApt { program },
-        _ => Error::File { what: "start", path: program.into(), source },
+        _ => Error::File { what: "start", path: program.into(), cause },
     })?;
     let out = collect(child.child().stdout.take());
     let err = collect(child.child().stderr.take());
-    let status = loop {
-        interrupt::check()?;
+    let status = child.follow(&mut || {
         tick();
-        if let Some(status) = child.child().try_wait().map_err(Error::file("wait for", program))? {
-            break status;
-        }
-        thread::sleep(Duration::from_millis(100));
-    };
+        Ok(())
+    })?;
     let text = |thread: thread::JoinHandle<Vec<u8>>| {
         String::from_utf8_lossy(&thread.join().unwrap_or_default()).into_owned()
     };

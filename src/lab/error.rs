@@ -9,14 +9,14 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {what}: {source}{}", path.display(), remedy(source))]
+    #[error("{}: {what}: {cause}{}", path.display(), remedy(cause))]
     File {
         /// What was being done.
         what: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's answer.
-        source: io::Error,
+        /// The operating system's answer; part of the message already.
+        cause: io::Error,
     },
     /// No home for the cache.
     #[error("no cache folder: set PVLAB_CACHE to a folder with 1 GB of free space")]
@@ -76,14 +76,17 @@ pub enum Error {
         what: String,
     },
     /// The emulator did not start or ended with an error.
-    #[error("the emulator ended with {status}; it says:\n{}\nremove the cache with `pvlab lab clean` and try again; the command is in {}", indent(words), command.display())]
+    #[error(
+        "the emulator ended with {status} during {during}; it says:\n{}\nif that does not help: remove the cache with `pvlab lab clean` and try again",
+        indent(words)
+    )]
     Emulator {
         /// Exit status or signal.
         status: String,
         /// What it printed on standard error.
         words: String,
-        /// The file with the command line.
-        command: PathBuf,
+        /// What it ran for.
+        during: String,
     },
     /// The emulator gives one pCPU the time of another.
     #[error(
@@ -128,7 +131,7 @@ impl Error {
         path: impl AsRef<Path>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::File { what, path, source }
+        move |cause| Error::File { what, path, cause }
     }
 }
 
@@ -140,13 +143,16 @@ fn indent(text: &str) -> String {
     text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
-fn remedy(source: &io::Error) -> &'static str {
-    match source.kind() {
+fn remedy(cause: &io::Error) -> &'static str {
+    match cause.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             ": free some space, or set PVLAB_CACHE to a folder on a larger disk"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             ": choose a folder you may write to (PVLAB_CACHE for the cache, --out for results)"
+        }
+        io::ErrorKind::NotADirectory => {
+            ": choose a folder (PVLAB_CACHE for the cache, --out for results)"
         }
         _ => "",
     }

@@ -10,13 +10,11 @@ use std::arch::global_asm;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::process::Leashed;
 use super::qemu::{self, Emulator};
 use super::{Error, Lab, Mode, Repeatable};
-use crate::interrupt;
 
 /// Written to the lab's folder once its emulator has passed.
 const STAMP: &str = "fair";
@@ -232,27 +230,20 @@ fn race(mut command: Command, folder: &Path, settings: Repeatable) -> Result<Vec
     command.args("-bios fairness.bin -debugcon file:fairness.txt".split(' '));
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    let failed = |status: String| Error::Emulator {
+        status,
+        words: fs::read_to_string(&words).unwrap_or_default(),
+        during: "the fairness check".into(),
+    };
     let begun = Instant::now();
     let mut emulator =
         Leashed::spawn(&mut command).map_err(Error::file("start", command.get_program()))?;
-    let status = loop {
-        if let Some(status) =
-            emulator.child().try_wait().map_err(Error::file("wait for", command.get_program()))?
-        {
-            break status.to_string();
-        }
-        interrupt::check()?;
-        if begun.elapsed() > LIMIT {
-            break format!("nothing within {} s", LIMIT.as_secs());
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
+    let status = emulator.follow(&mut || match begun.elapsed() {
+        late if late > LIMIT => Err(failed(format!("nothing within {} s", LIMIT.as_secs()))),
+        _ => Ok(()),
+    })?;
     let text = fs::read_to_string(folder.join("fairness.txt")).unwrap_or_default();
-    parse(&text).ok_or_else(|| Error::Emulator {
-        status,
-        words: fs::read_to_string(&words).unwrap_or_default(),
-        command: "the fairness check".into(),
-    })
+    parse(&text).ok_or_else(|| failed(status.to_string()))
 }
 
 /// Two hexadecimal numbers a pCPU, a line each.

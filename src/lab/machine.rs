@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::cpio::Archive;
 use super::overlay::{self, Content};
-use super::process::{Leashed, die_with_parent};
+use super::process::Leashed;
 use super::qemu::{self, Emulator};
 use super::{Boot, Ended, Error, Lab, Mode, build, elf, fairness, initramfs};
 use crate::interrupt;
@@ -52,7 +52,7 @@ pub(super) fn run(lab: &Lab, boot: &Boot, on_line: &mut dyn FnMut(&str)) -> Resu
         return Err(Error::Emulator {
             status: status.to_string(),
             words: fs::read_to_string(&words).unwrap_or_default(),
-            command: shown,
+            during: format!("a run started by {}", shown.display()),
         });
     }
     match console.status {
@@ -71,13 +71,17 @@ pub(super) fn shell(lab: &Lab, boot: &Boot) -> Result<(), Error> {
     // Not in a process group of its own: it reads from the terminal. Ctrl-C goes to dom0; the
     // monitor's Ctrl-A X ends the emulator.
     command.args(qemu::host(&boot, None, "mon:stdio")).current_dir(folder.path());
-    die_with_parent(&mut command);
-    let status = command.status().map_err(Error::file("start", "qemu-system-x86_64"))?;
-    if status.success() || interrupt::requested() {
+    let mut emulator = Leashed::spawn_on_terminal(&mut command)
+        .map_err(Error::file("start", command.get_program()))?;
+    let status = emulator.follow(&mut || Ok(()))?;
+    if status.success() {
         return Ok(());
     }
-    let shown = folder.path().join(COMMAND);
-    Err(Error::Emulator { status: status.to_string(), words: String::new(), command: shown })
+    Err(Error::Emulator {
+        status: status.to_string(),
+        words: "(see above)".into(),
+        during: "a shell".into(),
+    })
 }
 
 /// Puts what the host starts from into `folder`, under the names the command line uses.

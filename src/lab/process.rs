@@ -7,12 +7,19 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 
-/// A running program. Dropping it kills the whole group and waits for the program's end.
+use super::Error;
+use crate::interrupt;
+
+/// A running program. Dropping it kills it, with its group, and waits for its end.
 pub(super) struct Leashed {
     child: Child,
+    /// Whether the program leads a group of its own.
+    leads: bool,
 }
 
 impl Leashed {
@@ -22,11 +29,41 @@ impl Leashed {
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         command.process_group(0);
         die_with_parent(command);
-        Ok(Leashed { child: command.spawn()? })
+        Ok(Leashed { child: command.spawn()?, leads: true })
+    }
+
+    /// Starts `command` in this process's own group, for a program that reads from the terminal:
+    /// another group would be stopped for it.
+    ///
+    /// The calling thread must live as long as the program, as above.
+    pub(super) fn spawn_on_terminal(command: &mut Command) -> io::Result<Self> {
+        die_with_parent(command);
+        Ok(Leashed { child: command.spawn()?, leads: false })
     }
 
     pub(super) fn child(&mut self) -> &mut Child {
         &mut self.child
+    }
+
+    /// Waits for the program's end, calling `tick` several times a second.
+    ///
+    /// # Errors
+    ///
+    /// What `tick` returns, and the interruption of this process by a signal.
+    pub(super) fn follow(
+        &mut self,
+        tick: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<ExitStatus, Error> {
+        loop {
+            interrupt::check()?;
+            tick()?;
+            if let Some(status) =
+                self.child.try_wait().map_err(Error::file("wait for", "a program"))?
+            {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
@@ -37,10 +74,11 @@ impl Leashed {
 impl Drop for Leashed {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            // Not waited for yet, so the number is still this child's, and the group's.
-            if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                // It may have ended a moment ago.
-                let _ = kill_process_group(group, Signal::KILL);
+            // Not waited for yet, so the number is still this child's, and its group's.
+            match i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+                // It may have ended a moment ago, here and below.
+                Some(group) if self.leads => drop(kill_process_group(group, Signal::KILL).ok()),
+                _ => drop(self.child.kill()),
             }
             drop(self.child.wait());
         }
@@ -48,7 +86,7 @@ impl Drop for Leashed {
 }
 
 /// Has the kernel kill the program when the thread that starts it ends.
-pub(super) fn die_with_parent(command: &mut Command) {
+fn die_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     let hook = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -68,7 +106,7 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::path::Path;
     use std::process::Stdio;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

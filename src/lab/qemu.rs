@@ -83,10 +83,11 @@ pub(super) fn timing(mode: Mode) -> Vec<String> {
 pub(super) fn host(boot: &Boot, share: Option<&Path>, serial: &str) -> Vec<OsString> {
     let repeatable = matches!(boot.mode, Mode::Repeatable(_));
     let dom0 = boot.dom0_mib;
+    // No `noreboot`: a host that crashes then resets, which ends the emulator, instead of hanging.
     // dom0 has pCPU 0; its one vCPU stays there. Scrubbing memory at boot only costs time, and its
     // end depends on the host's.
     let mut xen = format!(
-        "loglvl=all guest_loglvl=all com1=115200,8n1 console=com1 noreboot bootscrub=0 \
+        "loglvl=all guest_loglvl=all com1=115200,8n1 console=com1 bootscrub=0 \
          dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1 dom0_vcpus_pin"
     );
     if !boot.xen_options.is_empty() {

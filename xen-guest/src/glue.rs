@@ -28,9 +28,12 @@ use crate::{clock, markers, shared_info, watchdog};
 /// ```
 pub type Mutex<T, K = pvlock::KickAtUnlock> = pvlock::Mutex<T, XenPlatform, K>;
 
-/// How long a waiter polls before it looks for itself. No healthy wait ends by it; a kick that got
-/// lost costs this much instead of the vCPU.
+/// How long a waiter polls before it looks for itself.
 pub const POLL_NS: u64 = 1_000_000_000;
+
+/// How late a kick that is owed may come before it is called lost. Far beyond the longest critical
+/// section and preemption: on an emulator that shared its cores with other work, waits of 6 s were seen.
+const LATE_NS: u64 = 20_000_000_000;
 
 /// Four queue nodes a vCPU: task, soft interrupt, hard interrupt, NMI.
 static NODES: [CpuNodes; MAX_VCPUS] = [const { CpuNodes::new() }; MAX_VCPUS];
@@ -110,18 +113,17 @@ unsafe impl Platform for XenPlatform {
     fn wait(still_blocked: impl Fn() -> bool) {
         let vcpu = Self::current_cpu();
         let marked = markers::enabled().then(|| mark_wait_begin(vcpu));
-        let deadline = clock::now() + POLL_NS;
-        let outcome = KICKERS[vcpu].wait(&Xen, &shared_info::events(), deadline, &still_blocked);
-        if let Some(lock) = marked {
-            mark(markers::WAIT_END, &[vcpu as u32, lock, outcome_code(outcome)]);
-        }
+        let mut outcome = poll_once(vcpu, &still_blocked);
         if outcome == WaitOutcome::TimedOut {
             // A wait can be that long on a crowded host. It is a fault only if there was nothing
-            // left to wait for: then the kick is missing.
-            if !still_blocked() {
-                pvlock::add_to_counter::<Self>(vcpu, Counter::PollTimeout, 1);
-            }
+            // left to wait for and the kick is missing.
             watchdog::poll_expired();
+            if !still_blocked() {
+                outcome = wait_for_late_kick(vcpu);
+            }
+        }
+        if let Some(lock) = marked {
+            mark(markers::WAIT_END, &[vcpu as u32, lock, outcome_code(outcome)]);
         }
     }
 
@@ -189,6 +191,29 @@ fn outcome_code(outcome: WaitOutcome) -> u32 {
         WaitOutcome::TimedOut => 2,
         WaitOutcome::Early | WaitOutcome::NoPort => 3,
     }
+}
+
+/// One poll with a deadline.
+fn poll_once(vcpu: usize, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
+    let deadline = clock::now() + POLL_NS;
+    KICKERS[vcpu].wait(&Xen, &shared_info::events(), deadline, still_blocked)
+}
+
+/// The condition of a wait has gone, so somebody owes this vCPU a kick: `KickAtUnlock` registers a
+/// sleeper while its predecessor still holds the lock and kicks it at unlock, and any kicker may be
+/// preempted before its send. Only a kick that does not come for [`LATE_NS`] is lost.
+#[cold]
+fn wait_for_late_kick(vcpu: usize) -> WaitOutcome {
+    let last = clock::now() + LATE_NS;
+    while clock::now() < last {
+        match poll_once(vcpu, &|| true) {
+            WaitOutcome::TimedOut => watchdog::poll_expired(),
+            // Also after another event: nothing can be told of the kick then.
+            outcome => return outcome,
+        }
+    }
+    pvlock::add_to_counter::<XenPlatform>(vcpu, Counter::PollTimeout, 1);
+    WaitOutcome::TimedOut
 }
 
 /// Writes each bound kicker's port, its bits and its vCPU's runstate, for a person who looks for a
