@@ -22,6 +22,11 @@ pub(crate) fn step(cpu: usize, text: String) {
     TRACE.with_borrow_mut(|trace| trace.push((cpu, text)));
 }
 
+/// A step of the machine under the lock.
+pub fn note(text: &str) {
+    step(usize::MAX, text.into());
+}
+
 /// Forgets the steps so far; call at the beginning of each execution.
 pub fn begin() {
     TRACE.with_borrow_mut(Vec::clear);

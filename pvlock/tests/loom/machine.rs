@@ -7,7 +7,7 @@
 use loom::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use loom::thread::{self, Thread};
 use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool as PlainBool, AtomicU32, Ordering::Relaxed};
 
@@ -26,6 +26,11 @@ struct Cpu {
 impl Cpu {
     fn new() -> Self {
         Self { nodes: CpuNodes::new(), kicked: AtomicBool::new(false), parked: Mutex::new(None) }
+    }
+
+    fn park(&self) {
+        *self.parked.lock().unwrap() = Some(thread::current());
+        thread::park();
     }
 }
 
@@ -53,11 +58,56 @@ static TURNS: AtomicU32 = AtomicU32::new(0);
 /// Turns after which an execution is run to its end without further choices.
 pub(crate) const MAX_TURNS: u32 = 24;
 
+/// When an interrupt comes to CPU 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// Between two turns of a spin.
+    WhileSpinning,
+    /// At the begin of a wait, before the token is armed.
+    BeforeSleep,
+    /// When the CPU is about to sleep: the hypervisor delivers it instead.
+    InSleep,
+}
+
+type Handler = Box<dyn FnOnce()>;
+
+loom::thread_local! {
+    /// The interrupt that is still to come to this CPU.
+    static INTERRUPT: RefCell<Option<(Arrival, Handler)>> = RefCell::new(None);
+    /// Levels of nesting in a wait.
+    static WAITS: Cell<usize> = Cell::new(0);
+}
+
+/// Whether the interrupt of this execution came.
+static INTERRUPTED: PlainBool = PlainBool::new(false);
+
+/// Runs the interrupt if it comes now.
+fn interrupt(now: Arrival) {
+    let handler = INTERRUPT.with(|interrupt| {
+        interrupt.borrow_mut().take_if(|(arrival, _)| *arrival == now).map(|(_, handler)| handler)
+    });
+    if let Some(handler) = handler {
+        INTERRUPTED.store(true, Relaxed);
+        handler();
+    }
+}
+
 impl Machine {
+    /// Lets `handler` interrupt the calling CPU, once.
+    pub(crate) fn interrupt_once(arrival: Arrival, handler: impl FnOnce() + 'static) {
+        INTERRUPT.with(|interrupt| *interrupt.borrow_mut() = Some((arrival, Box::new(handler))));
+    }
+
+    /// Whether the interrupt came.
+    pub(crate) fn was_interrupted() -> bool {
+        INTERRUPTED.load(Relaxed)
+    }
+
     /// Makes the per-machine memory; call first in each execution, before any CPU starts.
     pub(crate) fn boot() {
         pvlock::model::begin();
         TURNS.store(0, Relaxed);
+        INTERRUPTED.store(false, Relaxed);
         let _ = (&*ALL, &*STORAGE, &*TABLE);
         if SPURIOUS.load(Relaxed) {
             ALL.iter().for_each(|cpu| cpu.kicked.store(true, SeqCst));
@@ -97,15 +147,26 @@ unsafe impl Platform for Machine {
     }
 
     fn wait(still_blocked: impl Fn() -> bool) {
+        interrupt(Arrival::BeforeSleep);
         let own = &ALL[Self::current_cpu()];
-        if own.kicked.swap(false, SeqCst) || !still_blocked() {
-            return;
+        let level = WAITS.with(|waits| waits.replace(waits.get() + 1));
+        if level == 0 {
+            if !own.kicked.swap(false, SeqCst) && still_blocked() {
+                interrupt(Arrival::InSleep);
+                // No step of the model lies between a look at the token and the park.
+                while !own.kicked.swap(false, SeqCst) {
+                    own.park();
+                }
+            }
+        } else if still_blocked() {
+            // An inner level leaves the token for the outer one, which may be meant. While it is
+            // there, a wait of the inner level ends at once: it spins.
+            Self::relax();
+            while !own.kicked.load(SeqCst) {
+                own.park();
+            }
         }
-        // No step of the model lies between a look at the token and the park.
-        while !own.kicked.swap(false, SeqCst) {
-            *own.parked.lock().unwrap() = Some(thread::current());
-            thread::park();
-        }
+        WAITS.with(|waits| waits.set(level));
     }
 
     fn kick(cpu: usize) {
@@ -132,6 +193,7 @@ unsafe impl Platform for Machine {
     }
 
     fn relax() {
+        interrupt(Arrival::WhileSpinning);
         // Two spinners can yield to each other for ever while a third CPU could go on, which is no
         // progress but no defect either. After that many turns the rest of the execution is run, with
         // all its checks, but its orders are explored no further.

@@ -10,18 +10,13 @@
 //! C11 allows but the checker does not produce (load buffering).
 #![cfg(loom)]
 
+mod contexts;
+mod explore;
 mod machine;
 
-use loom::cell::UnsafeCell;
-use loom::model::Builder;
-
-use loom::thread;
-use machine::{Machine, NATIVE, SPIN_TURNS, SPURIOUS};
-use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, RawPvLock, Spin};
-use std::collections::BTreeSet;
+use explore::{Bounds, SLEEP, SPIN, explore};
+use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, Spin};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The patch as it was posted in 2015: a negative control.
 struct Posted;
@@ -46,99 +41,6 @@ impl Policy for AdaptiveInTurns {
     }
 }
 
-/// What to explore.
-#[derive(Clone, Copy)]
-struct Bounds {
-    /// Involuntary switches in one execution.
-    preemptions: usize,
-    spin_turns: u32,
-    mode: Mode,
-    /// The first wait of every CPU ends for no reason.
-    spurious: bool,
-}
-
-/// A number that only the owner of the lock touches: the checker reports a race if two do.
-struct Shared<K: Policy> {
-    lock: RawPvLock<Machine, K>,
-    value: UnsafeCell<usize>,
-}
-
-// SAFETY: `value` is reached under `lock`; that this holds is what the checker checks.
-unsafe impl<K: Policy> Sync for Shared<K> {}
-// SAFETY: as above.
-unsafe impl<K: Policy> Send for Shared<K> {}
-
-impl<K: Policy> Shared<K> {
-    fn add_one(&self) {
-        self.lock.lock();
-        // SAFETY: the lock is held; the checker would report another access.
-        self.value.with_mut(|value| unsafe { *value += 1 });
-        // SAFETY: taken above.
-        unsafe { self.lock.unlock() };
-    }
-}
-
-/// Runs CPU `i` for `rounds[i]` acquisitions of one lock, in every order within `bounds`.
-///
-/// Returns the steps that were done in any of them.
-fn explore<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> BTreeSet<String> {
-    static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
-    let _one_at_a_time = one_at_a_time();
-    SPIN_TURNS.store(bounds.spin_turns, Relaxed);
-    NATIVE.store(bounds.mode == Mode::Native, Relaxed);
-    SPURIOUS.store(bounds.spurious, Relaxed);
-    EXECUTIONS.store(0, Relaxed);
-    let begin = std::time::Instant::now();
-    let mut builder = Builder::new();
-    builder.preemption_bound = Some(bounds.preemptions + extra_preemptions());
-    pvlock::model::take_reached();
-    builder.max_branches = 10_000;
-    builder.check(move || {
-        EXECUTIONS.fetch_add(1, Relaxed);
-        Machine::boot();
-        let shared = Arc::new(Shared::<K> { lock: RawPvLock::new(), value: UnsafeCell::new(0) });
-        let others: Vec<_> = (1..rounds.len())
-            .map(|cpu| {
-                let shared = shared.clone();
-                thread::spawn(move || {
-                    Machine::become_cpu(cpu);
-                    (0..rounds[cpu]).for_each(|_| shared.add_one());
-                })
-            })
-            .collect();
-        Machine::become_cpu(0);
-        (0..rounds[0]).for_each(|_| shared.add_one());
-        others.into_iter().for_each(|cpu| cpu.join().unwrap());
-
-        // SAFETY: all other CPUs are done.
-        assert_eq!(shared.value.with(|value| unsafe { *value }), rounds.iter().sum());
-        assert!(!shared.lock.is_locked() && !shared.lock.is_contended());
-        Machine::assert_idle();
-    });
-    println!(
-        "{}, {:?}{}: {rounds:?} acquisitions, {} spin turns, {} preemptions: {} executions in {:.1} s",
-        K::NAME,
-        bounds.mode,
-        if bounds.spurious { ", spurious wake-ups" } else { "" },
-        bounds.spin_turns,
-        bounds.preemptions + extra_preemptions(),
-        EXECUTIONS.load(Relaxed),
-        begin.elapsed().as_secs_f32()
-    );
-    pvlock::model::take_reached()
-}
-
-/// For a deeper run than the test command's: `PVLOCK_EXTRA_PREEMPTIONS=1`.
-fn extra_preemptions() -> usize {
-    std::env::var("PVLOCK_EXTRA_PREEMPTIONS").map_or(0, |extra| extra.parse().expect("a number"))
-}
-
-/// Models share statics of the machine, and a core each.
-fn one_at_a_time() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 /// `explore` must fail; its message and the steps that led there.
 fn explore_to_failure<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> String {
     let failure = catch_unwind(AssertUnwindSafe(|| explore::<K>(rounds, bounds)))
@@ -154,10 +56,6 @@ fn explore_to_failure<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> St
     }
     message
 }
-
-const SPIN: Bounds = Bounds { preemptions: 3, spin_turns: 1, mode: Mode::Pv, spurious: false };
-/// With one preemption less the posted patch's defect is not found.
-const SLEEP: Bounds = Bounds { spin_turns: 0, ..SPIN };
 
 /// Every policy goes through the same models.
 macro_rules! models_of {
