@@ -8,19 +8,19 @@ use crate::sync::{AtomicU8, Ordering::Relaxed, const_fn};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mode {
-    /// Queue lock; waiters spin, unlock is a store. For bare metal, one vCPU, or pinned vCPUs.
-    Native = 1,
     /// Queue lock; waiters block in the hypervisor and are kicked awake.
-    Pv = 2,
+    Pv = 1,
+    /// Queue lock; waiters spin, unlock is a store. For bare metal, one vCPU, or pinned vCPUs.
+    Native = 2,
     /// One word, whoever comes first. For a hypervisor that offers neither blocking nor pinning.
     TestAndSet = 3,
 }
 
 /// The mode of a platform: one store at boot, one load at every unlock.
 ///
-/// The first [`get`](ModeCell::get), which a lock's first unlock or slow path does, settles the default
-/// if nobody chose before, so that no two locks and no two CPUs ever see different modes. An
-/// uncontended acquisition does not ask: a lock held without waiters looks the same in all modes.
+/// The first [`get`](ModeCell::get), which the first lock that is waited for does, settles the default
+/// if nobody chose before, so that no two locks and no two CPUs ever wait in different modes. A lock
+/// that nobody waits for looks the same in all modes, and may be taken and released before.
 ///
 /// ```
 /// # #[cfg(not(loom))] {
@@ -30,8 +30,9 @@ pub enum Mode {
 ///
 /// // At boot, when the hypervisor is known, before the second CPU starts:
 /// MODE.init(Mode::Pv).expect("no lock was used yet");
-/// // In `Platform::mode`:
+/// // In `Platform::mode`, and in `Platform::plain_unlock`:
 /// assert_eq!(MODE.get(), Mode::Pv);
+/// assert!(!MODE.plain_unlock());
 /// assert!(MODE.init(Mode::Native).is_err());
 /// # }
 /// ```
@@ -41,7 +42,7 @@ pub struct ModeCell {
     default: Mode,
 }
 
-/// The mode is settled already: it was chosen, or a lock was used.
+/// The mode is settled already: it was chosen, or a lock was waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModeSettled {
     /// The mode that all locks are in, and stay in.
@@ -52,7 +53,7 @@ impl core::fmt::Display for ModeSettled {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(
             f,
-            "the lock mode is {:?} already: choose it once, before the first lock is released or waited for",
+            "the lock mode is {:?} already: choose it once, before the first lock is waited for",
             self.mode
         )
     }
@@ -72,7 +73,7 @@ impl ModeCell {
     ///
     /// # Errors
     ///
-    /// When a mode was chosen before, or a lock was released or waited for.
+    /// When a mode was chosen before, or a lock was waited for.
     pub fn init(&self, mode: Mode) -> Result<(), ModeSettled> {
         match self.settle(mode) {
             Ok(_) => Ok(()),
@@ -90,6 +91,14 @@ impl ModeCell {
         }
     }
 
+    /// Whether an unlock may be a plain store: the mode is settled, and nobody sleeps in it. Settles
+    /// nothing: what [`RawPvLock`](crate::RawPvLock) does otherwise is right in every mode.
+    #[inline]
+    pub fn plain_unlock(&self) -> bool {
+        // Relaxed: as in `get`.
+        self.settled.load(Relaxed) > Mode::Pv as u8
+    }
+
     /// `mode`, if nobody settled another before.
     #[cold]
     fn settle(&self, mode: Mode) -> Result<Mode, Mode> {
@@ -103,8 +112,8 @@ impl ModeCell {
 #[inline]
 fn from_bits(settled: u8) -> Mode {
     match settled {
-        1 => Mode::Native,
-        2 => Mode::Pv,
+        1 => Mode::Pv,
+        2 => Mode::Native,
         _ => Mode::TestAndSet,
     }
 }
@@ -117,7 +126,9 @@ mod tests {
     fn a_chosen_mode_stays() {
         for mode in [Mode::Native, Mode::Pv, Mode::TestAndSet] {
             let cell = ModeCell::new(Mode::Pv);
+            assert!(!cell.plain_unlock(), "open: the unlock that is right in every mode");
             assert_eq!(cell.init(mode), Ok(()));
+            assert_eq!(cell.plain_unlock(), mode != Mode::Pv);
             assert_eq!(cell.get(), mode);
             assert_eq!(cell.init(Mode::Pv), Err(ModeSettled { mode }));
         }

@@ -67,13 +67,22 @@ pub unsafe trait Platform: 'static {
 
     /// Which lock to be. Must always return the same once a lock was used.
     ///
-    /// Read at every unlock: make it a constant, or a [`ModeCell`](crate::ModeCell) that is settled at
-    /// boot.
+    /// Read by every waiter: a constant, or a [`ModeCell`](crate::ModeCell) that is settled at boot.
+    #[inline]
     fn mode() -> Mode {
         Mode::Pv
     }
 
+    /// Whether an unlock may be a plain store: never while [`mode`](Platform::mode) is or may become
+    /// [`Mode::Pv`]. Read at every unlock: [`ModeCell::plain_unlock`](crate::ModeCell::plain_unlock) is
+    /// one comparison.
+    #[inline]
+    fn plain_unlock() -> bool {
+        Self::mode() != Mode::Pv
+    }
+
     /// One turn of a spin loop.
+    #[inline]
     fn relax() {
         core::hint::spin_loop();
     }

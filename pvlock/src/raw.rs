@@ -65,14 +65,11 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// The calling context owns the lock.
     #[inline]
     pub unsafe fn unlock(&self) {
-        match P::mode() {
+        if P::plain_unlock() {
+            self.word.release();
+        } else if let Err(seen) = self.word.try_release() {
             // R9: a sleeping head may have registered; never a blind store.
-            Mode::Pv => {
-                if let Err(seen) = self.word.try_release() {
-                    pv::release_slow::<P>(&self.word, seen);
-                }
-            }
-            Mode::Native | Mode::TestAndSet => self.word.release(),
+            pv::release_slow::<P>(&self.word, seen);
         }
     }
 
