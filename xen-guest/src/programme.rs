@@ -89,7 +89,7 @@ fn fail_to_begin(machine: &Machine, host: &mut Host, why: &str) -> ! {
 impl Run {
     fn prepare(machine: &'static Machine, host: Host, params: Params) -> Run {
         let work_speed = Speed::calibrate(|| machine.now(), work);
-        let spin_speed = Speed::calibrate(|| machine.now(), spin);
+        let spin_speed = Speed::calibrate_among_others(|| machine.now(), spin);
         let spin_turns = u32::try_from(spin_speed.turns(params.spin_ns)).unwrap_or(u32::MAX).max(1);
         glue::configure(mode(params.policy), spin_turns);
         markers::enable(params.markers);
