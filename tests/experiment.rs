@@ -151,44 +151,87 @@ fn a_repeatable_run_repeats_every_figure() {
     assert!(trace(&a) == trace(&b), "the traces differ");
 }
 
-/// A guest that crashes, one that hangs, and one that is well, in one scenario.
-#[test]
-fn a_crash_and_a_hang_are_told_and_what_the_others_found_is_kept() {
-    let _alone = alone();
+/// A folder of scenarios with one scenario `trouble`, of a small domain for each name and workload.
+fn trouble(domains: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let scenario = folder.path().join("trouble");
     fs::create_dir(&scenario).unwrap();
     let about = "description = \"trouble\"\npcpus = 2\ndeadline_seconds = 60\n";
     fs::write(scenario.join("scenario.toml"), about).unwrap();
-    let extras = [
-        ("crash", "workload=handoff critical=soon acquisitions=5"),
-        ("hang", "workload=handoff critical=9s acquisitions=100 deadline=1000s"),
-        ("well", "workload=handoff critical=10us outside=50us acquisitions=50"),
-    ];
-    for (name, extra) in extras {
+    for (name, extra) in domains {
         let config = format!(
             "name = \"{name}\"\nkernel = \"xen-guest.elf\"\nmemory = 64\nvcpus = 2\ncpus = \"1-2\"\n\
-             tsc_mode = \"native\"\nextra = \"{extra}\"\n"
+             tsc_mode = \"native\"\nextra = \"workload=handoff outside=50us {extra}\"\n"
         );
         fs::write(scenario.join(format!("{name}.cfg")), config).unwrap();
     }
-    let configs = folder.path().to_str().unwrap();
-    let out = folder.path().join("out");
+    folder
+}
+
+fn run_trouble(folder: &Path) -> (Output, Results) {
+    let out = folder.join("out");
+    let configs = folder.to_str().unwrap();
     let output = run(&["trouble", "--policy", "kick-at-unlock", "--configs", configs], &out);
+    (output, Results::read(&out).unwrap())
+}
+
+fn ends(results: &Results) -> Vec<(&str, End)> {
+    results.policies[0].domains.iter().map(|domain| (domain.name.as_str(), domain.end)).collect()
+}
+
+#[test]
+fn crashes_and_a_hang_are_told_and_what_the_others_found_is_kept() {
+    let _alone = alone();
+    let folder = trouble(&[
+        ("endless", "critical=9s acquisitions=100 deadline=1000s"),
+        ("panic", "critical=10us acquisitions=50 fault=panic"),
+        ("typo", "critical=soon acquisitions=5"),
+        ("well", "critical=10us acquisitions=50"),
+    ]);
+    let (output, results) = run_trouble(folder.path());
     let (told, table) = (text(&output.stderr), text(&output.stdout));
     assert_eq!(output.status.code(), Some(2), "{table}\n{told}");
-    assert!(told.contains("domain crash crashed"), "{told}");
-    assert!(told.contains("critical=soon"), "the guest's own last words are shown: {told}");
-    assert!(told.contains("domain hang hung: state `running` at the deadline of 60 s"), "{told}");
-    let results = Results::read(&out).unwrap();
-    let ends: Vec<_> = results.policies[0]
-        .domains
-        .iter()
-        .map(|domain| (domain.name.as_str(), domain.end))
-        .collect();
-    assert_eq!(ends, [("crash", End::Crashed), ("hang", End::Hung), ("well", End::Done)]);
-    assert!(out.join("kick-at-unlock/console-crash.log").is_file());
-    assert!(out.join("kick-at-unlock/trace.bin").is_file());
+    let expected = [
+        ("endless", End::Hung),
+        ("panic", End::Crashed),
+        ("typo", End::Crashed),
+        ("well", End::Done),
+    ];
+    assert_eq!(ends(&results), expected, "{told}");
+    for words in [
+        "domain endless hung: state `running` at the deadline of 60 s",
+        "domain panic crashed",
+        // The guests' own last words.
+        "fault=panic: asked to panic",
+        "critical=soon: accepted values",
+    ] {
+        assert!(told.contains(words), "{words} is not in {told}");
+    }
+    assert!(folder.path().join("out/kick-at-unlock/console-panic.log").is_file());
+    assert!(folder.path().join("out/kick-at-unlock/trace.bin").is_file());
+}
+
+#[test]
+fn a_broken_lock_is_told_with_exit_code_1() {
+    let _alone = alone();
+    let folder = trouble(&[
+        ("lose", "critical=10us acquisitions=50 fault=lose"),
+        ("stuck", "critical=10us acquisitions=50 fault=hang deadline=5s"),
+    ]);
+    let (output, results) = run_trouble(folder.path());
+    let (told, table) = (text(&output.stderr), text(&output.stdout));
+    assert_eq!(output.status.code(), Some(1), "{table}\n{told}");
+    assert_eq!(ends(&results), [("lose", End::Failed), ("stuck", End::Failed)], "{told}");
+    assert!(
+        table.contains("MUTUAL EXCLUSION BROKEN: the counter under the lock is 99 after 100"),
+        "{table}"
+    );
+    let stuck = results.policies[0].domains[1].report.as_ref().unwrap();
+    assert!(
+        format!("{:?}", stuck.outcome).contains("vCPU"),
+        "the watchdog names the vCPU: {:?}",
+        stuck.outcome
+    );
 }
 
 #[test]

@@ -77,6 +77,7 @@ const ROWS: &[(&str, &str, Figure)] = &[
             .reduce(f64::min)
             .map(|percent| format!("{percent:.2} %"))
     }),
+    ("kicks and sleeps counted alike", "both", |c| c.agreement()),
     ("watchdog and lost wake-ups", "guest", |c| c.any().map(|()| c.watchdog())),
 ];
 
@@ -153,6 +154,30 @@ impl<'a> Column<'a> {
         let of =
             |domain: &&Domain| Acquired::of(domain.marked.as_ref().unwrap_or(&domain.inferred));
         self.domains.iter().map(of).reduce(Acquired::and)
+    }
+
+    /// Whether the guests' own counters agree with the hypervisor's trace, which needs the markers
+    /// and a trace without gaps.
+    fn agreement(&self) -> Option<String> {
+        let trace = self.result.trace.as_ref()?;
+        if trace.reading.lost_records() > 0 {
+            return None;
+        }
+        let mut differences = 0;
+        for domain in &self.result.domains {
+            let report = domain.report.as_ref()?;
+            let seen = self.domains.iter().find(|seen| u32::from(seen.id) == domain.domid)?;
+            let sent =
+                report.counters.get("pv_kick_unlock")? + report.counters.get("pv_kick_wake")?;
+            let blocked = report.vcpus.iter().map(|vcpu| vcpu.blocked_acquisitions).sum::<u64>();
+            differences += sent.abs_diff(seen.counts.marked_kicks.value);
+            differences += blocked.abs_diff(seen.marked.as_ref()?.blocked);
+        }
+        Some(if differences == 0 {
+            "yes".to_owned()
+        } else {
+            format!("{} apart", grouped(differences))
+        })
     }
 
     fn watchdog(&self) -> String {
