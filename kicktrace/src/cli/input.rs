@@ -70,7 +70,7 @@ impl Input {
     }
 
     /// Whether the trace can be read twice.
-    fn is_rereadable(&self) -> bool {
+    pub(super) fn is_rereadable(&self) -> bool {
         std::fs::metadata(&self.file).is_ok_and(|meta| meta.is_file()) && !self.is_stdin()
     }
 

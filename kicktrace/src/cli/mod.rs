@@ -9,6 +9,7 @@ mod diff;
 mod dump;
 mod generate;
 mod input;
+mod report;
 mod summary;
 mod timeline;
 

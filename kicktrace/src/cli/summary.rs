@@ -1,11 +1,12 @@
 //! `kicktrace summary`.
 
 use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
 use super::Failure;
-use super::input::Input;
+use super::input::{Input, Window};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -17,6 +18,12 @@ pub(super) struct Args {
     /// Print the counts and times as CSV, one line a vCPU
     #[arg(long)]
     csv: bool,
+    /// Also write a report for the browser
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// The part of the trace the report draws; by default a few typical waits
+    #[command(flatten)]
+    window: Window,
     /// Learn from the trace how far the pCPUs' TSCs are out of step, and correct it
     #[arg(long)]
     fix_skew: bool,
@@ -30,7 +37,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             eprintln!("kicktrace: TSC of pCPU {cpu} corrected by {ticks} ticks");
         }
     }
-    let summary = input.summarise()?;
+    let summary = match &args.html {
+        Some(path) => super::report::write(&input, args.window, path)?,
+        None => input.summarise()?,
+    };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &summary)?;

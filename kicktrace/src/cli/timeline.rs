@@ -68,16 +68,16 @@ fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<Windowed<O>
 }
 
 /// Passes on what lies in the window, cut to it.
-struct Windowed<O> {
+pub(super) struct Windowed<O> {
     window: Window,
     hz: f64,
     from: u64,
     end: u64,
-    to: O,
+    pub(super) to: O,
 }
 
 impl<O> Windowed<O> {
-    fn new(window: Window, hz: Option<f64>, to: O) -> Self {
+    pub(super) fn new(window: Window, hz: Option<f64>, to: O) -> Self {
         // Without a frequency the window is in ticks.
         Self { window, hz: hz.unwrap_or(1.0), from: 0, end: u64::MAX, to }
     }

@@ -4,6 +4,7 @@
 
 pub mod csv;
 pub mod gantt;
+pub mod html;
 pub mod perfetto;
 pub mod record;
 pub mod story;

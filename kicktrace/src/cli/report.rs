@@ -1,0 +1,141 @@
+//! The HTML report of `kicktrace summary --html`.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use super::Failure;
+use super::input::{Input, Window};
+use super::timeline::Windowed;
+use crate::Summary;
+use crate::analysis::{Analyser, Interval, Observe, WaitStory};
+use crate::output::html::{self, Parts};
+use crate::output::story::Story;
+use crate::reader::read;
+
+/// Longest waits listed.
+const WORST: usize = 20;
+/// Intervals drawn at most: a browser stays quick, and more would be narrower than a pixel.
+const DRAWN: usize = 4_000;
+
+/// Reads the trace, writes the page and returns the summary it shows.
+pub(super) fn write(input: &Input, window: Window, path: &Path) -> Result<Summary, Failure> {
+    // A given window can be drawn while the trace is read, if its frequency is known beforehand.
+    let hz = input.clock()?;
+    let given = window.from.is_some() || window.to.is_some();
+    let seen = Seen::new(window, hz);
+    let (summary, mut seen) = observe(input, seen)?;
+    let mut worst: Vec<_> = std::mem::take(&mut seen.longest).into_iter().map(|l| l.0.0).collect();
+    worst.sort_by_key(|wait| Reverse(rank(wait)));
+    let mut drawn = seen.window.to;
+    if !given && input.is_rereadable() {
+        // A few typical waits around a kick from the middle of the trace.
+        let seconds = |ticks: u64| ticks as f64 / hz.unwrap_or(1.0);
+        let waits = summary.domains.iter().map(|domain| domain.latencies.wait.p50).max();
+        let half = seconds(waits.unwrap_or(0).max(1)) * 4.0;
+        let kick =
+            seen.kicks.get(seen.kicks.len() / 2).copied().unwrap_or(summary.reading.first_tsc);
+        let at = seconds(kick.saturating_sub(summary.reading.first_tsc));
+        let window = Window { from: Some((at - half).max(0.0)), to: Some(at + half) };
+        drawn = observe(input, Seen::new(window, hz))?.1.window.to;
+    }
+    let parts = Parts { title: input.file.clone(), window: drawn, worst };
+    let open = |source| Failure::Open { name: path.display().to_string(), source };
+    let mut file = BufWriter::new(File::create(path).map_err(open)?);
+    html::write(&mut file, &summary, &parts)?;
+    file.flush()?;
+    Ok(summary)
+}
+
+fn observe(input: &Input, seen: Seen) -> Result<(Summary, Seen), Failure> {
+    let options = input.reading.options();
+    let mut analyser = Analyser::observed(&options, seen);
+    let reading = read(input.open()?, &options.read, &mut analyser)
+        .map_err(|source| input.failure(source))?;
+    Ok(analyser.finish(reading))
+}
+
+/// Keeps the longest waits and one window.
+struct Seen {
+    longest: BinaryHeap<Reverse<Longest>>,
+    /// When kicks were, thinned out evenly.
+    kicks: Vec<u64>,
+    /// One in so many is kept, and how many were seen.
+    thinned: usize,
+    seen: usize,
+    window: Windowed<Story>,
+}
+
+impl Seen {
+    fn new(window: Window, hz: Option<f64>) -> Self {
+        Self {
+            longest: BinaryHeap::new(),
+            kicks: Vec::new(),
+            thinned: 1,
+            seen: 0,
+            window: Windowed::new(window, hz, Story::with_limit(DRAWN)),
+        }
+    }
+}
+
+/// Waits that a kick ended come first: the others are mostly not for a lock. Then the longer one.
+fn rank(wait: &WaitStory) -> (bool, u64) {
+    (wait.kick.is_some(), wait.running.saturating_sub(wait.blocked))
+}
+
+/// A wait, ordered by [`rank`].
+struct Longest(WaitStory);
+
+impl PartialEq for Longest {
+    fn eq(&self, other: &Self) -> bool {
+        rank(&self.0) == rank(&other.0)
+    }
+}
+
+impl Eq for Longest {}
+
+impl PartialOrd for Longest {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Longest {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        rank(&self.0).cmp(&rank(&other.0))
+    }
+}
+
+impl Observe for Seen {
+    fn start(&mut self, tsc: u64) {
+        self.window.start(tsc);
+    }
+
+    fn interval(&mut self, interval: &Interval) {
+        self.window.interval(interval);
+    }
+
+    fn wait(&mut self, wait: &WaitStory) {
+        self.window.wait(wait);
+        self.longest.push(Reverse(Longest(*wait)));
+        if self.longest.len() > WORST {
+            self.longest.pop();
+        }
+        if let Some(kick) = wait.kick {
+            if self.seen.is_multiple_of(self.thinned) {
+                self.kicks.push(kick.tsc);
+            }
+            self.seen += 1;
+            if self.kicks.len() == 2048 {
+                let mut keep = false;
+                self.kicks.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+                self.thinned *= 2;
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The report's charts, as SVG inside the page.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::analysis::VcpuId;
+use crate::event::Runstate;
+use crate::output::story::Story;
+use crate::summary::{Clock, Distribution, Domain};
+
+/// Width of the drawing, and of the names at its left, in its own units.
+const WIDTH: f64 = 1200.0;
+const LEFT: f64 = 64.0;
+/// Kick arrows drawn at most: more would cover the chart.
+const ARROWS: usize = 400;
+
+/// A time for people.
+pub(super) fn time(ticks: u64, clock: &Clock) -> String {
+    match clock.ns(ticks) {
+        None => format!("{ticks} ticks"),
+        Some(ns) if ns >= 1e9 => format!("{:.3} s", ns / 1e9),
+        Some(ns) if ns >= 1e6 => format!("{:.2} ms", ns / 1e6),
+        Some(ns) if ns >= 1e3 => format!("{:.1} µs", ns / 1e3),
+        Some(ns) => format!("{ns:.0} ns"),
+    }
+}
+
+fn legend(page: &mut String) {
+    page.push_str("<div class=\"legend\">");
+    for (name, text) in [
+        ("running", "running"),
+        ("runnable", "runnable, no pCPU (stolen)"),
+        ("blocked", "blocked"),
+        ("offline", "offline"),
+    ] {
+        let _ = write!(page, "<span><i style=\"background:var(--{name})\"></i>{text}</span>");
+    }
+    page.push_str("</div>");
+}
+
+/// One bar for each vCPU: the shares of its runstates.
+pub(super) fn runstates(page: &mut String, domain: &Domain, ticks: u64) {
+    legend(page);
+    let row = 20.0;
+    let height = domain.vcpus.len() as f64 * row;
+    let _ = write!(page, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
+    for (at, vcpu) in domain.vcpus.iter().enumerate() {
+        let y = at as f64 * row;
+        let _ = write!(page, "<text x=\"0\" y=\"{}\">v{}</text>", y + 14.0, vcpu.id);
+        let mut x = LEFT;
+        let times = &vcpu.times;
+        for (name, part) in [
+            ("running", times.running),
+            ("runnable", times.stolen),
+            ("blocked", times.blocked),
+            ("offline", times.offline),
+        ] {
+            let share = part as f64 / ticks.max(1) as f64;
+            let width = share * (WIDTH - LEFT);
+            let _ = write!(
+                page,
+                "<rect class=\"{name}\" x=\"{x:.1}\" y=\"{}\" width=\"{width:.1}\" height=\"15\">\
+                 <title>v{} {name} {:.2} %</title></rect>",
+                y + 2.0,
+                vcpu.id,
+                share * 100.0
+            );
+            if width > 46.0 && name != "blocked" {
+                let _ = write!(
+                    page,
+                    "<text class=\"on\" x=\"{:.1}\" y=\"{}\">{:.1} %</text>",
+                    x + 4.0,
+                    y + 13.5,
+                    share * 100.0
+                );
+            }
+            x += width;
+        }
+    }
+    page.push_str("</svg>");
+}
+
+/// A latency's histogram over a logarithmic axis, two bars for each doubling.
+pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock: &Clock) {
+    let _ = write!(
+        page,
+        "<figure><figcaption><b>{name}</b>: {} values, median {}, 90 % {}, 99 % {}, 99.9 % {}, most \
+         {}</figcaption>",
+        of.count,
+        time(of.p50, clock),
+        time(of.p90, clock),
+        time(of.p99, clock),
+        time(of.p999, clock),
+        time(of.max, clock)
+    );
+    if of.count == 0 {
+        page.push_str("</figure>");
+        return;
+    }
+    let mut bars: BTreeMap<i32, u64> = BTreeMap::new();
+    for &(value, count) in &of.histogram {
+        *bars.entry(((value.max(1) as f64).log2() * 2.0).floor() as i32).or_default() += count;
+    }
+    let (first, last) =
+        (bars.keys().next().copied().unwrap_or(0), bars.keys().last().copied().unwrap_or(0));
+    let most = bars.values().max().copied().unwrap_or(1) as f64;
+    let (width, height, foot) = (560.0, 130.0, 18.0);
+    let step = width / f64::from(last - first + 1);
+    let _ = write!(page, "<svg viewBox=\"0 0 {width} {}\" role=\"img\">", height + foot);
+    for (&bar, &count) in &bars {
+        let tall = count as f64 / most * (height - 4.0);
+        let (from, to) = (2f64.powf(f64::from(bar) / 2.0), 2f64.powf(f64::from(bar + 1) / 2.0));
+        let _ = write!(
+            page,
+            "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\">\
+             <title>{} to {}: {count}</title></rect>",
+            f64::from(bar - first) * step + 0.5,
+            height - tall,
+            (step - 1.0).max(1.0),
+            tall.max(0.8),
+            time(from as u64, clock),
+            time(to as u64, clock),
+        );
+    }
+    let _ = write!(
+        page,
+        "<line class=\"grid-line\" x1=\"0\" x2=\"{width}\" y1=\"{height}\" y2=\"{height}\"/>"
+    );
+    // Five labels at most.
+    let every = ((last - first + 1) / 5).max(1);
+    for bar in (first..=last).step_by(every as usize) {
+        let x = f64::from(bar - first) * step;
+        if x < width - 40.0 {
+            let label = time(2f64.powf(f64::from(bar) / 2.0) as u64, clock);
+            let _ = write!(
+                page,
+                "<text class=\"soft\" x=\"{x:.1}\" y=\"{}\">{label}</text>",
+                height + 13.0
+            );
+        }
+    }
+    page.push_str("</svg></figure>");
+}
+
+/// pCPUs with who runs there, vCPUs with their runstates, and an arrow for each kick.
+pub(super) fn gantt(page: &mut String, story: &Story, clock: &Clock) {
+    let Some((from, to)) = story.span() else { return };
+    let (vcpus, pcpus) = (story.vcpus(), story.pcpus());
+    let _ = write!(
+        page,
+        "<p class=\"facts\">{} of the trace. Arrows go from a kick to the vCPU that runs because of \
+         it.</p>",
+        time(to - from, clock)
+    );
+    legend(page);
+    let x = |tsc: u64| {
+        let part = tsc.clamp(from, to).saturating_sub(from) as f64 / (to - from).max(1) as f64;
+        LEFT + part * (WIDTH - LEFT)
+    };
+    let (tall, gap, top) = (18.0, 10.0, 18.0);
+    let vcpu_top = top + pcpus.len() as f64 * tall + gap;
+    let height = vcpu_top + vcpus.len() as f64 * tall + 4.0;
+    let row = |of: VcpuId| vcpu_top + vcpus.binary_search(&of).unwrap_or(0) as f64 * tall;
+    let _ = write!(page, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
+    for part in 0..=6 {
+        let tsc = from + (to - from) / 6 * part;
+        let at = x(tsc);
+        let anchor = if part == 6 { "end" } else { "start" };
+        let _ = write!(
+            page,
+            "<line class=\"grid-line\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"12\" y2=\"{height}\"/>\
+             <text class=\"soft\" x=\"{at:.1}\" y=\"10\" text-anchor=\"{anchor}\">{}</text>",
+            time(tsc - from, clock)
+        );
+    }
+    for (at, cpu) in pcpus.iter().enumerate() {
+        let y = top + at as f64 * tall;
+        let _ = write!(page, "<text x=\"0\" y=\"{}\">pCPU {cpu}</text>", y + 13.0);
+    }
+    for vcpu in &vcpus {
+        let _ = write!(page, "<text x=\"0\" y=\"{}\">{vcpu}</text>", row(*vcpu) + 13.0);
+    }
+    for interval in &story.intervals {
+        let (left, right) = (x(interval.from), x(interval.to));
+        let width = (right - left).max(0.3);
+        let state = interval.state.name();
+        let title =
+            format!("{} {state} {}", interval.vcpu, time(interval.to - interval.from, clock));
+        let _ = write!(
+            page,
+            "<rect class=\"{state}\" x=\"{left:.1}\" y=\"{}\" width=\"{width:.1}\" height=\"{}\">\
+             <title>{title}</title></rect>",
+            row(interval.vcpu) + 2.0,
+            tall - 5.0,
+        );
+        if interval.state != Runstate::Running {
+            continue;
+        }
+        let y = top + pcpus.binary_search(&interval.cpu).unwrap_or(0) as f64 * tall + 2.0;
+        // Colours go round the wheel by the golden angle, so neighbours differ.
+        let hue = vcpus.binary_search(&interval.vcpu).unwrap_or(0) as f64 * 137.5 % 360.0;
+        let _ = write!(
+            page,
+            "<rect style=\"fill:hsl({hue:.0} 45% 45%)\" x=\"{left:.1}\" y=\"{y}\" width=\"{width:.1}\" \
+             height=\"{}\"><title>{title} on pCPU {}</title></rect>",
+            tall - 4.0,
+            interval.cpu
+        );
+        if width > 34.0 {
+            let _ = write!(
+                page,
+                "<text class=\"chip\" x=\"{:.1}\" y=\"{}\">{}</text>",
+                left + 3.0,
+                y + 10.5,
+                interval.vcpu
+            );
+        }
+    }
+    let inside = |tsc: u64| (from..=to).contains(&tsc);
+    let kicks = story.waits.iter().filter_map(|wait| Some((wait, wait.kick?)));
+    let kicks = kicks.filter(|(wait, kick)| inside(kick.tsc) && inside(wait.running));
+    for (wait, kick) in kicks.take(ARROWS) {
+        let (x1, x2) = (x(kick.tsc), x(wait.running));
+        let (y1, y2) = (row(kick.by) + tall / 2.0, row(wait.vcpu) + tall / 2.0);
+        let _ = write!(
+            page,
+            "<g><path class=\"kick\" d=\"M{x1:.1} {y1} L{x2:.1} {y2}\"/>\
+             <circle class=\"kick-head\" cx=\"{x2:.1}\" cy=\"{y2}\" r=\"2.4\"/>\
+             <title>{} kicks {}, which runs {} later</title></g>",
+            kick.by,
+            wait.vcpu,
+            time(wait.running.saturating_sub(kick.tsc), clock)
+        );
+    }
+    page.push_str("</svg>");
+    if story.dropped > 0 {
+        page.push_str(
+            "<p class=\"facts\">The chart ends early: the window holds more than fits.</p>",
+        );
+    }
+}
