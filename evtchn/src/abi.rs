@@ -3,15 +3,16 @@
 //! This file owns the seam between code that masks, tests and clears a port and the two layouts
 //! that hold those bits. It must never assume one of them.
 
-use crate::{Errno, Hypercalls, Port};
+use crate::{Errno, Fifo, Hypercalls, Port, TwoLevel, bind_vcpu};
 
 /// How a domain and Xen share the pending and mask bit of every port.
 ///
-/// [`TwoLevel`](crate::TwoLevel) is the one every Xen offers.
+/// [`TwoLevel`] is the one every Xen offers and every domain starts with. [`Fifo`] has 32 times the
+/// ports, priorities, and an order of arrival; Xen 4.4 and later offer it.
 ///
 /// **Ports start unmasked.** Under both ABIs the shared words are zero at boot and Xen does not
 /// mask a port when it binds it, so a guest masks everything before its first bind
-/// ([`TwoLevel::mask_all`](crate::TwoLevel::mask_all)).
+/// ([`TwoLevel::mask_all`], [`Fifo::expand`]).
 pub trait Abi {
     /// How many ports the ABI has room for; the largest usable port is one less.
     fn ports(&self) -> u32;
@@ -41,4 +42,166 @@ pub trait Abi {
     ///
     /// `EINVAL`: an event was latched, but the port is closed.
     fn unmask(&self, xen: &impl Hypercalls, port: Port) -> Result<(), Errno>;
+}
+
+/// The ABI a guest chose at boot: FIFO where Xen offers it, 2-level otherwise.
+///
+/// ```
+/// use evtchn::{Abi, ChosenAbi, Errno, bind_ipi, fake::FakeXen, reset};
+///
+/// fn boot<'a>(xen: &'a FakeXen, memory: &'a evtchn::Fifo, page: u64) -> ChosenAbi<'a> {
+///     let vcpu = xen.vcpu(0);
+///     let (queues, frame) = xen.fifo_queues();
+///     let fifo = queues.init(&vcpu, 0, frame, 0).and_then(|()| memory.expand(&vcpu, page));
+///     match fifo {
+///         Ok(()) => ChosenAbi::Fifo(memory),
+///         Err(_) => {
+///             let _ = reset(&vcpu); // in case only half of it worked
+///             xen.two_level().mask_all();
+///             ChosenAbi::TwoLevel(xen.two_level())
+///         }
+///     }
+/// }
+///
+/// let xen = FakeXen::new(1);
+/// let (memory, page) = xen.fifo_memory(1);
+/// assert_eq!(boot(&xen, &memory, page).ports(), 1024);
+///
+/// let xen = FakeXen::new(1);
+/// xen.withhold_fifo();
+/// let (memory, page) = xen.fifo_memory(1);
+/// assert_eq!(boot(&xen, &memory, page).ports(), 4096);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub enum ChosenAbi<'a> {
+    /// The 2-level ABI.
+    TwoLevel(TwoLevel),
+    /// The FIFO ABI.
+    Fifo(&'a Fifo),
+}
+
+macro_rules! either {
+    ($self:ident, $abi:ident => $call:expr) => {
+        match $self {
+            ChosenAbi::TwoLevel($abi) => $call,
+            ChosenAbi::Fifo($abi) => $call,
+        }
+    };
+}
+
+impl Abi for ChosenAbi<'_> {
+    fn ports(&self) -> u32 {
+        either!(self, abi => abi.ports())
+    }
+
+    fn mask(&self, port: Port) {
+        either!(self, abi => abi.mask(port));
+    }
+
+    fn is_masked(&self, port: Port) -> bool {
+        either!(self, abi => abi.is_masked(port))
+    }
+
+    fn is_pending(&self, port: Port) -> bool {
+        either!(self, abi => abi.is_pending(port))
+    }
+
+    fn clear(&self, port: Port) -> bool {
+        either!(self, abi => abi.clear(port))
+    }
+
+    fn unmask(&self, xen: &impl Hypercalls, port: Port) -> Result<(), Errno> {
+        either!(self, abi => abi.unmask(xen, port))
+    }
+}
+
+/// Moves `port`'s upcalls to `vcpu` and loses no event on the way.
+///
+/// `owners` runs while the port is masked and bound to `vcpu`: with the 2-level ABI, move the port
+/// from the old vCPU's [`PortSet`](crate::PortSet) to the new one's there, or an event that the old
+/// vCPU was told of would find no taker. With FIFO there is nothing to do; an event that stood in a
+/// queue of the old vCPU is still handled there.
+///
+/// A handler that runs on the old vCPU goes on meanwhile. A port that was masked stays masked.
+///
+/// # Errors
+///
+/// As [`bind_vcpu`]; the port then stays where it was, and `owners` does not run.
+///
+/// ```
+/// use evtchn::{Abi, DomId, PortSet, alloc_unbound, bind_interdomain, fake::FakeXen, move_port};
+///
+/// let xen = FakeXen::new(2);
+/// let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+/// let sets = [PortSet::new(), PortSet::new()];
+/// let peer = alloc_unbound(&vcpu, DomId::SELF)?;
+/// let port = bind_interdomain(&vcpu, DomId::SELF, peer)?; // pending, and vCPU 0 was told
+/// sets[0].insert(port);
+/// move_port(&vcpu, &events, port, 1, || {
+///     sets[0].remove(port);
+///     sets[1].insert(port);
+/// })?;
+/// assert_eq!(events.dispatch(&xen.vcpu_info(0), &sets[0], |_| ()), 0);
+/// assert_eq!(events.dispatch(&xen.vcpu_info(1), &sets[1], |_| ()), 1);
+/// # Ok::<(), evtchn::Errno>(())
+/// ```
+pub fn move_port(
+    xen: &impl Hypercalls,
+    abi: &impl Abi,
+    port: Port,
+    vcpu: u32,
+    owners: impl FnOnce(),
+) -> Result<(), Errno> {
+    // Masked, an event latches and tells nobody. Unmasking tells the vCPU the port is bound to by
+    // then, if an event is latched, whoever was told before.
+    let was_masked = abi.is_masked(port);
+    abi.mask(port);
+    let moved = bind_vcpu(xen, port, vcpu);
+    if moved.is_ok() {
+        owners();
+    }
+    if !was_masked {
+        abi.unmask(xen, port)?;
+    }
+    moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeXen;
+    use crate::{DomId, PortSet, alloc_unbound, bind_interdomain, bind_ipi, send};
+
+    #[test]
+    fn an_event_during_the_move_goes_to_the_new_vcpu() {
+        let xen = FakeXen::new(2);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let peer = alloc_unbound(&vcpu, DomId::SELF).unwrap();
+        let port = bind_interdomain(&vcpu, DomId::SELF, peer).unwrap();
+        events.clear(port);
+        let mine = PortSet::new();
+        move_port(&vcpu, &events, port, 1, || {
+            send(&vcpu, peer).unwrap();
+            assert!(events.is_masked(port) && !xen.vcpu_info(1).upcall_pending());
+            mine.insert(port);
+        })
+        .unwrap();
+        assert!(!events.is_masked(port));
+        assert_eq!(events.dispatch(&xen.vcpu_info(1), &mine, |_| ()), 1);
+    }
+
+    #[test]
+    fn a_masked_port_stays_masked_and_one_that_cannot_move_stays_unmasked() {
+        let xen = FakeXen::new(2);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let port = alloc_unbound(&vcpu, DomId::SELF).unwrap();
+        events.mask(port);
+        move_port(&vcpu, &events, port, 1, || ()).unwrap();
+        assert!(events.is_masked(port));
+
+        let ipi = bind_ipi(&vcpu, 0).unwrap();
+        let moved = move_port(&vcpu, &events, ipi, 1, || panic!("it has not moved"));
+        assert_eq!(moved, Err(Errno::EINVAL));
+        assert!(!events.is_masked(ipi));
+    }
 }

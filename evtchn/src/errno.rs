@@ -45,6 +45,8 @@ errno! {
     ESRCH = 3;
     /// Xen is out of memory.
     ENOMEM = 12;
+    /// The port is closed (`EVTCHNOP_set_priority`).
+    EACCES = 13;
     /// A pointer Xen could not read or write.
     EFAULT = 14;
     /// The virtual interrupt is bound already.
@@ -55,6 +57,8 @@ errno! {
     ENOSPC = 28;
     /// This Xen, or this domain, does not offer the operation.
     ENOSYS = 38;
+    /// The domain does not use the ABI that the operation belongs to.
+    EOPNOTSUPP = 95;
 }
 
 impl Errno {

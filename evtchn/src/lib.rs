@@ -9,8 +9,9 @@
 //! | carry out the hypercalls | an implementation of [`Hypercalls`] |
 //! | make, connect and close ports | [`bind_ipi`], [`bind_virq`], [`alloc_unbound`], [`bind_interdomain`], [`bind_vcpu`], [`close`], [`status`] |
 //! | raise and await events | [`send`], [`poll`] |
-//! | mask, test and clear a port | the [`Abi`]: [`TwoLevel`] |
-//! | handle an upcall | [`TwoLevel::dispatch`] |
+//! | mask, test and clear a port | the [`Abi`]: [`TwoLevel`], [`Fifo`], or whichever boot chose, [`ChosenAbi`] |
+//! | handle an upcall | [`TwoLevel::dispatch`], [`FifoVcpu::dispatch`] |
+//! | move a port to another vCPU | [`move_port`] |
 //! | mask a vCPU's upcalls | [`VcpuInfo`] |
 //! | sleep and wake | [`Kicker`] |
 //! | test all that on a host | `fake::FakeXen` (feature `fake`) |
@@ -38,18 +39,20 @@ mod channel;
 mod errno;
 #[cfg(any(feature = "fake", test))]
 pub mod fake;
+mod fifo;
 mod hypercalls;
 mod kicker;
 mod port;
 mod two_level;
 mod vcpu_info;
 
-pub use abi::Abi;
+pub use abi::{Abi, ChosenAbi, move_port};
 pub use channel::{
     Connection, Status, alloc_unbound, bind_interdomain, bind_ipi, bind_vcpu, bind_virq, close,
     poll, reset, send, status, unmask,
 };
 pub use errno::Errno;
+pub use fifo::{Fifo, FifoVcpu, Priority, set_priority};
 pub use hypercalls::{EventChannelOp, Hypercalls, SchedOp};
 pub use kicker::{Kicker, NmiGuard, WaitCounts, WaitOutcome};
 pub use port::{DomId, Port, Virq};

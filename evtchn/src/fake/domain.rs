@@ -10,6 +10,7 @@ use xen_sys as sys;
 
 use super::Seen;
 use super::clock::Clock;
+use super::fifo::{FifoDomain, Frames, Queue};
 use crate::{Abi, DomId, Errno, EventChannelOp, Port, TwoLevel, VcpuInfo, Virq};
 
 /// What a port is, to Xen.
@@ -30,9 +31,18 @@ struct Channel {
     kind: Kind,
     /// The vCPU its events go to.
     vcpu: u32,
+    /// FIFO only.
+    priority: u32,
+    /// FIFO only: where its last event was queued.
+    last: Queue,
 }
 
-const CLOSED: Channel = Channel { kind: Kind::Closed, vcpu: 0 };
+const CLOSED: Channel = Channel {
+    kind: Kind::Closed,
+    vcpu: 0,
+    priority: sys::EVTCHN_FIFO_PRIORITY_DEFAULT,
+    last: (0, 0),
+};
 
 /// What a vCPU does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +56,11 @@ enum Run {
 #[derive(Debug)]
 pub(super) struct Domain {
     two_level: TwoLevel,
+    /// Once the domain has switched to the FIFO ABI.
+    fifo: Option<FifoDomain>,
+    pub(super) frames: Frames,
+    /// Whether this Xen offers the FIFO ABI.
+    pub(super) offers_fifo: bool,
     infos: Vec<VcpuInfo>,
     channels: Vec<Channel>,
     runs: Vec<Run>,
@@ -61,6 +76,9 @@ impl Domain {
         let runs = std::vec![Run::Running; infos.len()];
         Self {
             two_level,
+            fifo: None,
+            frames: Frames::default(),
+            offers_fifo: true,
             infos,
             channels: std::vec![CLOSED],
             runs,
@@ -100,11 +118,23 @@ impl Domain {
                         self.close(port)?;
                     }
                 }
+                self.fifo = None;
             }
-            // A Xen built or told not to offer the FIFO ABI answers so.
             EventChannelOp::InitControl(_)
             | EventChannelOp::ExpandArray(_)
-            | EventChannelOp::SetPriority(_) => return Err(Errno::ENOSYS),
+            | EventChannelOp::SetPriority(_)
+                if !self.offers_fifo =>
+            {
+                return Err(Errno::ENOSYS);
+            }
+            EventChannelOp::InitControl(op) => self.init_control(op)?,
+            EventChannelOp::ExpandArray(op) => {
+                let fifo = self.fifo.as_mut().ok_or(Errno::EOPNOTSUPP)?;
+                for port in fifo.expand(&self.frames, op.array_gfn)? {
+                    self.set_pending(port);
+                }
+            }
+            EventChannelOp::SetPriority(op) => self.set_priority(op.port, op.priority)?,
         }
         Ok(())
     }
@@ -116,16 +146,20 @@ impl Domain {
     }
 
     fn allocate(&mut self, kind: Kind, vcpu: u32) -> Result<u32, Errno> {
-        let free = (1..self.channels.len()).find(|&p| self.channels[p].kind == Kind::Closed);
+        let free = (1..self.channels.len()).find(|&p| {
+            self.channels[p].kind == Kind::Closed
+                && !self.fifo.as_ref().is_some_and(|fifo| fifo.is_linked(p as u32))
+        });
         let port = match free {
             Some(port) => port,
-            None if self.channels.len() < TwoLevel::PORTS as usize => {
+            None if self.channels.len() < self.max_ports() as usize => {
                 self.channels.push(CLOSED);
                 self.channels.len() - 1
             }
             None => return Err(Errno::ENOSPC),
         };
-        self.channels[port] = Channel { kind, vcpu };
+        // A number used before keeps its last queue: Xen may have it as a tail there.
+        self.channels[port] = Channel { kind, vcpu, last: self.channels[port].last, ..CLOSED };
         Ok(port as u32)
     }
 
@@ -198,7 +232,7 @@ impl Domain {
         if let Kind::Interdomain(peer) = channel.kind {
             self.channels[peer as usize].kind = Kind::Unbound(DomId::SELF);
         }
-        self.channels[port as usize] = CLOSED;
+        self.channels[port as usize] = Channel { last: channel.last, ..CLOSED };
         self.clear_pending(port);
         Ok(())
     }
@@ -216,7 +250,7 @@ impl Domain {
 
     fn status(&self, op: &mut sys::evtchn_status) -> Result<(), Errno> {
         check_self(op.dom)?;
-        if op.port >= TwoLevel::PORTS {
+        if op.port >= self.max_ports() {
             return Err(Errno::EINVAL);
         }
         let channel = self.channels.get(op.port as usize).copied().unwrap_or(CLOSED);
@@ -248,11 +282,42 @@ impl Domain {
     // --- Events --------------------------------------------------------------------------------
 
     fn set_pending(&mut self, port: u32) {
-        let raised = self.two_level.hypervisor_set_pending(number(port));
-        if !raised {
-            return; // latched already: no upcall, no wake
+        let channel = &mut self.channels[port as usize];
+        let vcpu = channel.vcpu as usize;
+        let (latched, upcall) = match &mut self.fifo {
+            Some(fifo) => {
+                let to = (channel.vcpu, channel.priority);
+                let raised = fifo.set_pending(port, to, &mut channel.last);
+                (raised.latched, raised.upcall)
+            }
+            None => {
+                let latched = self.two_level.hypervisor_set_pending(number(port));
+                (latched, latched && self.select(port))
+            }
+        };
+        if upcall {
+            self.raise_upcall(vcpu);
         }
-        self.raise_upcall_unless_masked(port);
+        if latched {
+            self.wake_pollers(port);
+        }
+    }
+
+    /// 2-level: tells the port's vCPU about it; whether that is news.
+    fn select(&self, port: u32) -> bool {
+        let info = self.infos[self.channels[port as usize].vcpu as usize];
+        !self.two_level.is_masked(number(port)) && TwoLevel::hypervisor_select(&info, number(port))
+    }
+
+    fn raise_upcall(&mut self, vcpu: usize) {
+        // The edge, and only the edge, wakes a vCPU that polls something else. Its upcall mask
+        // plays no part.
+        if !self.infos[vcpu].set_upcall_pending() {
+            self.unblock(vcpu);
+        }
+    }
+
+    fn wake_pollers(&mut self, port: u32) {
         for vcpu in 0..self.runs.len() {
             if matches!(self.runs[vcpu], Run::Polling { port: polled, .. } if polled == port) {
                 self.seen.waking_sends += 1;
@@ -261,28 +326,78 @@ impl Domain {
         }
     }
 
-    fn raise_upcall_unless_masked(&mut self, port: u32) {
-        let vcpu = self.channels[port as usize].vcpu as usize;
-        let info = self.infos[vcpu];
-        if !self.two_level.is_masked(number(port))
-            && TwoLevel::hypervisor_select(&info, number(port))
-            && !info.set_upcall_pending()
-        {
-            // The edge, and only the edge, wakes a vCPU that polls something else. Its upcall
-            // mask plays no part.
-            self.unblock(vcpu);
+    fn is_pending(&self, port: Port) -> bool {
+        match &self.fifo {
+            Some(fifo) => fifo.is_pending(port.get()),
+            None => self.two_level.is_pending(port),
         }
     }
 
     fn clear_pending(&mut self, port: u32) {
-        self.two_level.clear(number(port));
+        match &mut self.fifo {
+            Some(fifo) => fifo.clear_pending(port),
+            None => {
+                self.two_level.clear(number(port));
+            }
+        }
     }
 
     fn unmask(&mut self, port: u32) {
-        let was_masked = self.two_level.hypervisor_unmask(number(port));
-        if was_masked && self.two_level.is_pending(number(port)) {
-            self.raise_upcall_unless_masked(port);
+        match &mut self.fifo {
+            Some(fifo) => {
+                if fifo.unmask(port) {
+                    self.set_pending(port);
+                }
+            }
+            None => {
+                let was_masked = self.two_level.hypervisor_unmask(number(port));
+                if was_masked && self.two_level.is_pending(number(port)) && self.select(port) {
+                    self.raise_upcall(self.channels[port as usize].vcpu as usize);
+                }
+            }
         }
+    }
+
+    // --- FIFO ----------------------------------------------------------------------------------
+
+    fn max_ports(&self) -> u32 {
+        if self.fifo.is_some() { sys::EVTCHN_FIFO_NR_CHANNELS } else { TwoLevel::PORTS }
+    }
+
+    fn init_control(&mut self, op: &mut sys::evtchn_init_control) -> Result<(), Errno> {
+        if let Some(fifo) = &mut self.fifo {
+            return fifo.init_control(&self.frames, op);
+        }
+        let mut fifo = FifoDomain::new(self.infos.len());
+        fifo.init_control(&self.frames, op)?;
+        for port in 1..self.channels.len() as u32 {
+            if self.two_level.is_pending(number(port)) {
+                fifo.save(port);
+            }
+        }
+        self.fifo = Some(fifo);
+        Ok(())
+    }
+
+    fn set_priority(&mut self, port: u32, priority: u32) -> Result<(), Errno> {
+        if port as usize >= self.channels.len() {
+            return Err(Errno::EINVAL);
+        }
+        if self.fifo.is_none() {
+            return Err(Errno::ENOSYS);
+        }
+        self.usable(port).map_err(|_| Errno::EACCES)?;
+        if priority > sys::EVTCHN_FIFO_PRIORITY_MIN {
+            return Err(Errno::EINVAL);
+        }
+        self.channels[port as usize].priority = priority;
+        Ok(())
+    }
+
+    /// For tests: marks a port's word as if Xen were linking it, or no longer.
+    #[cfg(test)]
+    pub(super) fn set_busy(&self, port: u32, busy: bool) {
+        self.fifo.as_ref().expect("the FIFO ABI").set_busy(port, busy);
     }
 
     // --- vCPUs ---------------------------------------------------------------------------------
@@ -295,7 +410,7 @@ impl Domain {
             return Ok(false);
         }
         self.usable(port.get())?;
-        if self.two_level.is_pending(port) {
+        if self.is_pending(port) {
             return Ok(false);
         }
         if deadline_ns != 0 && deadline_ns <= self.now_ns() {

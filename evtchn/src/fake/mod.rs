@@ -19,6 +19,9 @@
 
 mod clock;
 mod domain;
+mod fifo;
+#[cfg(test)]
+mod fifo_tests;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -31,7 +34,9 @@ use xen_sys as sys;
 
 use self::domain::Domain;
 use self::sync::{Condvar, Mutex, MutexGuard};
-use crate::{Errno, EventChannelOp, Hypercalls, Port, SchedOp, TwoLevel, VcpuInfo, Virq};
+use crate::{
+    Errno, EventChannelOp, Fifo, FifoVcpu, Hypercalls, Port, SchedOp, TwoLevel, VcpuInfo, Virq,
+};
 
 /// A domain on a fake Xen.
 ///
@@ -138,6 +143,42 @@ impl FakeXen {
     #[must_use]
     pub fn two_level(&self) -> TwoLevel {
         self.two_level
+    }
+
+    /// Memory for an event array of `pages` pages, and the frame number of the first; the others
+    /// follow. Leaked, as all shared memory of the fake.
+    ///
+    /// # Panics
+    ///
+    /// If `pages` is 0 or beyond [`Fifo::MAX_PAGES`].
+    #[must_use]
+    pub fn fifo_memory(&self, pages: u32) -> (Fifo, u64) {
+        let (memory, frame) = self.pages(pages as usize);
+        // SAFETY: leaked, hence valid for ever; nobody else knows the pages.
+        (unsafe { Fifo::new(memory, pages) }, frame)
+    }
+
+    /// Memory for the queues of one vCPU, and its frame number; the control block is at offset 0.
+    #[must_use]
+    pub fn fifo_queues(&self) -> (FifoVcpu, u64) {
+        let (memory, frame) = self.pages(1);
+        // SAFETY: leaked, hence valid for ever; nobody else knows the page.
+        (unsafe { FifoVcpu::new(memory.cast()) }, frame)
+    }
+
+    fn pages(&self, pages: usize) -> (NonNull<u32>, u64) {
+        #[repr(C, align(4096))]
+        struct Page([u32; fifo::PAGE / size_of::<u32>()]);
+        let memory: Vec<Page> =
+            (0..pages).map(|_| Page([0; fifo::PAGE / size_of::<u32>()])).collect();
+        let memory = NonNull::new(memory.leak().as_mut_ptr().cast()).expect("at least one page");
+        let frame = self.lock().frames.add(memory, pages);
+        (memory, frame)
+    }
+
+    /// From now on this Xen does not offer the FIFO ABI, like one started with `fifo` off.
+    pub fn withhold_fifo(&self) {
+        self.lock().offers_fifo = false;
     }
 
     /// A vCPU's event flags.
