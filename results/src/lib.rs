@@ -49,7 +49,8 @@ pub struct DomainReport {
     /// What the guest measured to turn the times asked for into loops.
     #[serde(default)]
     pub calibration: Calibration,
-    /// Time from the start line to the last acquisition, in nanoseconds of the PV clock of vCPU 0.
+    /// Time from the start line to the end of the last vCPU's share, in nanoseconds; each vCPU measures
+    /// its own by its own PV clock.
     pub elapsed_ns: u64,
     /// Value of the non-atomic counters the locks protect, summed over all locks.
     pub counter: u64,
@@ -107,7 +108,7 @@ pub enum DomainType {
 /// What the guest was asked to do, after defaults were filled in. All times in nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
-    /// `handoff` or `spread`.
+    /// `handoff`, `spread`, `torture` or `alloc`.
     pub workload: String,
     /// Lock and policy, in the names of pvlab's command line (`kick-at-unlock`, `spin-ticket`, ...).
     pub policy: String,

@@ -12,6 +12,7 @@
 //! | `spin-ticket` | [`spin::mutex::TicketMutex`] | tickets: strict order, everyone spins |
 
 use core::fmt::{self, Write};
+use core::marker::PhantomData;
 
 use pvlock::debug::Dump;
 use pvlock::{Platform, Policy};
@@ -44,6 +45,36 @@ pub trait TestedLock<T>: Sync {
     ///
     /// Those of `out`.
     fn describe(&self, out: &mut dyn Write) -> fmt::Result;
+}
+
+/// One kind of lock, around values of any type.
+pub trait Family: 'static {
+    /// The lock around a `T`.
+    type Lock<T: Send + 'static>: TestedLock<T> + Send + Sync + 'static;
+}
+
+/// The family of [`SpinMutex`].
+#[derive(Debug)]
+pub struct Spin;
+
+impl Family for Spin {
+    type Lock<T: Send + 'static> = SpinMutex<T>;
+}
+
+/// The family of [`TicketMutex`].
+#[derive(Debug)]
+pub struct Ticket;
+
+impl Family for Ticket {
+    type Lock<T: Send + 'static> = TicketMutex<T>;
+}
+
+/// The family of [`pvlock::Mutex`] with one platform and policy.
+#[derive(Debug)]
+pub struct Pv<P, K>(PhantomData<fn() -> (P, K)>);
+
+impl<P: Platform, K: Policy> Family for Pv<P, K> {
+    type Lock<T: Send + 'static> = pvlock::Mutex<T, P, K>;
 }
 
 impl<T: Send> TestedLock<T> for SpinMutex<T> {

@@ -14,6 +14,10 @@ pub enum Workload {
     Handoff,
     /// The vCPUs share several locks, one of them picked at random each time.
     Spread,
+    /// Everything a lock may meet, at random, to find faults in it.
+    Torture,
+    /// The lock is the lock of an allocator, and every vCPU allocates and frees.
+    Alloc,
 }
 
 /// The lock under test.
@@ -60,8 +64,9 @@ impl Policy {
 }
 
 // In the order of the enums' variants.
-const WORKLOADS: &[&str] = &["handoff", "spread"];
-const ALL_WORKLOADS: [Workload; 2] = [Workload::Handoff, Workload::Spread];
+const WORKLOADS: &[&str] = &["handoff", "spread", "torture", "alloc"];
+const ALL_WORKLOADS: [Workload; 4] =
+    [Workload::Handoff, Workload::Spread, Workload::Torture, Workload::Alloc];
 const FAULTS: &[&str] = &["off", "hang", "lose", "panic"];
 const ALL_FAULTS: [Fault; 4] = [Fault::Off, Fault::Hang, Fault::Lose, Fault::Panic];
 const POLICIES: &[&str] = &[
@@ -233,17 +238,24 @@ impl Params {
         }
         let workload = ALL_WORKLOADS[get(Key::Workload).unwrap_or(0) as usize];
         let locks = match (workload, get(Key::Locks)) {
-            (Workload::Handoff, None | Some(1)) => 1,
-            (Workload::Handoff, Some(_)) => {
-                return Err(ParamError::Conflict("locks", "workload=handoff", "workload=spread"));
+            (Workload::Handoff | Workload::Alloc, None | Some(1)) => 1,
+            (Workload::Handoff | Workload::Alloc, Some(_)) => {
+                let with = "workload=handoff or alloc, which have one lock";
+                return Err(ParamError::Conflict("locks", with, "workload=spread or torture"));
             }
-            (Workload::Spread, locks) => locks.map_or((vcpus / 2).max(1), |locks| locks as u32),
+            (Workload::Spread | Workload::Torture, locks) => {
+                locks.map_or((vcpus / 2).max(1), |locks| locks as u32)
+            }
         };
         let limit = match (get(Key::Acquisitions), get(Key::Duration)) {
             (Some(_), Some(_)) => {
                 return Err(ParamError::Conflict("duration", "acquisitions", "one of the two"));
             }
             (None, Some(ns)) => Limit::Duration(ns),
+            // Each block takes the lock twice.
+            (n, None) if workload == Workload::Alloc => {
+                Limit::Acquisitions(n.unwrap_or(100_000).next_multiple_of(2))
+            }
             (n, None) => Limit::Acquisitions(n.unwrap_or(100_000)),
         };
         Ok(Params {

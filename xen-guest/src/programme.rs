@@ -24,12 +24,12 @@ use spin::{Mutex, Once};
 
 use crate::glue::{self, XenPlatform};
 use crate::machine::{Machine, ShutdownReason};
-use crate::markers;
 use crate::params::{Params, Policy};
 use crate::report::{self, Domain};
 use crate::watchdog::{self, Stuck, Watchdog};
 use crate::work::{Speed, work};
 use crate::workload::{Plan, Share, Vcpu, WaitCounts};
+use crate::{heap, markers};
 
 use contest::Contest;
 use host::Host;
@@ -111,7 +111,7 @@ impl Run {
                 fault: params.fault,
                 vcpus: params.vcpus,
             },
-            contest: contest::for_policy(params.policy, params.locks),
+            contest: contest::new(&params),
             watchdog: Watchdog::new(params.vcpus, params.deadline_ns, now),
             arrived: AtomicU32::new(1),
             start_at: AtomicU64::new(0),
@@ -231,6 +231,7 @@ impl Run {
     /// A vCPU is stuck: everything that may say why goes to the console, then a report, then the
     /// end. The dump allocates nothing, since the allocator's lock may be the stuck one.
     fn fail(&'static self, stuck: Stuck) -> ! {
+        heap::serve_from_arena(Machine::current_vcpu(), false);
         let mut out = ConsoleLines::new(self.machine);
         // Writing to the console cannot fail.
         let _ = self.describe(&mut out, stuck);

@@ -2,10 +2,14 @@
 //!
 //! Owns the measured loop: work outside, acquire, work inside, release, record. In the loop it
 //! allocates nothing, writes to no console and no xenstore, and shares no cache line but those of
-//! the locks. It knows neither boot nor Xen: [`Vcpu`] is what it needs of the vCPU under it, and in
+//! the locks. [`torture`](mod@torture) is the exception: it is for finding faults, not for measuring.
+//! It knows neither boot nor Xen: [`Vcpu`] is what it needs of the vCPU under it, and in
 //! tests that is a thread.
 
-use alloc::vec::Vec;
+pub mod alloc;
+pub mod torture;
+
+use ::alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
@@ -210,9 +214,9 @@ mod tests {
     use spin::mutex::{SpinMutex, TicketMutex};
     use std::time::Instant;
 
-    struct Thread {
-        number: u32,
-        start: Instant,
+    pub(super) struct Thread {
+        pub(super) number: u32,
+        pub(super) start: Instant,
     }
 
     impl Vcpu for Thread {
@@ -258,7 +262,7 @@ mod tests {
         (locks.iter().map(|lock| lock.with(|guarded| guarded.counter())).sum(), shares)
     }
 
-    fn plan(limit: Limit) -> Plan {
+    pub(super) fn plan(limit: Limit) -> Plan {
         Plan {
             critical_turns: 20,
             outside_turns: 40,
