@@ -8,11 +8,11 @@
 //! takes its first contended lock, [`configure`] once, and the `impl Platform`.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use evtchn::{Abi, Errno, Kicker, Port, WaitCounts, WaitOutcome};
-use pvlock::{Counter, CpuNodes, HashStorage, HashTable, Mode, Platform};
+use pvlock::{Counter, CpuNodes, HashStorage, HashTable, Mode, ModeCell, ModeSettled, Platform};
 
 use crate::hypercall::{self, Xen};
 use crate::percpu::{MAX_VCPUS, PerCpu, current_vcpu};
@@ -45,26 +45,18 @@ static SLEEPERS: HashTable = HashTable::new(&STORAGE);
 static KICKERS: [CachePadded<Kicker>; MAX_VCPUS] =
     [const { CachePadded::new(Kicker::new()) }; MAX_VCPUS];
 
-static MODE: AtomicU8 = AtomicU8::new(PV);
+static MODE: ModeCell = ModeCell::new(Mode::Pv);
 static SPIN_TURNS: AtomicU32 = AtomicU32::new(1 << 15);
-
-const PV: u8 = 0;
-const NATIVE: u8 = 1;
-const TEST_AND_SET: u8 = 2;
 
 /// Chooses which lock to be and how many turns a waiter spins before it blocks.
 ///
-/// Once, before any lock is contended: a lock in use must not change its mode.
-pub fn configure(mode: Mode, spin_turns: u32) {
-    let mode = match mode {
-        Mode::Pv => PV,
-        Mode::Native => NATIVE,
-        Mode::TestAndSet => TEST_AND_SET,
-    };
-    // Relaxed, both: set before the other vCPUs are started, and the hypercall that starts one
-    // orders it.
-    MODE.store(mode, Ordering::Relaxed);
+/// # Errors
+///
+/// If a lock was released or waited for before: a lock in use must not change its mode.
+pub fn configure(mode: Mode, spin_turns: u32) -> Result<(), ModeSettled> {
+    // Relaxed: set before the other vCPUs are started, and the hypercall that starts one orders it.
     SPIN_TURNS.store(spin_turns, Ordering::Relaxed);
+    MODE.init(mode)
 }
 
 /// Gives `vcpu` the port on which it can be kicked. Before it takes its first contended lock, and
@@ -155,12 +147,7 @@ unsafe impl Platform for XenPlatform {
 
     #[inline]
     fn mode() -> Mode {
-        // Relaxed: see `configure`.
-        match MODE.load(Ordering::Relaxed) {
-            NATIVE => Mode::Native,
-            TEST_AND_SET => Mode::TestAndSet,
-            _ => Mode::Pv,
-        }
+        MODE.get()
     }
 }
 
@@ -257,11 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn modes_survive_their_byte() {
-        for mode in [Mode::Native, Mode::TestAndSet, Mode::Pv] {
-            configure(mode, 7);
-            assert_eq!((XenPlatform::mode(), XenPlatform::spin_turns()), (mode, 7));
-        }
+    fn a_mode_cannot_be_chosen_once_a_lock_was_used() {
+        static LOCK: Mutex<u32> = Mutex::new(1);
+        drop(LOCK.lock());
+        let error = configure(Mode::Native, 7).unwrap_err();
+        assert_eq!((error.mode, XenPlatform::mode()), (Mode::Pv, Mode::Pv));
+        assert_eq!(XenPlatform::spin_turns(), 7);
     }
 
     #[test]

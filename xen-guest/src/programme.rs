@@ -91,7 +91,6 @@ impl Run {
         let work_speed = Speed::calibrate(|| machine.now(), work);
         let spin_speed = Speed::calibrate_among_others(|| machine.now(), spin);
         let spin_turns = u32::try_from(spin_speed.turns(params.spin_ns)).unwrap_or(u32::MAX).max(1);
-        glue::configure(mode(params.policy), spin_turns);
         markers::enable(params.markers);
         let calibration = Calibration {
             work_turns_per_ms: work_speed.turns_per_ms(),
@@ -134,8 +133,10 @@ impl Run {
         Ok(())
     }
 
-    /// Starts the other vCPUs and waits until each has come to the start line.
+    /// Settles the lock, starts the other vCPUs and waits until each has come to the start line.
     fn bring_up(&'static self) -> Result<(), String> {
+        glue::configure(mode(self.params.policy), self.domain.calibration.spin_turns)
+            .map_err(|settled| format!("policy={}: {settled}", self.params.policy.name()))?;
         for vcpu in 0..self.params.vcpus {
             glue::bind(vcpu)
                 .map_err(|errno| format!("vCPU {vcpu} got no event channel: {errno:?}"))?;
