@@ -15,7 +15,7 @@ use crate::abi::PAGE_SIZE;
 use crate::console::{self, Sink};
 use crate::machine::Machine;
 use crate::percpu::MAX_VCPUS;
-use crate::{hypercall, stack, trap};
+use crate::{hypercall, stack, timer, trap};
 
 /// The programme: gets the machine on vCPU 0, with upcalls masked, and never returns.
 pub type Main = fn(&'static Machine) -> !;
@@ -171,6 +171,11 @@ fn protection(address: usize) -> Option<PageTableFlags> {
     }
 }
 
+/// Whether this is a PVH domain: it translates no frames.
+pub(crate) fn is_pvh() -> bool {
+    !pv::has_machine_frames()
+}
+
 /// What a boot protocol has found out.
 struct Found {
     domain_type: results::DomainType,
@@ -185,6 +190,7 @@ fn finish(found: Found, main: Main) -> ! {
     console::init(found.console);
     console::init_log(log::LevelFilter::Info);
     trap::register_runstate(0).expect("the runstate area can be registered");
+    timer::stop_periodic(0);
     let cmdline = match core::str::from_utf8(found.cmdline) {
         Ok(text) => text,
         Err(error) => {

@@ -16,7 +16,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;
 
-use crate::{hypercall, trap};
+use crate::{hypercall, trap, upcall};
 
 /// Vector of event upcalls. Any from 0x10 on will do; this one is above all exceptions.
 pub(crate) const UPCALL_VECTOR: u8 = 0x20;
@@ -101,13 +101,14 @@ fn idt() -> InterruptDescriptorTable {
     }
     // SAFETY: the entry code keeps to the frame of an interrupt.
     let nmi = unsafe {
-        idt.non_maskable_interrupt.set_handler_addr(VirtAddr::from_ptr(trap::nmi_hvm as *const ()))
+        idt.non_maskable_interrupt
+            .set_handler_addr(VirtAddr::from_ptr(upcall::nmi_hvm as *const ()))
     };
     // SAFETY: the stack exists in every TSS.
     unsafe { nmi.set_stack_index(ist::NMI) };
     // SAFETY: as above; it runs on the interrupted stack, like an upcall on PV.
     unsafe {
-        idt[UPCALL_VECTOR].set_handler_addr(VirtAddr::from_ptr(trap::upcall_hvm as *const ()))
+        idt[UPCALL_VECTOR].set_handler_addr(VirtAddr::from_ptr(upcall::upcall_hvm as *const ()))
     };
     idt
 }

@@ -32,6 +32,8 @@ pub struct PerCpu {
     pub(crate) initialised: AtomicBool,
     /// The port it sleeps on, or 0.
     pub(crate) sleep_port: AtomicU32,
+    /// The port of its timer, or 0.
+    pub(crate) timer_port: AtomicU32,
     /// Ports whose upcalls this vCPU handles.
     pub ports: PortSet,
 }
@@ -45,6 +47,7 @@ static AREAS: [PerCpu; MAX_VCPUS] = [const {
         entry: AtomicUsize::new(0),
         initialised: AtomicBool::new(false),
         sleep_port: AtomicU32::new(0),
+        timer_port: AtomicU32::new(0),
         ports: PortSet::new(),
     }
 }; MAX_VCPUS];

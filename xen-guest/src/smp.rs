@@ -16,7 +16,7 @@ use crate::boot::{pv, pvh};
 use crate::hypercall::{self, Xen};
 use crate::machine::{DomainType, Machine};
 use crate::percpu::{self, PerCpu};
-use crate::{clock, hvm, stack, trap};
+use crate::{clock, hvm, stack, timer, trap};
 use evtchn::{Errno, Port};
 
 /// `EBUSY`: the vCPU is up.
@@ -44,6 +44,7 @@ pub(crate) fn start(machine: &Machine, vcpu: u32, entry: fn(u32)) -> Result<(), 
             DomainType::Pv => initialise_pv(vcpu, gs)?,
             DomainType::Pvh => initialise_pvh(vcpu)?,
         }
+        timer::stop_periodic(vcpu);
         area.initialised.store(true, Relaxed);
     }
     // SAFETY: the operation takes no argument; the vCPU starts where its context says, or goes on

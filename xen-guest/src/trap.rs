@@ -1,23 +1,22 @@
-//! Exceptions and event upcalls: how control gets from the CPU or Xen to Rust and back.
+//! Exceptions: how control gets from the CPU or Xen to the crash report.
 //!
-//! This file owns the entry code, its frames, and their registration with Xen. An exception ends the
-//! domain ([`crash`](crate::crash)); an event upcall calls the handler set by [`set_upcall_handler`].
+//! This file owns their entry code, its frames, and on PV their registration with Xen. An exception
+//! ends the domain ([`crash`](crate::crash)). What comes back, events and NMIs, is in
+//! [`upcall`](crate::upcall).
 //!
 //! On PV, Xen pushes rcx and r11 on top of the hardware's frame, right at the interrupted stack
 //! pointer: code must not use a red zone. After two pops the stack looks as on bare hardware.
 
 use core::arch::naked_asm;
-use core::sync::atomic::AtomicUsize;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::Relaxed;
 
 use x86_64::registers::control::Cr2;
 use xen_sys as sys;
 
 use crate::abi::{self, CallbackRegister};
-use crate::hypercall;
 use crate::percpu::PerCpu;
-use crate::shared_info::events;
-use evtchn::{Errno, Port};
+use crate::{hypercall, upcall};
+use evtchn::Errno;
 
 /// Registers at an exception, in the order the entry code pushes them.
 #[allow(missing_docs, reason = "registers are named by the architecture")]
@@ -152,7 +151,7 @@ fn table() -> impl Iterator<Item = sys::trap_info> {
         flags: MASK_EVENTS,
         cs: FLAT_KERNEL_CS,
         address: match vector {
-            NMI => nmi_pv as *const () as u64,
+            NMI => upcall::nmi_pv as *const () as u64,
             _ => EXCEPTIONS_PV[usize::from(vector)] as *const () as u64,
         },
     })
@@ -163,7 +162,7 @@ pub(crate) fn fill_context(context: &mut sys::vcpu_guest_context) {
     for info in table() {
         context.trap_ctxt[usize::from(info.vector)] = info;
     }
-    context.event_callback_eip = upcall_pv as *const () as u64;
+    context.event_callback_eip = upcall::upcall_pv as *const () as u64;
     context.failsafe_callback_eip = failsafe_pv as *const () as u64;
 }
 
@@ -179,7 +178,7 @@ pub(crate) fn init_pv() {
     unsafe { hypercall::call(sys::__HYPERVISOR_set_trap_table, arguments) }
         .expect("the trap table can be set");
     let callbacks: [(u16, *const ()); 2] = [
-        (abi::CALLBACKTYPE_EVENT, upcall_pv as *const ()),
+        (abi::CALLBACKTYPE_EVENT, upcall::upcall_pv as *const ()),
         (abi::CALLBACKTYPE_FAILSAFE, failsafe_pv as *const ()),
     ];
     for (kind, entry) in callbacks {
@@ -201,130 +200,6 @@ extern "C" fn failsafe_pv() {
 
 extern "C" fn report_failsafe() -> ! {
     panic!("Xen called the failsafe callback: a segment register is broken");
-}
-
-/// Saves what a handler written in Rust may change, calls `{handler}`, and restores it. Vector
-/// registers too: the handler is compiled code that may use them.
-macro_rules! around_handler {
-    ($($before:literal,)* [call] $($after:literal,)* ; $($operands:tt)*) => {
-        naked_asm!(
-            $($before,)*
-            "push rax",
-            "push rdx",
-            "push rsi",
-            "push rdi",
-            "push r8",
-            "push r9",
-            "push r10",
-            "push rbp",
-            "mov rbp, rsp",
-            "sub rsp, 512",
-            "and rsp, -16",
-            "fxsave64 [rsp]",
-            "cld",
-            "call {handler}",
-            "fxrstor64 [rsp]",
-            "mov rsp, rbp",
-            "pop rbp",
-            "pop r10",
-            "pop r9",
-            "pop r8",
-            "pop rdi",
-            "pop rsi",
-            "pop rdx",
-            "pop rax",
-            "pop rcx",
-            "pop r11",
-            $($after,)*
-            $($operands)*
-        )
-    };
-}
-
-/// Entry of event upcalls on PV, with rcx and r11 on the stack already. The return is a hypercall,
-/// which restores the upcall mask together with the rest: returning by `iretq` would leave a window.
-#[unsafe(naked)]
-extern "C" fn upcall_pv() {
-    around_handler!(
-        [call]
-        "push 0", // flags of the iret hypercall
-        "jmp xen_hypercall_page + {iret} * 32",;
-        handler = sym upcall,
-        iret = const sys::__HYPERVISOR_iret,
-    );
-}
-
-/// Entry of NMIs on PV: as an upcall. Xen holds back further ones until the return.
-#[unsafe(naked)]
-extern "C" fn nmi_pv() {
-    around_handler!(
-        [call]
-        "push 0",
-        "jmp xen_hypercall_page + {iret} * 32",;
-        handler = sym nmi,
-        iret = const sys::__HYPERVISOR_iret,
-    );
-}
-
-/// Entry of event upcalls on PVH: an interrupt.
-#[unsafe(naked)]
-pub(crate) extern "C" fn upcall_hvm() {
-    around_handler!("push r11", "push rcx", [call] "iretq",; handler = sym upcall_with_eoi,);
-}
-
-/// Entry of NMIs on PVH.
-#[unsafe(naked)]
-pub(crate) extern "C" fn nmi_hvm() {
-    around_handler!("push r11", "push rcx", [call] "iretq",; handler = sym nmi,);
-}
-
-extern "C" fn upcall_with_eoi() {
-    // First: an event that comes during the handler raises the vector again.
-    crate::hvm::end_of_interrupt();
-    upcall();
-}
-
-/// The handler of NMIs, as the address of a `fn()`.
-static NMI_HANDLER: AtomicUsize = AtomicUsize::new(0);
-
-/// Makes `handler` what an NMI calls, on every vCPU. An NMI can come anywhere, also while upcalls are
-/// held back. Without a handler it is ignored.
-pub fn set_nmi_handler(handler: fn()) {
-    // Release: pairs with the load in `nmi`.
-    NMI_HANDLER.store(handler as usize, Release);
-}
-
-extern "C" fn nmi() {
-    let handler = NMI_HANDLER.load(Acquire);
-    if handler != 0 {
-        // SAFETY: only `set_nmi_handler` stores here, and it stores a `fn()`.
-        let handler = unsafe { core::mem::transmute::<usize, fn()>(handler) };
-        handler();
-    }
-}
-
-/// The handler, as the address of a `fn(Port)`.
-static HANDLER: AtomicUsize = AtomicUsize::new(0);
-
-/// Makes `handler` what event upcalls call for each event, on every vCPU, with upcalls held back. It
-/// must neither block for good nor allocate. A vCPU handles the ports in its
-/// [`PerCpu::ports`]; unmask a port, and the vCPU's upcalls, to get any.
-pub fn set_upcall_handler(handler: fn(Port)) {
-    // Release: pairs with the load in `upcall`.
-    HANDLER.store(handler as usize, Release);
-}
-
-/// Serves what is due on this vCPU.
-extern "C" fn upcall() {
-    let area = PerCpu::current();
-    events().dispatch(&area.flags(), &area.ports, |port| {
-        let handler = HANDLER.load(Acquire);
-        if handler != 0 {
-            // SAFETY: only `set_upcall_handler` stores here, and it stores a `fn(Port)`.
-            let handler = unsafe { core::mem::transmute::<usize, fn(Port)>(handler) };
-            handler(port);
-        }
-    });
 }
 
 /// Lets Xen keep `vcpu`'s runstate up to date in its area. For the vCPU this runs on, or one that is

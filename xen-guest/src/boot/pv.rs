@@ -25,6 +25,12 @@ const MACHINE_TO_PHYS: *const u64 = 0xffff_8000_0000_0000 as *const u64;
 /// The pseudo-physical-to-machine table of this domain, from `start_info`.
 static PHYS_TO_MACHINE: AtomicPtr<u64> = AtomicPtr::new(core::ptr::null_mut());
 
+/// Whether the domain translates addresses to machine frames: a PV domain does.
+pub(crate) fn has_machine_frames() -> bool {
+    // Relaxed: set by vCPU 0 before there was another.
+    !PHYS_TO_MACHINE.load(Relaxed).is_null()
+}
+
 /// Machine frame of the page at `address`; in a PVH domain, where there are none, its guest frame.
 pub(crate) fn machine_frame(address: usize) -> u64 {
     // Relaxed: set by vCPU 0 before there was another.

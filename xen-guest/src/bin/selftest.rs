@@ -1,0 +1,388 @@
+//! A second image: does the boot half keep its promises? One test a domain, named on the command
+//! line (`extra = "test=NAME"`); the verdict is a line `selftest NAME: success` or `failure: WHY` on
+//! the console and the reason of the domain's shutdown. Tests that must crash have no line of their
+//! own: their verdict is the crash report.
+#![no_std]
+#![no_main]
+
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use evtchn::{Abi, Port};
+use pvlock::Counter;
+use xen_guest::glue::{self, Mutex, XenPlatform};
+use xen_guest::heap::Heap;
+use xen_guest::hypercall::Xen;
+use xen_guest::machine::{Machine, ShutdownReason};
+use xen_guest::percpu::PerCpu;
+use xen_guest::shared_info::events;
+use xen_guest::work::work;
+use xen_guest::{timer, upcall};
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    xen_guest::crash::panic(info)
+}
+
+xen_guest::kernel!(main);
+
+type Test = fn(&'static Machine) -> Result<(), &'static str>;
+
+/// Name, and what runs. All atomics in the tests are SeqCst: they are not what is tested.
+const TESTS: &[(&str, Test)] = &[
+    ("vcpus", vcpus),
+    ("vcpus-again", vcpus_again),
+    ("runstate", runstate),
+    ("upcall", upcalls),
+    ("timer", timers),
+    ("nested-lock", nested_lock),
+    ("nmi", nmi),
+    ("panic", |_| panic!("as the test asked for")),
+    ("null-read", null_read),
+    ("write-code", write_code),
+    ("write-constant", write_constant),
+    ("execute-data", execute_data),
+    ("invalid-opcode", invalid_opcode),
+    ("stack-overflow", stack_overflow),
+];
+
+fn main(machine: &'static Machine) -> ! {
+    let name = machine.cmdline().strip_prefix("test=").unwrap_or_default();
+    let Some((name, test)) = TESTS.iter().find(|(known, _)| *known == name) else {
+        log::error!("extra= must be test=NAME, with one of:");
+        TESTS.iter().for_each(|(name, _)| log::error!("  {name}"));
+        machine.shutdown(ShutdownReason::Crash)
+    };
+    let reason = match test(machine) {
+        Ok(()) => {
+            log::info!("selftest {name}: success");
+            ShutdownReason::Poweroff
+        }
+        Err(why) => {
+            log::error!("selftest {name}: failure: {why}");
+            ShutdownReason::Crash
+        }
+    };
+    machine.shutdown(reason)
+}
+
+/// Whether `condition` holds within five seconds.
+fn soon(machine: &Machine, condition: impl Fn() -> bool) -> bool {
+    let limit = machine.now() + 5_000_000_000;
+    while !condition() {
+        if machine.now() > limit {
+            return false;
+        }
+        machine.yield_now();
+    }
+    true
+}
+
+fn check(condition: bool, why: &'static str) -> Result<(), &'static str> {
+    if condition { Ok(()) } else { Err(why) }
+}
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Starts every other vCPU and waits until each has counted.
+fn start_others(machine: &Machine, entry: fn(u32)) -> Result<(), &'static str> {
+    for vcpu in 1..machine.vcpus() {
+        // One that was just parked may not be down yet.
+        let started = soon(machine, || machine.start_vcpu(vcpu, entry).is_ok());
+        check(started, "a vCPU could not be started")?;
+    }
+    Ok(())
+}
+
+fn vcpus(machine: &'static Machine) -> Result<(), &'static str> {
+    static SEEN: [AtomicBool; 128] = [const { AtomicBool::new(false) }; 128];
+    start_others(machine, |vcpu| {
+        let right = Machine::current_vcpu() == vcpu && Machine::get().now() > 0;
+        SEEN[vcpu as usize].store(right, SeqCst);
+    })?;
+    let others = 1..machine.vcpus() as usize;
+    check(machine.vcpus() > 1, "give the domain vCPUs")?;
+    check(
+        soon(machine, || others.clone().all(|vcpu| SEEN[vcpu].load(SeqCst))),
+        "a vCPU did not run",
+    )
+}
+
+fn vcpus_again(machine: &'static Machine) -> Result<(), &'static str> {
+    for round in 1..=10 {
+        COUNT.store(0, SeqCst);
+        start_others(machine, |_| {
+            COUNT.fetch_add(1, SeqCst);
+        })?;
+        let all = soon(machine, || COUNT.load(SeqCst) == machine.vcpus() - 1);
+        check(all, "a vCPU did not run again after it had parked")?;
+        log::info!("round {round}");
+    }
+    Ok(())
+}
+
+fn runstate(machine: &'static Machine) -> Result<(), &'static str> {
+    let state = |vcpu| PerCpu::of(vcpu).runstate.state.load(SeqCst);
+    check(state(0) == 0, "the vCPU that looks is not running")?;
+    static STOP: AtomicBool = AtomicBool::new(false);
+    machine
+        .start_vcpu(1, |_| {
+            let machine = Machine::get();
+            while !STOP.load(SeqCst) {
+                machine.sleep_until(machine.now() + 50_000_000);
+            }
+        })
+        .map_err(|_| "vCPU 1 could not be started")?;
+    check(soon(machine, || state(1) == 2), "a sleeping vCPU is not blocked")?;
+    STOP.store(true, SeqCst);
+    check(soon(machine, || state(1) == 3), "a parked vCPU is not offline")?;
+    let blocked = PerCpu::of(1).runstate.time[2].load(SeqCst);
+    check(blocked > 0, "no time was counted as blocked")
+}
+
+static PORT: AtomicU32 = AtomicU32::new(0);
+
+fn count_port(port: Port) {
+    if port.get() == PORT.load(SeqCst) {
+        COUNT.fetch_add(1, SeqCst);
+    }
+}
+
+fn upcalls(machine: &'static Machine) -> Result<(), &'static str> {
+    upcall::set_upcall_handler(count_port);
+    let port = evtchn::bind_ipi(&Xen, 0).map_err(|_| "no port")?;
+    PORT.store(port.get(), SeqCst);
+    PerCpu::current().ports.insert(port);
+    let send = || evtchn::send(&Xen, port).map_err(|_| "the port cannot be sent to");
+    let count = || COUNT.load(SeqCst);
+
+    upcall::enable();
+    send()?;
+    machine.sleep_until(machine.now() + 1_000_000);
+    check(count() == 0, "a masked port interrupted")?;
+    events().unmask(&Xen, port).map_err(|_| "the port cannot be unmasked")?;
+    check(soon(machine, || count() == 1), "unmasking a pending port brought no upcall")?;
+    for n in 2..1000 {
+        send()?;
+        check(soon(machine, || count() == n), "an event brought no upcall, or two")?;
+    }
+    let before = count();
+    check(upcall::disable(), "upcalls were not enabled after an upcall")?;
+    send()?;
+    send()?;
+    machine.sleep_until(machine.now() + 1_000_000);
+    check(count() == before, "an upcall came while they were held back")?;
+    upcall::enable();
+    check(soon(machine, || count() == before + 1), "an event held back was lost, or came twice")?;
+    registers_survive(machine, send)
+}
+
+/// Vector and general registers are the same before and after an upcall that comes between.
+fn registers_survive(
+    machine: &'static Machine,
+    send: impl Fn() -> Result<(), &'static str>,
+) -> Result<(), &'static str> {
+    upcall::set_upcall_handler(|_| {
+        // Compiled code that uses vector registers: it copies and formats.
+        log::info!("upcall with {:?}", [1.5f64, 2.5]);
+        COUNT.fetch_add(1, SeqCst);
+    });
+    let before = COUNT.load(SeqCst);
+    timer::bind().map_err(|_| "no timer port")?;
+    timer::set(machine.now() + 2_000_000).map_err(|_| "the timer cannot be set")?;
+    let (mut vector, mut general): (u64, u64) = (0, 0);
+    // A loop long enough for the timer to fire in it.
+    for _ in 0..1000 {
+        // SAFETY: loads two registers, counts a third down, and stores the two.
+        unsafe {
+            core::arch::asm!(
+                "movq xmm9, {pattern}",
+                "mov r10, {pattern}",
+                "2: dec {turns}",
+                "jnz 2b",
+                "movq {vector}, xmm9",
+                "mov {general}, r10",
+                pattern = in(reg) 0x1234_5678_9abc_def0_u64,
+                turns = inout(reg) 20_000_u64 => _,
+                vector = lateout(reg) vector,
+                general = lateout(reg) general,
+                out("xmm9") _,
+                out("r10") _,
+            );
+        }
+        check(vector == 0x1234_5678_9abc_def0, "an upcall changed a vector register")?;
+        check(general == 0x1234_5678_9abc_def0, "an upcall changed a general register")?;
+        if COUNT.load(SeqCst) > before {
+            return send();
+        }
+    }
+    Err("the timer did not fire within 20 million turns")
+}
+
+static FIRED: AtomicU64 = AtomicU64::new(0);
+
+fn timers(machine: &'static Machine) -> Result<(), &'static str> {
+    upcall::set_upcall_handler(|port| {
+        if timer::is_mine(port) {
+            FIRED.store(Machine::get().now(), SeqCst);
+        }
+    });
+    timer::bind().map_err(|_| "no timer port")?;
+    upcall::enable();
+    for _ in 0..20 {
+        FIRED.store(0, SeqCst);
+        let deadline = machine.now() + 3_000_000;
+        timer::set(deadline).map_err(|_| "the timer cannot be set")?;
+        check(soon(machine, || FIRED.load(SeqCst) != 0), "the timer did not fire")?;
+        // Xen may fire up to its timer slop (50 us) early.
+        check(FIRED.load(SeqCst) + 100_000 >= deadline, "the timer fired early")?;
+    }
+    Ok(())
+}
+
+static TASK: Mutex<u64> = Mutex::new(0);
+static INTERRUPT: Mutex<u64> = Mutex::new(0);
+/// What each vCPU did: acquisitions of its task, and of its upcalls.
+static TASKS: [AtomicU64; 128] = [const { AtomicU64::new(0) }; 128];
+static INTERRUPTS: [AtomicU64; 128] = [const { AtomicU64::new(0) }; 128];
+
+/// Tasks take one lock with upcalls enabled; timer upcalls, which interrupt their waits and their
+/// critical sections, take another.
+fn nested_lock(machine: &'static Machine) -> Result<(), &'static str> {
+    const UPCALLS_EACH: u64 = 200;
+    const EVERY_NS: u64 = 200_000;
+    glue::configure(pvlock::Mode::Pv, 100);
+    for vcpu in 0..machine.vcpus() {
+        glue::bind(vcpu).map_err(|_| "no port for a kicker")?;
+    }
+    upcall::set_upcall_handler(|port| {
+        if timer::is_mine(port) {
+            let mut inside = INTERRUPT.lock();
+            work(5_000);
+            *inside += 1;
+            drop(inside);
+            INTERRUPTS[Machine::current_vcpu() as usize].fetch_add(1, SeqCst);
+            let _ = timer::set(Machine::get().now() + EVERY_NS);
+        }
+    });
+    fn contend(vcpu: u32) {
+        let machine = Machine::get();
+        let _ = timer::bind();
+        upcall::enable();
+        let _ = timer::set(machine.now() + EVERY_NS);
+        while INTERRUPTS[vcpu as usize].load(SeqCst) < UPCALLS_EACH {
+            let mut inside = TASK.lock();
+            work(20_000);
+            *inside += 1;
+            drop(inside);
+            TASKS[vcpu as usize].fetch_add(1, SeqCst);
+        }
+        // A last one may be due: held back, it cannot come any more.
+        upcall::disable();
+        COUNT.fetch_add(1, SeqCst);
+    }
+    start_others(machine, contend)?;
+    contend(0);
+    let limit = machine.now() + 120_000_000_000;
+    while COUNT.load(SeqCst) < machine.vcpus() {
+        check(machine.now() < limit, "a vCPU hangs")?;
+        machine.sleep_until(machine.now() + 10_000_000);
+    }
+    let vcpus = 0..machine.vcpus() as usize;
+    let sum = |counter: Counter| -> u64 {
+        let of = |vcpu| pvlock::counters::<XenPlatform>(vcpu)[counter as usize];
+        vcpus.clone().map(of).sum()
+    };
+    let all = |counts: &[AtomicU64]| counts.iter().map(|n| n.load(SeqCst)).sum::<u64>();
+    let (tasks, interrupts) = (all(&TASKS), all(&INTERRUPTS));
+    let (nested, timeouts) = (sum(Counter::UseNode2), sum(Counter::PollTimeout));
+    log::info!("{tasks} tasks, {interrupts} upcalls, {nested} nested, {timeouts} polls timed out");
+    check(*TASK.lock() == tasks, "exclusion between tasks is broken")?;
+    check(*INTERRUPT.lock() == interrupts, "exclusion between upcalls is broken")?;
+    check(machine.vcpus() == 1 || nested > 0, "no upcall waited inside a wait")?;
+    check(timeouts == 0, "a wake-up was lost")
+}
+
+/// Waits for an NMI (`xl trigger DOMAIN nmi`) that comes while its lock is held, and one when it is free.
+fn nmi(machine: &'static Machine) -> Result<(), &'static str> {
+    static LOCK: Mutex<u32> = Mutex::new(0);
+    static HELD: AtomicU32 = AtomicU32::new(0);
+    static FREE: AtomicU32 = AtomicU32::new(0);
+    glue::bind(0).map_err(|_| "no port for a kicker")?;
+    upcall::set_nmi_handler(|| {
+        match LOCK.try_lock() {
+            Some(mut inside) => {
+                *inside += 1;
+                FREE.fetch_add(1, SeqCst);
+            }
+            None => {
+                HELD.fetch_add(1, SeqCst);
+            }
+        };
+    });
+    log::info!("waiting for NMIs");
+    let limit = machine.now() + 60_000_000_000;
+    loop {
+        {
+            let _held = LOCK.lock();
+            machine.sleep_until(machine.now() + 100_000);
+        }
+        let (held, free) = (HELD.load(SeqCst), FREE.load(SeqCst));
+        if held > 0 && free > 0 {
+            log::info!("{held} NMIs found the lock held, {free} found it free");
+            return check(*LOCK.lock() == free, "exclusion is broken");
+        }
+        check(machine.now() < limit, "no NMI came in both states")?;
+        machine.sleep_until(machine.now() + 100_000);
+    }
+}
+
+fn null_read(_: &'static Machine) -> Result<(), &'static str> {
+    let null: *const u64 = core::hint::black_box(core::ptr::null());
+    // SAFETY: none: the test is that it faults.
+    let value = unsafe { null.wrapping_add(1).read_volatile() };
+    Err(if value == 0 { "reading near null gave 0" } else { "reading near null gave something" })
+}
+
+fn write_code(_: &'static Machine) -> Result<(), &'static str> {
+    let code = core::hint::black_box(write_code as *const () as *mut u8);
+    // SAFETY: none: the test is that it faults.
+    unsafe { code.write_volatile(0x90) };
+    Err("code is writable")
+}
+
+fn write_constant(_: &'static Machine) -> Result<(), &'static str> {
+    static CONSTANT: [u8; 16] = *b"a constant text.";
+    let constant = core::hint::black_box(CONSTANT.as_ptr().cast_mut());
+    // SAFETY: none: the test is that it faults.
+    unsafe { constant.write_volatile(0) };
+    Err("constants are writable")
+}
+
+fn execute_data(_: &'static Machine) -> Result<(), &'static str> {
+    static DATA: AtomicU64 = AtomicU64::new(0xc3c3_c3c3_c3c3_c3c3); // ret
+    let data = core::hint::black_box(DATA.as_ptr().cast_const());
+    // SAFETY: none: the test is that it faults.
+    let function = unsafe { core::mem::transmute::<*const u64, fn()>(data) };
+    function();
+    Err("data is executable")
+}
+
+fn invalid_opcode(_: &'static Machine) -> Result<(), &'static str> {
+    // SAFETY: none: the test is that it faults.
+    unsafe { core::arch::asm!("ud2") };
+    Err("ud2 did nothing")
+}
+
+fn stack_overflow(_: &'static Machine) -> Result<(), &'static str> {
+    #[inline(never)]
+    fn deeper(depth: u64) -> u64 {
+        let frame = core::hint::black_box([depth; 16]);
+        if depth == u64::MAX { 0 } else { deeper(depth + 1) + frame[3] }
+    }
+    deeper(0);
+    Err("the stack has no end")
+}
