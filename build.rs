@@ -2,7 +2,8 @@
 //!
 //! The image is the package `xen-guest`, compiled with the ordinary host toolchain and flags of its
 //! own into a freestanding ELF. It goes to a target directory under `OUT_DIR`, so that neither build
-//! disturbs the other. `XEN_GUEST_IMAGE` is its path, for `include_bytes!`.
+//! disturbs the other. `XEN_GUEST_IMAGE` is its path, for `include_bytes!`; `XEN_GUEST_SELFTEST` is
+//! that of a second image, which the tests boot.
 //!
 //! Where the sources of the guest are not there (a published `pvlab`), or the machine cannot build
 //! it, `cfg(no_guest_image)` is set instead, and `pvlab` asks for `--image FILE`.
@@ -38,8 +39,10 @@ fn main() {
     for source in SOURCES {
         println!("cargo::rerun-if-changed={source}");
     }
-    let image = build(&root, &PathBuf::from(variable("OUT_DIR")).join("guest"));
-    println!("cargo::rustc-env=XEN_GUEST_IMAGE={}", image.display());
+    let folder = build(&root, &PathBuf::from(variable("OUT_DIR")).join("guest"));
+    for (name, image) in [("IMAGE", "xen-guest"), ("SELFTEST", "xen-guest-selftest")] {
+        println!("cargo::rustc-env=XEN_GUEST_{name}={}", folder.join(image).display());
+    }
 }
 
 /// Whether there is something to build, and a toolchain that can.
@@ -54,13 +57,13 @@ fn possible(root: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs cargo for the image; returns where the image is.
+/// Runs cargo for the images; returns where they are.
 fn build(root: &Path, target_dir: &Path) -> PathBuf {
     let host = variable("HOST");
     let mut cargo = Command::new(variable("CARGO"));
     cargo
         .current_dir(root)
-        .args(["build", "--release", "--package", "xen-guest", "--bin", "xen-guest"])
+        .args(["build", "--release", "--package", "xen-guest", "--bins"])
         .args(["--features", "image"])
         // Named even though it is the host's: flags then leave build scripts and macros alone.
         .args(["--target", &host])
@@ -77,7 +80,7 @@ fn build(root: &Path, target_dir: &Path) -> PathBuf {
     // This form has no quoting: flags are separated by a byte that no path contains.
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&root.join("xen-guest/link.ld")).join("\x1f"));
     match cargo.status() {
-        Ok(status) if status.success() => target_dir.join(host).join("release/xen-guest"),
+        Ok(status) if status.success() => target_dir.join(host).join("release"),
         Ok(status) => fail(&format!("building the guest image failed ({status}); see above")),
         Err(error) => fail(&format!("cargo did not start for the guest image: {error}")),
     }
