@@ -18,7 +18,7 @@ use crate::progress::Step;
 /// Top folders that current releases keep below `usr/`; older packages still name them at the top.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
-const WANTED: [&str; 12] = [
+const WANTED: [&str; 13] = [
     "bin/busybox",
     "boot/",
     "etc/xen/",
@@ -29,6 +29,7 @@ const WANTED: [&str; 12] = [
     "usr/bin/qemu-system-x86_64",
     "usr/bin/xen",
     "usr/lib/",
+    "usr/lib64/",
     "usr/sbin/",
     "usr/share/",
 ];

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The first program of dom0: brings the toolstack up, runs /pvlab/run, brings /out home, powers off.
-# Lines that begin with "@lab" are read by pvlab.
+# Lines that begin with "@lab" are read by pvlab. Names in capitals are filled in when it is built.
 /bin/busybox --install -s /usr/bin
 export PATH=/usr/sbin:/usr/bin:XEN_BIN HOME=/root TERM=linux
 mount -t proc proc /proc
@@ -12,7 +12,7 @@ mount -t tmpfs run /run
 # xl needs /var/lock, which is /run/lock: without it `xl create -c` hangs.
 mkdir -p /run/xen /run/xenstored /run/lock /out
 
-modprobe -a xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc
+LOAD_AT_START
 mount -t xenfs xenfs /proc/xen
 xenstored --pid-file /run/xen/xenstored.pid || echo "@lab error xenstored does not start"
 tries=0
@@ -35,7 +35,7 @@ if [ -e /pvlab/run ]; then
     cd /
     # The way out is opened only now: a mounted 9p share has interrupts of its own, and two runs
     # with it differ soon after the first domain is created.
-    modprobe -a virtio_pci 9pnet_virtio 9p
+    LOAD_WAY_OUT
     if mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 out /mnt && cp -r /out/. /mnt && umount /mnt; then
         echo "@lab status $status"
     else

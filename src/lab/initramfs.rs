@@ -13,23 +13,15 @@ pub(super) const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 const INIT: &str = include_str!("dom0-init.sh");
 
-/// Loaded at start, used by scripts, and used on the way out.
-const MODULES: [&str; 14] = [
-    "xen-privcmd",
-    "xenfs",
-    "xen-evtchn",
-    "xen-gntdev",
-    "xen-gntalloc",
-    "virtio_pci",
-    "9pnet_virtio",
-    "9p",
-    "xen-blkback",
-    "xen-netback",
-    "xen-blkfront",
-    "xen-netfront",
-    "virtio_blk",
-    "loop",
-];
+/// Modules that init loads at start.
+const AT_START: [&str; 5] = ["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc"];
+
+/// Modules that init loads to bring results home.
+const WAY_OUT: [&str; 3] = ["virtio_pci", "9pnet_virtio", "9p"];
+
+/// Modules for those who work in dom0 by hand.
+const AT_HAND: [&str; 6] =
+    ["xen-blkback", "xen-netback", "xen-blkfront", "xen-netfront", "virtio_blk", "loop"];
 
 /// Programs without which there is no host.
 const TOOLS: [&str; 6] =
@@ -111,13 +103,19 @@ pub(super) fn assemble(root: &Path, release: &str) -> Result<Image, Error> {
     }
 
     let tree = Tree::scan(&root.join("usr/lib/modules").join(release))?;
-    let modules = tree.closure(&MODULES)?;
+    let modules = tree.closure(&[&AT_START[..], &WAY_OUT, &AT_HAND].concat())?;
     let folder = format!("/usr/lib/modules/{release}");
     archive.bytes(&format!("{folder}/modules.dep"), 0o644, modules::dependencies(&modules));
     for module in modules {
         archive.bytes(&format!("{folder}/{}", module.path), 0o644, module.bytes);
     }
-    archive.bytes("/init", 0o755, INIT.replace("XEN_BIN", &inside));
+    let load = |names: &[&str]| match tree.separate(names) {
+        // All of them are part of the kernel.
+        names if names.is_empty() => ":".into(),
+        names => format!("modprobe -a {}", names.join(" ")),
+    };
+    let init = INIT.replace("XEN_BIN", &inside).replace("LOAD_AT_START", &load(&AT_START));
+    archive.bytes("/init", 0o755, init.replace("LOAD_WAY_OUT", &load(&WAY_OUT)));
     Ok(Image { archive, libraries: libraries.into_keys().collect() })
 }
 
@@ -189,7 +187,7 @@ mod tests {
     fn init_opens_the_way_out_only_after_the_script() {
         let script = INIT.find("sh /pvlab/run").unwrap();
         assert!(INIT.find("mount -t 9p").unwrap() > script);
-        assert!(INIT.find("modprobe -a virtio_pci").unwrap() > script);
+        assert!(INIT.find("LOAD_WAY_OUT").unwrap() > script);
     }
 
     #[test]

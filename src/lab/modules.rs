@@ -62,6 +62,12 @@ impl Tree {
         Ok(loaded)
     }
 
+    /// Those of `names` that are not part of the kernel itself.
+    pub(super) fn separate<'a>(&self, names: &[&'a str]) -> Vec<&'a str> {
+        let is_separate = |name: &&&str| !self.builtin.contains(&name.replace('-', "_"));
+        names.iter().filter(is_separate).copied().collect()
+    }
+
     fn visit(
         &self,
         name: &str,
@@ -208,6 +214,7 @@ mod tests {
     fn what_is_needed_loads_first_and_once() {
         let (_folder, tree) = tree();
         let modules = tree.closure(&["9p", "9pnet-virtio", "virtio"]).unwrap();
+        assert_eq!(tree.separate(&["9p", "virtio"]), ["9p"]);
         let order: Vec<_> = modules.iter().map(|module| module.path.as_str()).collect();
         let expected = [
             "kernel/net/9pnet.ko",
