@@ -69,13 +69,7 @@ pub(super) fn unpack_all(packages: &[PathBuf], root: &Path, step: &Step) -> Resu
     let work = || -> Result<(), Error> {
         while let Some(package) = next() {
             interrupt::check()?;
-            unpack(package, root).map_err(|source| match source.kind() {
-                io::ErrorKind::StorageFull => Error::file("unpack into", root)(source),
-                _ => Error::Damaged {
-                    path: package.clone(),
-                    what: format!("cannot be unpacked: {source}"),
-                },
-            })?;
+            unpack(package, root).map_err(|error| failed(package, root, &error))?;
             step.advance(1);
         }
         Ok(())
@@ -86,6 +80,20 @@ pub(super) fn unpack_all(packages: &[PathBuf], root: &Path, step: &Step) -> Resu
         let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         mine.and(other)
     })
+}
+
+/// A full disk is the folder's trouble, anything else the package's.
+fn failed(package: &Path, root: &Path, error: &io::Error) -> Error {
+    if error.kind() == io::ErrorKind::StorageFull {
+        return Error::file("unpack packages into", root)(io::ErrorKind::StorageFull.into());
+    }
+    let mut what = format!("cannot be unpacked: {error}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        what = format!("{what}: {error}");
+        cause = error.source();
+    }
+    Error::Damaged { path: package.into(), what }
 }
 
 /// A .deb is an ar archive; its member `data.tar.*` holds the files (deb(5)).
