@@ -30,6 +30,8 @@ const SOURCES: &[&str] = &[
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(no_guest_image)");
     println!("cargo::rerun-if-changed=build.rs");
+    // Embedded in pvlab by a macro that does not tell cargo of it.
+    println!("cargo::rerun-if-changed=xl-configs");
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     if let Err(why) = possible(&root) {
         println!("cargo::rustc-cfg=no_guest_image");

@@ -184,7 +184,7 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::Scenarios { configs } => {
             let library = library(configs);
             for name in library.names()? {
-                println!("{name:16} {}", library.load(&name)?.description);
+                println!("{name:18} {}", library.load(&name)?.description);
             }
             Ok(ExitCode::SUCCESS)
         }
