@@ -4,6 +4,8 @@
 //! nothing but results.json: `pvlab report DIR` makes the same record again from the same files.
 
 mod compare;
+mod figures;
+mod page;
 mod table;
 
 use std::fs::{self, File};
@@ -16,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use compare::differences;
+pub use page::page;
 pub use table::table;
 
 use crate::host::{DomainResult, End};
@@ -124,14 +127,17 @@ impl Results {
         })
     }
 
-    /// Writes `results.json` into `folder`.
+    /// Writes `results.json` and `report.html` into `folder`.
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If one of them cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let file = folder.join("results.json");
-        fs::write(&file, self.json()?).with_context(|| format!("cannot write {}", file.display()))
+        for (name, text) in [("results.json", self.json()?), ("report.html", page(self))] {
+            let file = folder.join(name);
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        Ok(())
     }
 
     /// The record as JSON on one line, with a line end.

@@ -112,7 +112,7 @@ fn kick_at_unlock_wakes_once_where_kick_twice_wakes_twice() {
         assert!(table.contains(row), "{row} is not in\n{table}");
     }
     check_run(&Results::read(out.path()).unwrap(), 300);
-    for file in ["results.json", "versions.json", "run.json", "console-host.log"] {
+    for file in ["results.json", "report.html", "versions.json", "run.json", "console-host.log"] {
         assert!(out.path().join(file).is_file(), "{file} is missing");
     }
     for file in

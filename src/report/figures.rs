@@ -1,0 +1,295 @@
+//! The figures a person is shown, one policy a column.
+//!
+//! Owns which figures there are, in which unit, and how far each can be trusted. It computes nothing but
+//! sums and ratios of what is in [`Results`]; how they are laid out is the business of the table and of
+//! the page.
+
+use kicktrace::summary::{Acquisitions, Certainty, Count, Counts, Domain};
+use results::Histogram;
+
+use super::{Mode, PolicyResult, Results};
+
+pub(super) type Figure = fn(&Column) -> Option<String>;
+
+/// Name, who counted it, how to get it. No figure is `None`, which is not a zero.
+pub(super) const ROWS: &[(&str, &str, Figure)] = &[
+    ("domains that finished", "host", |c| {
+        Some(format!("{} of {}", c.finished(), c.result.domains.len()))
+    }),
+    ("acquisitions", "guest", |c| c.any().map(|()| grouped(c.acquisitions))),
+    ("counter under the lock", "guest", |c| {
+        c.result.counter_exact().map(|exact| if exact { "exact" } else { "WRONG" }.to_owned())
+    }),
+    ("acquisitions per second", "guest", |c| c.throughput().map(|rate| grouped(rate as u64))),
+    ("wait for the lock, p50", "guest", |c| c.quantile(0.5)),
+    ("  p99", "guest", |c| c.quantile(0.99)),
+    ("  p99.9", "guest", |c| c.quantile(0.999)),
+    ("  longest", "guest", |c| c.quantile(1.0)),
+    ("acquisitions that blocked", "guest", |c| c.any().map(|()| grouped(c.blocked))),
+    ("kicks sent at unlock", "guest", |c| c.counter("pv_kick_unlock")),
+    ("kicks sent to make a head", "guest", |c| c.counter("pv_kick_wake")),
+    ("event channel operations", "trace", |c| c.count(|counts| counts.evtchn_ops)),
+    ("polls that blocked", "trace", |c| c.count(|counts| counts.polls_blocked)),
+    ("waking kicks", "trace", |c| c.count(|counts| counts.waking_kicks)),
+    ("acquisitions that blocked", "trace", |c| {
+        c.acquired().map(|a| certain(grouped(a.blocked), a.certainty))
+    }),
+    ("  of these slept twice or more", "trace", |c| {
+        c.acquired().map(|a| certain(grouped(a.slept_twice), a.certainty))
+    }),
+    ("waking kicks per blocked acquisition", "trace", |c| {
+        let acquired = c.acquired()?;
+        acquired.per_blocked().map(|ratio| certain(format!("{ratio:.3}"), acquired.certainty))
+    }),
+    ("  per one that slept twice or more", "trace", |c| {
+        let acquired = c.acquired()?;
+        acquired.per_slept_twice().map(|ratio| certain(format!("{ratio:.3}"), acquired.certainty))
+    }),
+    ("lost records", "trace", |c| {
+        c.result.trace.as_ref().map(|trace| grouped(trace.reading.lost_records()))
+    }),
+    ("coverage of the domains' time", "trace", |c| {
+        c.domains
+            .iter()
+            .map(|d| d.coverage_percent)
+            .reduce(f64::min)
+            .map(|percent| format!("{percent:.2} %"))
+    }),
+    ("guest and trace count the same kicks", "both", |c| c.agreement()),
+    ("watchdog and lost wake-ups", "guest", |c| c.any().map(|()| c.watchdog())),
+];
+
+/// One policy's figures, summed over its domains.
+pub(super) struct Column<'a> {
+    pub(super) result: &'a PolicyResult,
+    /// The run's own domains in the trace.
+    domains: Vec<&'a Domain>,
+    acquisitions: u64,
+    blocked: u64,
+    elapsed_ns: u64,
+    pub(super) latency: Histogram,
+}
+
+impl<'a> Column<'a> {
+    pub(super) fn new(result: &'a PolicyResult) -> Self {
+        let ours =
+            |domain: &&Domain| result.domains.iter().any(|run| run.domid == u32::from(domain.id));
+        let mut column = Column {
+            result,
+            domains: result.trace.iter().flat_map(|trace| &trace.domains).filter(ours).collect(),
+            acquisitions: 0,
+            blocked: 0,
+            elapsed_ns: 0,
+            latency: Histogram::default(),
+        };
+        for report in result.domains.iter().filter_map(|domain| domain.report.as_ref()) {
+            column.acquisitions += report.acquisitions;
+            column.blocked +=
+                report.vcpus.iter().map(|vcpu| vcpu.blocked_acquisitions).sum::<u64>();
+            column.elapsed_ns = column.elapsed_ns.max(report.elapsed_ns);
+            column.latency.merge(&report.latency);
+        }
+        column
+    }
+
+    fn finished(&self) -> usize {
+        self.result.domains.iter().filter(|domain| domain.end == crate::host::End::Done).count()
+    }
+
+    /// `None` if no domain reported: then there is no figure, not a zero.
+    fn any(&self) -> Option<()> {
+        self.result.domains.iter().any(|domain| domain.report.is_some()).then_some(())
+    }
+
+    fn throughput(&self) -> Option<f64> {
+        (self.elapsed_ns > 0).then(|| self.acquisitions as f64 * 1e9 / self.elapsed_ns as f64)
+    }
+
+    fn quantile(&self, q: f64) -> Option<String> {
+        (self.latency.count() > 0).then(|| duration(self.latency.quantile(q)))
+    }
+
+    /// A lock without this counter has no figure, not a zero.
+    fn counter(&self, name: &str) -> Option<String> {
+        let reports = self.result.domains.iter().filter_map(|domain| domain.report.as_ref());
+        reports
+            .filter_map(|report| report.counters.get(name))
+            .copied()
+            .reduce(|a, b| a + b)
+            .map(grouped)
+    }
+
+    fn count(&self, of: impl Fn(&Counts) -> Count) -> Option<String> {
+        let counts = self.domains.iter().map(|domain| of(&domain.counts));
+        let sum = counts
+            .map(|count| (count.value, count.certainty))
+            .reduce(|a, b| (a.0 + b.0, a.1.max(b.1)));
+        sum.map(|(value, certainty)| certain(grouped(value), certainty))
+    }
+
+    /// By the guests' markers where they wrote them, else as the order of records suggests.
+    pub(super) fn acquired(&self) -> Option<Acquired> {
+        let of =
+            |domain: &&Domain| Acquired::of(domain.marked.as_ref().unwrap_or(&domain.inferred));
+        self.domains.iter().map(of).reduce(Acquired::and)
+    }
+
+    /// Whether the guests' own counters agree with the hypervisor's trace, which needs the markers
+    /// and a trace without gaps.
+    fn agreement(&self) -> Option<String> {
+        let trace = self.result.trace.as_ref()?;
+        if trace.reading.lost_records() > 0 || !trace.classes.markers {
+            return None;
+        }
+        let mut apart = 0;
+        for domain in &self.result.domains {
+            let counters = &domain.report.as_ref()?.counters;
+            let seen = self.domains.iter().find(|seen| u32::from(seen.id) == domain.domid)?;
+            let sent = counters.get("pv_kick_unlock")? + counters.get("pv_kick_wake")?;
+            apart += sent.abs_diff(seen.counts.marked_kicks.value);
+        }
+        Some(if apart == 0 { "yes".to_owned() } else { format!("{} apart", grouped(apart)) })
+    }
+
+    fn watchdog(&self) -> String {
+        let reports = self.result.domains.iter().filter_map(|domain| domain.report.as_ref());
+        let expired =
+            reports.filter_map(|report| report.counters.get("pv_poll_timeout")).sum::<u64>();
+        let hung = self
+            .result
+            .domains
+            .iter()
+            .filter(|domain| domain.end == crate::host::End::Hung)
+            .count();
+        match (expired, hung) {
+            (0, 0) => "none".to_owned(),
+            (expired, hung) => format!("{expired} LOST, {hung} HUNG"),
+        }
+    }
+}
+
+/// The part of [`Acquisitions`] that is shown, summed over domains.
+pub(super) struct Acquired {
+    certainty: Certainty,
+    pub(super) blocked: u64,
+    waking_kicks: u64,
+    slept_twice: u64,
+    /// Waking kicks of acquisitions that slept twice or more.
+    kicks_of_slept_twice: f64,
+    /// How many were kicked awake never, once, twice, three times or more.
+    pub(super) by_waking_kicks: [u64; 4],
+}
+
+impl Acquired {
+    fn of(a: &Acquisitions) -> Self {
+        Acquired {
+            certainty: a.certainty,
+            blocked: a.blocked,
+            waking_kicks: a.waking_kicks,
+            slept_twice: a.slept_twice,
+            kicks_of_slept_twice: a.waking_kicks_per_slept_twice.unwrap_or(0.0)
+                * a.slept_twice as f64,
+            by_waking_kicks: a.by_waking_kicks,
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Acquired {
+            certainty: self.certainty.max(other.certainty),
+            blocked: self.blocked + other.blocked,
+            waking_kicks: self.waking_kicks + other.waking_kicks,
+            slept_twice: self.slept_twice + other.slept_twice,
+            kicks_of_slept_twice: self.kicks_of_slept_twice + other.kicks_of_slept_twice,
+            by_waking_kicks: std::array::from_fn(|n| {
+                self.by_waking_kicks[n] + other.by_waking_kicks[n]
+            }),
+        }
+    }
+
+    pub(super) fn per_blocked(&self) -> Option<f64> {
+        (self.blocked > 0).then(|| self.waking_kicks as f64 / self.blocked as f64)
+    }
+
+    pub(super) fn per_slept_twice(&self) -> Option<f64> {
+        (self.slept_twice > 0).then(|| self.kicks_of_slept_twice / self.slept_twice as f64)
+    }
+}
+
+fn certain(figure: String, certainty: Certainty) -> String {
+    match certainty {
+        Certainty::Exact => figure,
+        Certainty::Inferred => format!("~ {figure}"),
+        Certainty::UpperBound => format!("<= {figure}"),
+        Certainty::LowerBound => format!(">= {figure}"),
+    }
+}
+
+/// What a reader must know before believing a figure.
+pub(super) fn notes(results: &Results, columns: &[Column]) -> Vec<String> {
+    let mut notes = vec![
+        "trace: from the hypervisor's own trace. A figure alone is exact; ~ inferred from the order of records; \
+         <= at most; >= at least."
+            .to_owned(),
+        match results.mode {
+            Mode::Host => "Times are this machine's.".to_owned(),
+            Mode::Parallel => {
+                "Emulated pCPUs, in parallel: times and rates are the emulator's; read counts and ratios.".to_owned()
+            }
+            Mode::Repeatable => "Deterministic emulation: time counts instructions; the same run gives the same figures. \
+                                 Spinning that yields costs almost no time in it."
+                .to_owned(),
+        },
+    ];
+    for column in columns {
+        let policy = &column.result.policy;
+        let Some(trace) = &column.result.trace else { continue };
+        let lost = trace.reading.lost_records();
+        if lost > 0 {
+            notes.push(format!("{policy}: {lost} records were lost: figures from the trace leave out what lies beside the gaps."));
+        }
+        notes.extend(trace.warnings.iter().map(|warning| format!("{policy}: trace: {warning}")));
+    }
+    notes.extend(results.problems().into_iter().map(|problem| format!("PROBLEM: {problem}")));
+    notes
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Nanoseconds with three digits and the unit that fits.
+pub(super) fn duration(ns: u64) -> String {
+    let (value, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (ns as f64 / 1e3, "us"),
+        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
+        _ => (ns as f64 / 1e9, "s"),
+    };
+    let places = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.places$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_reading() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(duration(999), "999 ns");
+        assert_eq!(duration(1_500), "1.50 us");
+        assert_eq!(duration(12_345_678), "12.3 ms");
+        assert_eq!(duration(250_000_000_000), "250 s");
+    }
+}
