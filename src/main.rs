@@ -94,6 +94,9 @@ enum LabCommand {
         /// The script, for busybox's sh.
         #[arg(long, value_name = "FILE")]
         script: PathBuf,
+        /// Wall time after which the host is ended by force.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        deadline: u64,
     },
     /// Remove everything the lab keeps on this machine.
     Clean,
@@ -270,8 +273,9 @@ fn lab(command: LabCommand) -> Result<ExitCode> {
     match command {
         LabCommand::Prepare => commands::prepare(&progress)?,
         LabCommand::Shell(machine) => commands::shell(&machine.boot(), &progress)?,
-        LabCommand::Boot { machine, script } => {
-            let ended = commands::boot(&script, machine.boot(), &progress)?;
+        LabCommand::Boot { machine, script, deadline } => {
+            let boot = Boot { deadline: Duration::from_secs(deadline), ..machine.boot() };
+            let ended = commands::boot(&script, boot, &progress)?;
             // The script's own status, as far as an exit code can say it.
             return Ok(ExitCode::from(u8::try_from(ended.status).unwrap_or(u8::MAX)));
         }

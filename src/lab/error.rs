@@ -59,7 +59,7 @@ pub enum Error {
     },
     /// A file that a package should hold is not there.
     #[error(
-        "no {what} among the unpacked packages ({packages}): this release of the distribution is not known to the lab; Debian 12 is"
+        "no {what} among the unpacked packages ({packages}): this release of the distribution is not known to the lab; Debian 12 and 13 are"
     )]
     Missing {
         /// The file or kind of file.
