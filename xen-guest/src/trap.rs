@@ -2,7 +2,7 @@
 //!
 //! This file owns their entry code, its frames, and on PV their registration with Xen. An exception
 //! ends the domain ([`crash`](crate::crash)). What comes back, events and NMIs, is in
-//! [`upcall`](crate::upcall).
+//! [`upcall`].
 //!
 //! On PV, Xen pushes rcx and r11 on top of the hardware's frame, right at the interrupted stack
 //! pointer: code must not use a red zone. After two pops the stack looks as on bare hardware.
