@@ -30,6 +30,8 @@ pub enum WaitOutcome {
 pub struct WaitCounts {
     /// That asked Xen to poll.
     pub polls: u64,
+    /// That found a kick latched already, and did not ask Xen. Counted in `kicked` too.
+    pub latched: u64,
     /// That ended [`Kicked`](WaitOutcome::Kicked).
     pub kicked: u64,
     /// That ended [`TimedOut`](WaitOutcome::TimedOut), whatever the condition then was.
@@ -86,6 +88,7 @@ pub struct Kicker {
 #[derive(Debug)]
 struct Counts {
     polls: AtomicU64,
+    latched: AtomicU64,
     kicked: AtomicU64,
     timed_out: AtomicU64,
     timed_out_unblocked: AtomicU64,
@@ -107,6 +110,7 @@ impl Kicker {
             nmi: AtomicU32::new(0),
             counts: Counts {
                 polls: AtomicU64::new(0),
+                latched: AtomicU64::new(0),
                 kicked: AtomicU64::new(0),
                 timed_out: AtomicU64::new(0),
                 timed_out_unblocked: AtomicU64::new(0),
@@ -211,6 +215,9 @@ impl Kicker {
     ) -> WaitOutcome {
         // A latched token ends the wait. Polling with it in place would return at once, for ever.
         if let Some(outcome) = self.take_token(abi, port, outermost) {
+            if outcome == WaitOutcome::Kicked {
+                count(&self.counts.latched);
+            }
             return outcome;
         }
         // A kick whose condition this look misses comes after the take above, so that it is
@@ -276,6 +283,7 @@ impl Kicker {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed); // Relaxed: statistics.
         WaitCounts {
             polls: get(&self.counts.polls),
+            latched: get(&self.counts.latched),
             kicked: get(&self.counts.kicked),
             timed_out: get(&self.counts.timed_out),
             timed_out_unblocked: get(&self.counts.timed_out_unblocked),
@@ -338,6 +346,8 @@ mod tests {
         assert_eq!(kicker.wait(&vcpu, &events, NEVER, || true), WaitOutcome::Kicked);
         assert_eq!(kicker.wait(&vcpu, &events, 5, || true), WaitOutcome::TimedOut);
         assert_eq!(xen.seen().polls, 1, "the latched kick asked Xen nothing");
+        let counts = kicker.counts();
+        assert_eq!((counts.polls, counts.latched, counts.kicked), (1, 1, 1));
     }
 
     #[test]

@@ -351,7 +351,8 @@ impl Vcpu for RunningVcpu {
     #[inline]
     fn wait_counts(&self) -> WaitCounts {
         let counts = glue::wait_counts(self.number as usize);
-        WaitCounts { waits: counts.polls, kicked: counts.kicked }
+        // A latched kick ends a wait before it blocks: no wait in the sense of the results.
+        WaitCounts { waits: counts.polls, kicked: counts.kicked.saturating_sub(counts.latched) }
     }
 
     fn acquired_after_block(&self, lock: u32, waits: WaitCounts) {
