@@ -1,0 +1,240 @@
+//! The commands as a user runs them: output, exit codes, messages.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+const TWICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/kick-twice-pv.xentrace.bin");
+const UNLOCK: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/kick-at-unlock-pv.xentrace.bin");
+
+fn kicktrace(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kicktrace")).args(args).output().expect("it starts")
+}
+
+fn good(args: &[&str]) -> String {
+    let out = kicktrace(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("output is text")
+}
+
+fn bad(args: &[&str], code: i32) -> String {
+    let out = kicktrace(args);
+    assert_eq!(out.status.code(), Some(code), "{args:?}");
+    String::from_utf8(out.stderr).expect("messages are text")
+}
+
+fn temporary(name: &str) -> String {
+    format!("{}/{name}", env!("CARGO_TARGET_TMPDIR"))
+}
+
+#[test]
+fn summary_as_table_json_and_csv() {
+    let table = good(&["summary", TWICE]);
+    assert!(table.contains("guest's marks"), "{table}");
+    let json: serde_json::Value =
+        serde_json::from_str(&good(&["summary", "--json", TWICE])).unwrap();
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["domains"][1]["marked"]["certainty"], "exact");
+    assert_eq!(json["domains"][1]["inferred"]["certainty"], "inferred");
+    assert_eq!(json["domains"][1]["counts"]["waking_kicks"]["certainty"], "exact");
+    let csv = good(&["summary", "--csv", TWICE]);
+    let columns = csv.lines().next().unwrap().split(',').count();
+    assert_eq!(csv.lines().count(), 1 + 9, "one line a vCPU");
+    assert!(csv.lines().all(|line| line.split(',').count() == columns));
+}
+
+#[test]
+fn a_pipe_gives_what_a_file_gives() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kicktrace"))
+        .args(["summary", "--json", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let trace = std::fs::read(TWICE).unwrap();
+    child.stdin.take().unwrap().write_all(&trace).expect("it reads to the end");
+    let out = child.wait_with_output().expect("it ends");
+    let json = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).unwrap();
+    let mut file = json(good(&["summary", "--json", TWICE]).as_bytes());
+    let mut pipe = json(&out.stdout);
+    // How much was held back at a time depends on which thread was ahead.
+    for of in [&mut file, &mut pipe] {
+        of["reading"]["peak_buffered"] = 0.into();
+    }
+    assert_eq!(file, pipe);
+}
+
+#[test]
+fn dump_filters() {
+    let all = good(&["dump", TWICE]);
+    assert_eq!(all.lines().count(), 23_820);
+    let wakes =
+        good(&["dump", TWICE, "--event", "wake", "--vcpu", "d1v2", "--from", "0.5", "--to", "1.9"]);
+    assert!(wakes.lines().count() > 50);
+    for line in wakes.lines() {
+        let time: f64 = line.split_whitespace().next().unwrap().parse().unwrap();
+        assert!((0.5..=1.9).contains(&time) && line.contains(" wake "), "{line}");
+        assert!(line.contains("d1v2"), "{line}");
+    }
+    let lines = good(&["dump", TWICE, "--pcpu", "1"]).lines().count();
+    assert!((1_000..23_000).contains(&lines));
+}
+
+#[test]
+fn timeline_as_chart_json_and_perfetto() {
+    let chart = good(&["timeline", TWICE, "--from", "1.7", "--to", "1.71"]);
+    assert!(chart.contains("p1 ") && chart.contains("kicked by"), "{chart}");
+    let lines = good(&["timeline", TWICE, "--json", "--from", "1.7", "--to", "1.71"]);
+    let kinds: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(kinds.iter().any(|of| of["kind"] == "wait" && of["kick"]["by"]["domain"] == 1));
+    let path = temporary("timeline.pftrace");
+    good(&["timeline", TWICE, "--perfetto", &path]);
+    check_perfetto(&std::fs::read(&path).unwrap());
+}
+
+/// Walks the packets: every one well formed, as many slices end as begin, each flow starts and ends.
+fn check_perfetto(mut trace: &[u8]) {
+    let (mut begins, mut ends, mut flows, mut ended) = (0, 0, Vec::new(), Vec::new());
+    while !trace.is_empty() {
+        let (field, packet) = field(&mut trace);
+        assert_eq!(field, 1, "a Trace is a list of packets");
+        let mut packet = packet.expect("a packet is a message");
+        while !packet.is_empty() {
+            let (number, event) = self::field(&mut packet);
+            let (11, Some(mut event)) = (number, event) else { continue };
+            while !event.is_empty() {
+                let before = event;
+                let (number, _) = self::field(&mut event);
+                let value = before[1];
+                match number {
+                    9 if value == 1 => begins += 1,
+                    9 if value == 2 => ends += 1,
+                    47 => flows.push(before[2..10].to_vec()),
+                    48 => ended.push(before[2..10].to_vec()),
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(begins > 1000 && begins == ends, "{begins} begin, {ends} end");
+    assert!(flows.len() > 300 && flows == ended);
+}
+
+/// One protobuf field: its number, and its bytes if it is a message.
+fn field<'a>(from: &mut &'a [u8]) -> (u64, Option<&'a [u8]>) {
+    let varint = |from: &mut &[u8]| {
+        let (mut value, mut shift) = (0u64, 0);
+        loop {
+            let byte = from[0];
+            *from = &from[1..];
+            value |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                return value;
+            }
+        }
+    };
+    let tag = varint(from);
+    match tag & 7 {
+        0 => {
+            varint(from);
+            (tag >> 3, None)
+        }
+        1 => {
+            *from = &from[8..];
+            (tag >> 3, None)
+        }
+        2 => {
+            let length = varint(from) as usize;
+            let (bytes, rest) = from.split_at(length);
+            *from = rest;
+            (tag >> 3, Some(bytes))
+        }
+        other => panic!("wire type {other}"),
+    }
+}
+
+#[test]
+fn html_is_one_whole_file() {
+    let path = temporary("report.html");
+    good(&["summary", TWICE, "--html", &path]);
+    let page = std::fs::read_to_string(&path).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    for outside in ["http://", "https://", "<script", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    for there in ["prefers-color-scheme", "Who ran where", "The longest waits", "class=\"kick\""] {
+        assert!(page.contains(there), "{there}");
+    }
+    assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    assert!(!page.contains("NaN") && !page.contains("inf\""));
+}
+
+#[test]
+fn diff_shows_the_patch_and_gates_on_it() {
+    let table = good(&["diff", TWICE, UNLOCK, "--fail-if", "waking_kicks_per_acquisition>5"]);
+    assert!(table.contains("waking_kicks_per_slept_twice"), "{table}");
+    let message = bad(&["diff", UNLOCK, TWICE, "--fail-if", "waking_kicks_per_acquisition>5"], 1);
+    assert!(message.contains("waking_kicks_per_acquisition>5"), "{message}");
+    let message = bad(&["diff", TWICE, UNLOCK, "--fail-if", "nonsense>5"], 2);
+    assert!(message.contains("there are: waking_kicks_per_acquisition"), "{message}");
+    let same = good(&["diff", TWICE, TWICE, "--json"]);
+    let changes: Vec<serde_json::Value> = serde_json::from_str(&same).unwrap();
+    assert!(changes.iter().all(|of| of["percent"]["value"] == 0.0));
+}
+
+#[test]
+fn check_says_what_is_missing() {
+    assert!(good(&["check", TWICE]).lines().all(|line| line.starts_with("good")));
+    // Only wakes: everything else is missing.
+    let path = temporary("wakes.bin");
+    let words = [0x2001_f003u32, 0, 20, 0xa002_8004, 7, 0, 1, 0];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    std::fs::write(&path, bytes).unwrap();
+    let out = kicktrace(&["check", &path]);
+    assert_eq!(out.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("missing  runstate changes") && text.contains("0x00201000"), "{text}");
+}
+
+#[test]
+fn capture_prints_the_masks_of_xen() {
+    let mask = |args: &[&str]| {
+        let text = good(&[&["capture", "--pcpus", "8"], args].concat());
+        text.lines().next().unwrap().split("-e ").nth(1).unwrap()[..10].to_owned()
+    };
+    assert_eq!(mask(&[]), "0x00229000");
+    assert_eq!(mask(&["--markers"]), "0x08229000");
+    assert_eq!(mask(&["--guests", "pvh"]), "0x000ab000");
+    assert_eq!(mask(&["--guests", "both"]), "0x002ab000");
+}
+
+#[test]
+fn bad_input_ends_with_2_and_says_where() {
+    assert!(bad(&["summary", "/nonexistent"], 2).contains("/nonexistent"));
+    let path = temporary("elf");
+    std::fs::write(&path, b"\x7fELF\x02\x01\x01\0\0\0\0\0").unwrap();
+    let message = bad(&["summary", &path], 2);
+    assert!(message.contains("byte 0") && message.contains("not an xentrace file"), "{message}");
+    std::fs::write(&path, b"").unwrap();
+    assert!(bad(&["summary", &path], 2).contains("empty"));
+    std::fs::write(&path, &std::fs::read(TWICE).unwrap()[..100_001]).unwrap();
+    assert!(bad(&["summary", "--strict", &path], 2).contains("byte 100001"));
+    assert!(good(&["summary", &path]).contains("byte 100001"));
+    bad(&["summary", TWICE, "--cpu-hz", "fast"], 2);
+    bad(&["frobnicate"], 2);
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kicktrace"))
+        .args(["dump", TWICE])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop(child.stdout.take());
+    let out = child.wait_with_output().expect("it ends");
+    assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0));
+}
