@@ -5,7 +5,7 @@
 
 mod folder;
 
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -65,7 +65,9 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
         (false, false) => Mode::Parallel,
     };
     folder::prepare(&request.out)?;
-    let image_path = if on_host { request.out.join("xen-guest.elf") } else { LAB_IMAGE.into() };
+    // Absolute, so that the configurations kept in the folder serve from anywhere.
+    let image_path =
+        if on_host { absolute(request.out.join("xen-guest.elf"))? } else { LAB_IMAGE.into() };
     let plan = Plan::new(&request.scenario, &request.choices, &image_path)?;
     let record = RunRecord { mode, plan };
     folder::record(&request.out, &record)?;
