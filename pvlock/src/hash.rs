@@ -225,6 +225,24 @@ mod tests {
         assert!(table.is_empty());
     }
 
+    /// With one sleeper on each CPU of a table of the prescribed size, an unlock looks at one line,
+    /// whatever the distance between the locks.
+    #[test]
+    fn the_home_line_is_enough_in_the_common_case() {
+        static STORAGE: HashStorage<64> = HashStorage::new();
+        let table = HashTable::new(&STORAGE);
+        let mut hops = 0;
+        let strides = [4, 16, 64, 128, 192, 4096, 65_536];
+        for stride in strides {
+            let locks = (1..=64).map(|lock| 0x1000_0000 + lock * stride);
+            hops += locks.clone().map(|lock| table.insert(lock, 0)).sum::<usize>();
+            hops += locks.map(|lock| table.remove(lock).1).sum::<usize>();
+        }
+        // Of as many look-ups and inserts as this, no more than one in fifty leaves its line.
+        assert!(hops * 50 <= strides.len() * 128, "{hops} hops");
+        assert!(table.is_empty());
+    }
+
     #[test]
     #[should_panic(expected = "no sleeping head is entered")]
     fn a_missing_entry_is_named() {

@@ -66,6 +66,16 @@ pub use raw::RawPvLock;
 /// assert!(!QUEUE.is_locked());
 /// assert_eq!(QUEUE.try_lock().as_deref().map(Vec::len), Some(1));
 /// ```
+///
+/// A guard does not leave its CPU:
+///
+/// ```compile_fail,E0277
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// static DATA: pvlock::Mutex<u8, Threads> = pvlock::Mutex::new(1);
+/// fn send(_: impl Send) {}
+/// send(DATA.lock());
+/// ```
 #[cfg(not(loom))]
 pub type Mutex<T, P, K = KickAtUnlock> = lock_api::Mutex<RawPvLock<P, K>, T>;
 

@@ -46,6 +46,8 @@ fn machine(mode: usize, spin_turns: usize) -> MutexGuard<'static, ()> {
 }
 
 fn hammer<K: Policy>(vcpus: usize, locks: usize, rounds: u64) {
+    // Miri runs a thousand times slower, and needs fewer rounds to see a race.
+    let (vcpus, rounds) = if cfg!(miri) { (vcpus.min(3), 15) } else { (vcpus, rounds) };
     let counters: Vec<Counter<K>> = (0..locks).map(|_| Counter::new()).collect();
     std::thread::scope(|scope| {
         for vcpu in 0..vcpus {
@@ -146,11 +148,12 @@ fn unlock_of_a_free_lock_is_named() {
 #[test]
 fn lock_api_mutex_guards_data() {
     let _machine = machine(0, 20);
+    const ROUNDS: u64 = if cfg!(miri) { 10 } else { 1000 };
     static DATA: pvlock::Mutex<u64, Threads> = pvlock::Mutex::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                for _ in 0..1000 {
+                for _ in 0..ROUNDS {
                     let mut guard = DATA.lock();
                     *guard += 1;
                     lock_api::MutexGuard::bump(&mut guard);
@@ -158,7 +161,7 @@ fn lock_api_mutex_guards_data() {
             });
         }
     });
-    assert_eq!(*DATA.lock(), 4000);
+    assert_eq!(*DATA.lock(), 4 * ROUNDS);
 }
 
 /// Four contexts on one CPU queue, each above the other's back, and a fifth finds no node.
