@@ -18,6 +18,9 @@ use crate::reader::{PcpuReading, ReadOptions, Reading, Record, Visit};
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
 const AHEAD: usize = 32;
 
+/// Bytes held back below which records wait longer than they must.
+const PATIENT_BELOW: usize = 16 << 20;
+
 /// Asks for `words[at]` to be brought into the cache.
 #[inline]
 fn prefetch(words: &[u32], at: usize) {
@@ -145,7 +148,11 @@ impl<'v, V: Visit> Merge<'v, V> {
         }
         if last {
             let final_up_to = self.passes.window(cpu, max_tsc);
-            self.deliver(final_up_to)?;
+            // A pCPU can be held up between reading its TSC and writing the record (an emulator's can
+            // for milliseconds): wait twice as long while that costs little.
+            let lag = self.passes.latest.saturating_sub(final_up_to);
+            let patience = if self.buffer.held < PATIENT_BELOW { lag } else { 0 };
+            self.deliver(final_up_to.saturating_sub(patience))?;
         } else {
             self.passes.latest = self.passes.latest.max(max_tsc);
         }
