@@ -116,7 +116,7 @@ impl<K: Policy> Discipline for Pv<K> {
         // Whether an entry was made for us in this acquisition, by us or by our predecessor.
         let mut registered = false;
         loop {
-            if spin_as_head::<P, K>(word, waiter, thefts) {
+            if spin_as_head::<P, K>(word, waiter) {
                 return;
             }
             let state = waiter.node.state();
@@ -143,11 +143,6 @@ impl<K: Policy> Discipline for Pv<K> {
                         P::relax();
                         continue;
                     }
-                    if K::STEALS > 0 && thefts >= K::MAX_THEFTS {
-                        // Robbed too often: from here to the acquisition, no more thefts.
-                        word.set_pending();
-                        step!(waiter.cpu, "head: forbids thefts");
-                    }
                     count::<P>(waiter.cpu, Counter::Rearm);
                     step!(waiter.cpu, "head: lost to a thief, registers again");
                 }
@@ -160,6 +155,15 @@ impl<K: Policy> Discipline for Pv<K> {
             count::<P>(waiter.cpu, Counter::WaitHead);
             if waits > 1 {
                 count::<P>(waiter.cpu, Counter::WaitAgain);
+            }
+            // Asleep, we let others steal, unless they did too often. Not a step earlier: a thief that
+            // wins between the spin and the sleep would leave no trace to count it by.
+            if K::STEALS > 0 {
+                if thefts < K::MAX_THEFTS {
+                    word.clear_pending();
+                } else {
+                    step!(waiter.cpu, "head: forbids thefts");
+                }
             }
             step!(waiter.cpu, "head: waits while slow");
             wait::<P, K>(waiter.cpu, || word.load().locked() == SLOW);
@@ -211,8 +215,8 @@ fn wait<P: Platform, K: Policy>(cpu: usize, still_blocked: impl Fn() -> bool) {
     }
 }
 
-/// Spins on the word as the head: whether the lock was taken.
-fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter, thefts: u32) -> bool {
+/// Spins on the word as the head: whether the lock was taken. Forbids thefts from here on.
+fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
     if K::STEALS > 0 {
         word.set_pending();
     }
@@ -223,16 +227,11 @@ fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter, thefts: u3
             return true;
         }
         if !K::keep_spinning::<P>(&mut spin) {
-            break;
+            return false;
         }
         P::relax();
         spin.advance();
     }
-    // Asleep, we let others steal, unless they did too often.
-    if K::STEALS > 0 && thefts < K::MAX_THEFTS {
-        word.clear_pending();
-    }
-    false
 }
 
 /// Takes a lock that was seen free, as the head.
