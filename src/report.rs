@@ -80,7 +80,7 @@ pub struct PolicyResult {
     pub domains: Vec<DomainResult>,
     /// What the hypervisor's trace shows; `None` if there is no trace that can be read.
     pub trace: Option<kicktrace::Summary>,
-    /// Why there is none.
+    /// Why there is none although it was asked for.
     pub trace_problem: Option<String>,
 }
 
@@ -172,6 +172,8 @@ impl PolicyResult {
         }
         let (trace, trace_problem) = match summary_of(&folder.join("trace.bin")) {
             Ok(summary) => (Some(summary), None),
+            // Nobody asked for one.
+            Err(_) if !plan.trace => (None, None),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
         Ok(PolicyResult { policy: policy.to_owned(), domains, trace, trace_problem })
@@ -245,4 +247,28 @@ fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
     let text =
         fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a run of one policy without a trace file.
+    fn problems_of_a_run_with(trace: bool) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = serde_json::json!({
+            "scenario": "s", "policies": ["spin"], "domains": [], "image": "i", "settings": [],
+            "markers": false, "trace": trace, "deadline": { "secs": 1, "nanos": 0 },
+        });
+        let record = serde_json::json!({ "mode": "parallel", "plan": plan }).to_string();
+        fs::write(folder.path().join(RUN_FILE), record).unwrap();
+        Results::read(folder.path()).unwrap().problems()
+    }
+
+    #[test]
+    fn a_missing_trace_is_a_problem_only_if_it_was_asked_for() {
+        let tell = |problems: &[String]| problems.iter().any(|p| p.contains("from the trace"));
+        assert!(tell(&problems_of_a_run_with(true)));
+        assert!(!tell(&problems_of_a_run_with(false)));
+    }
 }
