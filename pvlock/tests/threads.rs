@@ -204,9 +204,23 @@ fn counters_name_what_happened() {
         (0..machine::CPUS).map(|cpu| pvlock::counters::<Threads>(cpu)[counter as usize]).sum()
     };
     use pvlock::Counter::{KickUnlock, Rearm, WaitHead};
+    static LOCK: RawPvLock<Threads, KickAtUnlock> = RawPvLock::new();
     let before = [KickUnlock, WaitHead, Rearm].map(sum);
-    hammer::<KickAtUnlock>(6, 1, 5_000);
+    LOCK.lock();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            LOCK.lock();
+            // SAFETY: taken just now.
+            unsafe { LOCK.unlock() };
+        });
+        // The counters can be read while they move: the waiter sleeps, or is about to.
+        while sum(WaitHead) == before[1] {
+            std::thread::yield_now();
+        }
+        // SAFETY: taken above by this thread.
+        unsafe { LOCK.unlock() };
+    });
     let after = [KickUnlock, WaitHead, Rearm].map(sum);
-    assert!(after[0] > before[0] && after[1] > before[1]);
+    assert_eq!(after[0], before[0] + 1, "the unlock found one sleeper");
     assert_eq!(after[2], before[2], "no thieves in a FIFO policy");
 }
