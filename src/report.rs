@@ -202,7 +202,22 @@ impl PolicyResult {
                 _ => Verdict::Incomplete,
             }
         };
-        self.domains.iter().map(of).max().unwrap_or(Verdict::Incomplete)
+        let domains = self.domains.iter().map(of).max().unwrap_or(Verdict::Incomplete);
+        let trace = if self.trace_doubt().is_some() { Verdict::Incomplete } else { Verdict::Good };
+        domains.max(trace)
+    }
+
+    /// Why the figures from the trace are missing, or not all there.
+    fn trace_doubt(&self) -> Option<String> {
+        if let Some(problem) = &self.trace_problem {
+            return Some(format!("no figures from the trace: {problem}"));
+        }
+        let cut = self.trace.as_ref()?.reading.truncated?;
+        let (at, missing) = (cut.offset, cut.missing);
+        Some(format!(
+            "trace.bin is cut at byte {at}, {missing} bytes before its last window ends: the figures \
+             from the trace count what is before it; run again, with room for the trace"
+        ))
     }
 
     fn problems(&self) -> Vec<String> {
@@ -229,9 +244,7 @@ impl PolicyResult {
                 problems.push(format!("{policy}: domain {name}: LOST WAKE-UP: {what}"));
             }
         }
-        if let Some(problem) = &self.trace_problem {
-            problems.push(format!("{policy}: no figures from the trace: {problem}"));
-        }
+        problems.extend(self.trace_doubt().map(|doubt| format!("{policy}: {doubt}")));
         problems
     }
 }
@@ -270,5 +283,28 @@ mod tests {
         let tell = |problems: &[String]| problems.iter().any(|p| p.contains("from the trace"));
         assert!(tell(&problems_of_a_run_with(true)));
         assert!(!tell(&problems_of_a_run_with(false)));
+    }
+
+    #[test]
+    fn a_trace_that_is_cut_makes_a_run_incomplete_and_keeps_its_figures() {
+        // A window that announces 64 bytes and has 4: a record header without its time stamp.
+        let words: [u32; 4] = [0x2001_f003, 0, 64, 0x8002_1101];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), words.map(u32::to_le_bytes).concat()).unwrap();
+        let result = PolicyResult {
+            policy: "spin".to_owned(),
+            domains: vec![DomainResult {
+                name: "a".to_owned(),
+                domid: 1,
+                end: End::Done,
+                message: String::new(),
+                report: None,
+            }],
+            trace: Some(summary_of(file.path()).unwrap()),
+            trace_problem: None,
+        };
+        assert_eq!(result.verdict(), Verdict::Incomplete);
+        let problems = result.problems().join("\n");
+        assert!(problems.contains("cut at byte 16, 60 bytes before"), "{problems}");
     }
 }

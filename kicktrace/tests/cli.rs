@@ -44,6 +44,20 @@ fn summary_as_table_json_and_csv() {
 }
 
 #[test]
+fn a_cut_file_is_summed_up_to_the_cut_and_told_with_exit_code_2() {
+    let trace = std::fs::read(TWICE).unwrap();
+    let file = temporary("cut.xentrace.bin");
+    std::fs::write(&file, &trace[..trace.len() - 7]).unwrap();
+    let out = kicktrace(&["summary", &file]);
+    assert_eq!(out.status.code(), Some(2));
+    let table = String::from_utf8(out.stdout).unwrap();
+    assert!(table.contains("waking kicks"), "what there is, is shown: {table}");
+    let message = String::from_utf8(out.stderr).unwrap();
+    let place = format!("{file}: the trace is cut at byte {}, 7 bytes before", trace.len() - 7);
+    assert!(message.contains(&place), "{message}");
+}
+
+#[test]
 fn a_pipe_gives_what_a_file_gives() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_kicktrace"))
         .args(["summary", "--json", "-"])
@@ -221,7 +235,7 @@ fn bad_input_ends_with_2_and_says_where() {
     assert!(bad(&["summary", &path], 2).contains("empty"));
     std::fs::write(&path, &std::fs::read(TWICE).unwrap()[..100_001]).unwrap();
     assert!(bad(&["summary", "--strict", &path], 2).contains("byte 100001"));
-    assert!(good(&["summary", &path]).contains("byte 100001"));
+    assert!(bad(&["summary", &path], 2).contains("byte 100001"));
     bad(&["summary", TWICE, "--cpu-hz", "fast"], 2);
     bad(&["frobnicate"], 2);
 }

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::reader::Truncation;
 
 /// Reads xentrace files and reconstructs who kicked whom.
 #[derive(Debug, Parser)]
@@ -53,6 +54,13 @@ enum Failure {
     Trace { name: String, source: Error },
     #[error("{name}: {source}")]
     Open { name: String, source: std::io::Error },
+    /// The figures are out; whoever reads only the exit code must learn that they are not all.
+    #[error(
+        "{name}: the trace is cut at byte {}, {} bytes before its last window ends; the figures count \
+         what is before it (stop xentrace with INT, and see that the disk has room)",
+        cut.offset, cut.missing
+    )]
+    Cut { name: String, cut: Truncation },
     #[error("{0}")]
     Usage(String),
     /// A condition the user asked for does not hold.
@@ -70,7 +78,7 @@ impl Failure {
             Self::Trace { source, .. } => source.is_broken_pipe(),
             Self::Output(source) => source.kind() == std::io::ErrorKind::BrokenPipe,
             Self::Json(source) => source.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe),
-            Self::Open { .. } | Self::Usage(_) | Self::Check(_) => false,
+            Self::Open { .. } | Self::Cut { .. } | Self::Usage(_) | Self::Check(_) => false,
         }
     }
 }

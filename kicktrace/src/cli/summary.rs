@@ -51,5 +51,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         write!(out, "{summary}")?;
     }
     out.flush()?;
-    Ok(())
+    match summary.reading.truncated {
+        Some(cut) => Err(Failure::Cut { name: input.file.clone(), cut }),
+        None => Ok(()),
+    }
 }
