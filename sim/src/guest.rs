@@ -1,0 +1,375 @@
+//! The guest's side: what the lock finds around itself on a simulated vCPU.
+//!
+//! Owns `pvlock`'s platform and `evtchn`'s hypercalls as the simulation has them, and the one door
+//! through which a vCPU's code gives control to the scheduler. Never decides who runs: that is
+//! [`host`](crate::host).
+//!
+//! A vCPU's code runs in no time from one call of the platform to the next; every call costs
+//! what the configuration says, and the code behind it runs when the clock is there.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ptr;
+
+use corosensei::Yielder;
+use evtchn::{Abi, Errno, EventChannelOp, Hypercalls, Kicker, Port, SchedOp};
+use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
+
+use crate::config::Config;
+use crate::dist::Random;
+
+/// Why a vCPU's code gives control to the scheduler.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Its clock has come to a moment before which something else happens.
+    Run,
+    /// `SCHEDOP_poll` of its port.
+    Poll(Port),
+    /// `EVTCHNOP_send`.
+    Send(Port),
+    /// The hypervisor takes it off its pCPU here.
+    Preempt,
+    /// It has nothing to do for so many nanoseconds.
+    Idle(u64),
+    /// It found two owners of a lock: itself and this vCPU.
+    TwoOwners { lock: usize, other: usize },
+}
+
+pub(crate) type Door = Yielder<(), Request>;
+
+/// What all vCPUs of a simulation share. Lives for ever, as [`Platform`] wants it.
+pub(crate) struct Guest {
+    nodes: Vec<CpuNodes>,
+    hash: HashTable,
+    kickers: Vec<Kicker>,
+    /// By port: whether an event is latched. All ports are masked, so there is nothing else to know.
+    latched: Vec<Cell<bool>>,
+    /// By vCPU: whether it is on a pCPU now.
+    pub(crate) running: Vec<Cell<bool>>,
+    /// By vCPU: polls that slept.
+    pub(crate) slept: Vec<Cell<u64>>,
+    /// By vCPU: kicks that ended a sleep.
+    pub(crate) woken: Vec<Cell<u64>>,
+    /// By vCPU: the lock it waits for.
+    pub(crate) wants: Vec<Cell<Option<usize>>>,
+    /// By vCPU: the lock it waited for last.
+    about: Vec<Cell<Option<usize>>>,
+    /// What happened last.
+    history: RefCell<VecDeque<Note>>,
+    chance: RefCell<Random>,
+    config: Config,
+    mode: Mode,
+}
+
+/// A step, when it was, whose, and which lock that vCPU had to do with last.
+pub(crate) struct Note {
+    at: u64,
+    vcpu: usize,
+    event: Event,
+    about: Option<usize>,
+}
+
+/// A step worth telling when a run fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    Wants(usize),
+    Owns(usize),
+    Releases(usize),
+    Sleeps,
+    Kicks(usize),
+    LosesKick(usize),
+    Wakes,
+    Preempted,
+    GoesOn,
+    Done,
+}
+
+impl std::fmt::Display for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Wants(lock) => write!(f, "wants lock {lock}"),
+            Self::Owns(lock) => write!(f, "owns lock {lock}"),
+            Self::Releases(lock) => write!(f, "releases lock {lock}"),
+            Self::Sleeps => f.write_str("sleeps in a poll"),
+            Self::Kicks(vcpu) => write!(f, "kicks vCPU {vcpu}"),
+            Self::LosesKick(vcpu) => write!(f, "kicks vCPU {vcpu}, and the kick is lost (--fault)"),
+            Self::Wakes => f.write_str("wakes up"),
+            Self::Preempted => f.write_str("is preempted"),
+            Self::GoesOn => f.write_str("goes on"),
+            Self::Done => f.write_str("is done"),
+        }
+    }
+}
+
+/// Steps that are kept.
+const HISTORY: usize = 10_000;
+/// A vCPU's number where none runs.
+const NONE: usize = usize::MAX;
+
+thread_local! {
+    static GUEST: Cell<Option<&'static Guest>> = const { Cell::new(None) };
+    /// The vCPU that runs, and its clock.
+    static VCPU: Cell<usize> = const { Cell::new(NONE) };
+    static NOW: Cell<u64> = const { Cell::new(0) };
+    /// Up to here the running vCPU is alone in the world.
+    static HORIZON: Cell<u64> = const { Cell::new(0) };
+    static DOOR: Cell<*const Door> = const { Cell::new(ptr::null()) };
+}
+
+impl Guest {
+    /// The guest of this thread's simulation, from now on. Leaked: some 500 bytes a vCPU.
+    pub(crate) fn install<const CPUS: usize, const LINES: usize>(
+        config: &Config,
+        mode: Mode,
+        chance: Random,
+    ) -> &'static Self {
+        let vcpus = config.vcpus;
+        let guest: &Self = Box::leak(Box::new(Self {
+            nodes: (0..CPUS).map(|_| CpuNodes::new()).collect(),
+            hash: HashTable::new(storage::<LINES>()),
+            kickers: (0..vcpus).map(|_| Kicker::new()).collect(),
+            latched: vec![Cell::new(false); vcpus + 1],
+            running: vec![Cell::new(false); CPUS],
+            slept: vec![Cell::new(0); vcpus],
+            woken: vec![Cell::new(0); vcpus],
+            wants: vec![Cell::new(None); vcpus],
+            about: vec![Cell::new(None); vcpus],
+            history: RefCell::default(),
+            chance: RefCell::new(chance),
+            config: config.clone(),
+            mode,
+        }));
+        GUEST.set(Some(guest));
+        for (vcpu, kicker) in guest.kickers.iter().enumerate() {
+            kicker.bind(&Xen, &Latches(guest), vcpu as u32).expect("a port for each vCPU");
+        }
+        guest
+    }
+
+    pub(crate) fn nodes_in_use(&self) -> usize {
+        self.nodes.iter().map(CpuNodes::depth).sum()
+    }
+
+    pub(crate) fn hash(&self) -> &HashTable {
+        &self.hash
+    }
+
+    /// Latches an event of `port`: whether there was none.
+    pub(crate) fn latch(&self, port: Port) -> bool {
+        !self.latched[port.get() as usize].replace(true)
+    }
+
+    pub(crate) fn is_latched(&self, port: Port) -> bool {
+        self.latched[port.get() as usize].get()
+    }
+
+    pub(crate) fn note(&self, at: u64, vcpu: usize, event: Event) {
+        if let Event::Wants(lock) = event {
+            self.about[vcpu].set(Some(lock));
+        }
+        let mut history = self.history.borrow_mut();
+        if history.len() == HISTORY {
+            history.pop_front();
+        }
+        history.push_back(Note { at, vcpu, event, about: self.about[vcpu].get() });
+    }
+
+    /// The last `count` steps to do with `lock`, or with any, the latest first.
+    pub(crate) fn history(&self, lock: Option<usize>, count: usize) -> Vec<String> {
+        let history = self.history.borrow();
+        let wanted = |note: &&Note| lock.is_none() || note.about == lock;
+        let tell = |note: &Note| format!("{:>14} ns  vCPU {} {}", note.at, note.vcpu, note.event);
+        history.iter().rev().filter(wanted).take(count).map(tell).collect()
+    }
+}
+
+/// The port of a vCPU.
+pub(crate) fn port_of(vcpu: usize) -> Port {
+    Port::new(vcpu as u32 + 1).expect("vCPU numbers are small")
+}
+
+/// The vCPU of a port.
+pub(crate) fn vcpu_of(port: Port) -> usize {
+    port.get() as usize - 1
+}
+
+/// Storage for a hash table, made on a stack that is large enough for a copy of it.
+fn storage<const LINES: usize>() -> &'static HashStorage<LINES> {
+    std::thread::Builder::new()
+        .stack_size(16 << 20)
+        .spawn(|| &*Box::leak(Box::new(HashStorage::new())))
+        .expect("a thread can be started")
+        .join()
+        .expect("a new table is made")
+}
+
+/// Lets `vcpu`'s code run from `now` on; it gives control back before its clock passes `horizon`.
+pub(crate) fn enter(vcpu: usize, now: u64, horizon: u64) {
+    VCPU.set(vcpu);
+    NOW.set(now);
+    HORIZON.set(horizon);
+}
+
+/// No vCPU runs any more. The clock of the one that did.
+pub(crate) fn leave() -> u64 {
+    VCPU.set(NONE);
+    NOW.get()
+}
+
+/// What a vCPU's code begins with.
+pub(crate) fn begin(door: &Door) {
+    DOOR.set(door);
+}
+
+/// The clock of the running vCPU.
+pub(crate) fn now() -> u64 {
+    NOW.get()
+}
+
+/// Gives control to the scheduler.
+pub(crate) fn give(request: Request) {
+    let door = DOOR.get();
+    // SAFETY: `begin` put it there at the start of the coroutine that runs now, or this function
+    // did when it went on; it lives as long as the coroutine.
+    unsafe { &*door }.suspend(request);
+    DOOR.set(door);
+}
+
+/// Lets time pass for the running vCPU. Without one (a dump looks at the lock) nothing happens.
+pub(crate) fn spend(nanoseconds: u64) {
+    if VCPU.get() == NONE {
+        return;
+    }
+    let now = NOW.get() + nanoseconds;
+    NOW.set(now);
+    if now > HORIZON.get() {
+        give(Request::Run);
+    }
+}
+
+fn guest() -> &'static Guest {
+    GUEST.get().expect("a lock of the simulation is used in a simulation only")
+}
+
+/// A step of the lock that may be the last before a preemption.
+fn step(nanoseconds: u64) -> &'static Guest {
+    let guest = guest();
+    spend(nanoseconds);
+    let one_in = guest.config.preempt_one_in;
+    if one_in != 0 && VCPU.get() != NONE && guest.chance.borrow_mut().one_in(one_in) {
+        give(Request::Preempt);
+    }
+    guest
+}
+
+/// The platform of a simulated guest with up to `CPUS` vCPUs.
+pub(crate) struct Vm<const CPUS: usize>;
+
+// SAFETY: 1. A coroutine is one vCPU for ever. 2. The guest's memory is leaked, and its simulation's
+// alone; its thread has no other guest while the simulation lasts. 3. There are no
+// interrupts. 4., 5. As `Kicker`'s documentation promises: `Request::Send` latches before
+// anything else happens, and `Request::Poll` looks at the latch before it sleeps. All on one
+// thread, so every step is a full barrier.
+unsafe impl<const CPUS: usize> Platform for Vm<CPUS> {
+    const MAX_CPUS: usize = CPUS;
+
+    fn current_cpu() -> usize {
+        spend(guest().config.step.0);
+        VCPU.get()
+    }
+
+    fn nodes(cpu: usize) -> &'static CpuNodes {
+        &step(guest().config.step.0).nodes[cpu]
+    }
+
+    fn hash() -> &'static HashTable {
+        &step(guest().config.step.0).hash
+    }
+
+    fn wait(still_blocked: impl Fn() -> bool) {
+        let guest = step(0);
+        guest.kickers[VCPU.get()].wait(&Xen, &Latches(guest), 0, still_blocked);
+    }
+
+    fn kick(cpu: usize) {
+        step(0).kickers[cpu].kick(&Xen).expect("the port is bound");
+    }
+
+    fn now() -> u64 {
+        step(guest().config.step.0);
+        NOW.get()
+    }
+
+    fn spin_turns() -> u32 {
+        let config = &guest().config;
+        u32::try_from(config.spin.0 / config.turn.0.max(1)).unwrap_or(u32::MAX)
+    }
+
+    fn vcpu_is_preempted(cpu: usize) -> bool {
+        // As Xen's runstate shows it: whatever is not running.
+        !step(guest().config.step.0).running[cpu].get()
+    }
+
+    fn mode() -> Mode {
+        guest().mode
+    }
+
+    fn relax() {
+        step(guest().config.turn.0);
+    }
+}
+
+/// The hypercalls of the running vCPU.
+struct Xen;
+
+impl Hypercalls for Xen {
+    fn event_channel_op(&self, op: EventChannelOp<'_>) -> Result<(), Errno> {
+        match op {
+            EventChannelOp::BindIpi(op) => op.port = port_of(op.vcpu as usize).get(),
+            EventChannelOp::Send(op) => {
+                spend(guest().config.hypercall.0);
+                give(Request::Send(Port::new(op.port).ok_or(Errno::EINVAL)?));
+            }
+            _ => return Err(Errno::ENOSYS),
+        }
+        Ok(())
+    }
+
+    fn sched_op(&self, op: SchedOp) -> Result<(), Errno> {
+        let SchedOp::Poll { port, .. } = op else { return Err(Errno::ENOSYS) };
+        spend(guest().config.hypercall.0);
+        give(Request::Poll(port));
+        Ok(())
+    }
+
+    fn system_time_ns(&self) -> u64 {
+        now().max(1)
+    }
+}
+
+/// The pending bits, one to a port.
+struct Latches(&'static Guest);
+
+impl Abi for Latches {
+    fn ports(&self) -> u32 {
+        self.0.latched.len() as u32
+    }
+
+    fn mask(&self, _port: Port) {}
+
+    fn is_masked(&self, _port: Port) -> bool {
+        true
+    }
+
+    fn is_pending(&self, port: Port) -> bool {
+        self.0.is_latched(port)
+    }
+
+    fn clear(&self, port: Port) -> bool {
+        self.0.latched[port.get() as usize].replace(false)
+    }
+
+    fn unmask(&self, _xen: &impl Hypercalls, _port: Port) -> Result<(), Errno> {
+        Err(Errno::ENOSYS) // a kicker's port stays masked for ever
+    }
+}

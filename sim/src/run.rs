@@ -1,0 +1,331 @@
+//! One simulation from beginning to end.
+//!
+//! Owns the vCPUs' coroutines, what they do, and what must hold: one owner at a time, nobody left
+//! asleep, nothing left behind. Time and turns are [`host`](crate::host)'s.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult};
+use hdrhistogram::Histogram;
+use pvlock::debug::Dump;
+use pvlock::{Counter, Mode, RawPvLock};
+
+use crate::arena::{self, Arena};
+use crate::config::{Config, Policy};
+use crate::dist::{NEVER, Random};
+use crate::guest::{self, Event, Guest, Request, Vm};
+use crate::host::{Host, Next, Task, describe};
+use crate::report::{Failure, Report};
+
+/// A lock, and what its owner keeps under it.
+#[repr(align(64))]
+pub(crate) struct Guarded<const CPUS: usize, K> {
+    lock: RawPvLock<Vm<CPUS>, K>,
+    owner: Cell<Option<usize>>,
+    count: Cell<u64>,
+}
+
+/// As many locks as there is room for.
+pub(crate) const MAX_LOCKS: usize = arena::SIZE / 64;
+
+/// Lines of each part of a failure.
+const SHOWN: usize = 40;
+
+/// Enough for the lock and the message of a panic; pages that are never touched cost nothing.
+const STACK: usize = 64 << 10;
+
+/// What the vCPUs note about their acquisitions.
+pub(crate) struct Tally {
+    /// Nanoseconds from wanting a lock to owning it.
+    pub(crate) waits: Histogram<u64>,
+    /// Acquisitions of each vCPU.
+    pub(crate) by_vcpu: Vec<u64>,
+    pub(crate) acquisitions: u64,
+    /// When the last one was.
+    last: u64,
+    /// (acquisitions, kicks that ended their sleeps) of acquisitions that slept, and of those that
+    /// slept twice or more.
+    pub(crate) slept: (u64, u64),
+    pub(crate) slept_twice: (u64, u64),
+}
+
+/// Runs `config` with `policy`.
+///
+/// # Errors
+///
+/// What did not hold, and the command that shows it again.
+///
+/// # Panics
+///
+/// If [`Config::check`] finds fault with `config`, or the machine has no room for it.
+pub fn simulate(config: &Config, policy: Policy) -> Result<Report, Failure> {
+    match policy {
+        Policy::KickTwice => sized::<pvlock::KickTwice>(config, policy, Mode::Pv),
+        Policy::KickAtUnlock => sized::<pvlock::KickAtUnlock>(config, policy, Mode::Pv),
+        Policy::Hybrid => sized::<pvlock::Hybrid>(config, policy, Mode::Pv),
+        Policy::Adaptive => sized::<pvlock::Adaptive>(config, policy, Mode::Pv),
+        Policy::Native => sized::<pvlock::KickAtUnlock>(config, policy, Mode::Native),
+        Policy::TestAndSet => sized::<pvlock::KickAtUnlock>(config, policy, Mode::TestAndSet),
+        Policy::AsPosted => sized::<AsPosted>(config, policy, Mode::Pv),
+    }
+}
+
+/// The patch as posted in 2015: the negative control.
+struct AsPosted;
+
+impl pvlock::Policy for AsPosted {
+    const NAME: &'static str = "as-posted";
+    const AS_POSTED: bool = true;
+}
+
+/// A machine no larger than it has to be: debug builds look through the whole hash table.
+fn sized<K: pvlock::Policy>(
+    config: &Config,
+    policy: Policy,
+    mode: Mode,
+) -> Result<Report, Failure> {
+    if let Err(error) = config.check() {
+        panic!("{error}");
+    }
+    match config.vcpus {
+        ..=64 => Machine::<64, 64, K>::new(config, policy, mode).run(),
+        65..=1_024 => Machine::<1_024, 1_024, K>::new(config, policy, mode).run(),
+        1_025..=4_096 => Machine::<4_096, 4_096, K>::new(config, policy, mode).run(),
+        _ => Machine::<16_383, 16_384, K>::new(config, policy, mode).run(),
+    }
+}
+
+type VcpuCode = Coroutine<(), Request, (), DefaultStack>;
+
+struct Machine<const CPUS: usize, const LINES: usize, K: pvlock::Policy> {
+    config: Config,
+    policy: Policy,
+    guest: &'static Guest,
+    host: Host,
+    locks: Rc<Arena<Guarded<CPUS, K>>>,
+    tally: Rc<RefCell<Tally>>,
+    vcpus: Vec<VcpuCode>,
+}
+
+impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LINES, K> {
+    fn new(config: &Config, policy: Policy, mode: Mode) -> Self {
+        let mut streams = Random::streams(config.seed);
+        let mut stream = || streams.next().expect("streams never end");
+        let locks = Arena::new(config.locks, || Guarded {
+            lock: RawPvLock::new(),
+            owner: Cell::new(None),
+            count: Cell::new(0),
+        });
+        let locks = Rc::new(locks.unwrap_or_else(|error| panic!("{error}")));
+        let guest = Guest::install::<CPUS, LINES>(config, mode, stream());
+        let host = Host::new(config, guest, stream());
+        let tally = Rc::new(RefCell::new(Tally {
+            waits: Histogram::new_with_max(NEVER, 3).expect("three digits are possible"),
+            by_vcpu: vec![0; config.vcpus],
+            acquisitions: 0,
+            last: 0,
+            slept: (0, 0),
+            slept_twice: (0, 0),
+        }));
+        let vcpus = (0..config.vcpus).map(|vcpu| {
+            let code = Vcpu {
+                vcpu,
+                random: stream(),
+                config: config.clone(),
+                guest,
+                locks: locks.clone(),
+                tally: tally.clone(),
+            };
+            let stack = DefaultStack::new(STACK)
+                .unwrap_or_else(|error| panic!("no memory for the stack of vCPU {vcpu}: {error}"));
+            Coroutine::with_stack(stack, |door, ()| {
+                guest::begin(door);
+                code.work();
+            })
+        });
+        let vcpus = vcpus.collect();
+        Self { config: config.clone(), policy, guest, host, locks, tally, vcpus }
+    }
+
+    fn run(mut self) -> Result<Report, Failure> {
+        loop {
+            let limit = self.tally.borrow().last.saturating_add(self.config.watchdog.0);
+            match self.host.next(limit) {
+                Next::Runs(vcpu) => self.run_vcpu(vcpu)?,
+                Next::Limit => {
+                    let time = self.config.watchdog;
+                    return Err(
+                        self.failure(format!("no progress: no acquisition for {time}"), None)
+                    );
+                }
+                Next::Nothing => break,
+            }
+        }
+        self.check_end()?;
+        let counters = (0..self.config.vcpus).map(pvlock::counters::<Vm<CPUS>>).fold(
+            [0; Counter::COUNT],
+            |mut sum, counters| {
+                sum.iter_mut().zip(counters).for_each(|(sum, one)| *sum += one);
+                sum
+            },
+        );
+        let (tally, host) = (self.tally.borrow(), &self.host);
+        Ok(Report::new(self.policy, host.now(), &tally, host.switches, counters))
+    }
+
+    /// Lets a vCPU's code go on until it has to wait for something.
+    fn run_vcpu(&mut self, vcpu: usize) -> Result<(), Failure> {
+        let mut now = self.host.now();
+        loop {
+            guest::enter(vcpu, now, self.host.horizon(vcpu));
+            let code = &mut self.vcpus[vcpu];
+            let result = catch_unwind(AssertUnwindSafe(|| code.resume(())));
+            now = guest::leave();
+            match result {
+                Ok(CoroutineResult::Return(())) => self.host.finish(vcpu, now),
+                Ok(CoroutineResult::Yield(Request::Run)) => self.host.go_on(vcpu, now),
+                Ok(CoroutineResult::Yield(Request::Poll(port))) => self.host.poll(vcpu, port, now),
+                Ok(CoroutineResult::Yield(Request::Idle(time))) => self.host.idle(vcpu, time, now),
+                Ok(CoroutineResult::Yield(Request::Preempt)) => self.host.preempt(vcpu, now),
+                Ok(CoroutineResult::Yield(Request::Send(port))) => {
+                    self.host.send(vcpu, port, now);
+                    continue;
+                }
+                Ok(CoroutineResult::Yield(Request::TwoOwners { lock, other })) => {
+                    let what =
+                        format!("exclusion: vCPU {vcpu} and vCPU {other} both own lock {lock}");
+                    return Err(self.failure(what, Some(lock)));
+                }
+                Err(panic) => {
+                    let text = panic.downcast_ref::<String>().map(String::as_str);
+                    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                    let what = format!("panic of vCPU {vcpu}: {}", text.unwrap_or("of no text"));
+                    return Err(self.failure(what, self.guest.wants[vcpu].get()));
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// Nothing will ever happen again: what must hold now.
+    fn check_end(&self) -> Result<(), Failure> {
+        let asleep = |vcpu: &usize| self.host.task(*vcpu) != Task::Done;
+        let left: Vec<usize> = (0..self.config.vcpus).filter(asleep).collect();
+        if let Some(first) = left.first() {
+            let what = format!("lost wake-up: {} vCPUs sleep for ever", left.len());
+            return Err(self.failure(what, self.guest.wants[*first].get()));
+        }
+        let mut counted = 0;
+        for number in 0..self.locks.len() {
+            let lock = self.locks.get(number);
+            counted += lock.count.get();
+            if lock.lock.is_locked() || lock.lock.is_contended() {
+                return Err(
+                    self.failure(format!("lock {number} is not free at the end"), Some(number))
+                );
+            }
+        }
+        if counted != self.tally.borrow().acquisitions {
+            let what = format!("exclusion: the counts under the locks add up to {counted}");
+            return Err(self.failure(what, None));
+        }
+        if !self.guest.hash().is_empty() || self.guest.nodes_in_use() != 0 {
+            return Err(self.failure("an entry or a node is in use at the end".into(), Some(0)));
+        }
+        Ok(())
+    }
+
+    fn failure(&self, what: String, lock: Option<usize>) -> Failure {
+        let mut details = Vec::new();
+        if let Some(lock) = lock {
+            let picture = Dump::new(&self.locks.get(lock).lock).to_string();
+            details.push(format!("lock {lock}:"));
+            details.extend(picture.lines().take(SHOWN).map(String::from));
+        }
+        let concerned = |vcpu: &usize| {
+            let wants = self.guest.wants[*vcpu].get();
+            wants.is_some() && (lock.is_none() || wants == lock)
+        };
+        let waiting = (0..self.config.vcpus).filter(concerned).take(SHOWN);
+        details.extend(waiting.map(|vcpu| describe(&self.host, self.guest, vcpu)));
+        details.push("the last steps to do with it, the latest first:".into());
+        details.extend(self.guest.history(lock, SHOWN));
+        Failure {
+            policy: self.policy,
+            what,
+            at_ns: self.host.now(),
+            acquisitions: self.tally.borrow().acquisitions,
+            details,
+            command: self.config.command(self.policy),
+        }
+    }
+}
+
+/// What one vCPU does.
+struct Vcpu<const CPUS: usize, K: pvlock::Policy> {
+    vcpu: usize,
+    random: Random,
+    config: Config,
+    guest: &'static Guest,
+    locks: Rc<Arena<Guarded<CPUS, K>>>,
+    tally: Rc<RefCell<Tally>>,
+}
+
+impl<const CPUS: usize, K: pvlock::Policy> Vcpu<CPUS, K> {
+    fn work(mut self) {
+        for _ in 0..self.config.acquisitions {
+            guest::spend(self.config.outside.sample(&mut self.random));
+            let idle = self.config.idle.sample(&mut self.random);
+            if idle > 0 {
+                guest::give(Request::Idle(idle));
+            }
+            if self.config.duration.0 != 0 && guest::now() >= self.config.duration.0 {
+                break;
+            }
+            let lock = self.random.below(self.config.locks as u64) as usize;
+            self.acquire(lock);
+        }
+    }
+
+    fn acquire(&mut self, number: usize) {
+        let (vcpu, guest) = (self.vcpu, self.guest);
+        let guarded = self.locks.get(number);
+        let begin = guest::now();
+        let (slept, woken) = (guest.slept[vcpu].get(), guest.woken[vcpu].get());
+        guest.wants[vcpu].set(Some(number));
+        guest.note(begin, vcpu, Event::Wants(number));
+        guarded.lock.lock();
+        if let Some(other) = guarded.owner.replace(Some(vcpu)) {
+            guest::give(Request::TwoOwners { lock: number, other });
+        }
+        guest.wants[vcpu].set(None);
+        let now = guest::now();
+        guest.note(now, vcpu, Event::Owns(number));
+        {
+            let mut tally = self.tally.borrow_mut();
+            tally.acquisitions += 1;
+            tally.by_vcpu[vcpu] += 1;
+            tally.last = now;
+            tally.waits.record(now - begin).expect("no run lasts so long");
+            let slept = guest.slept[vcpu].get() - slept;
+            let woken = guest.woken[vcpu].get() - woken;
+            if slept > 0 {
+                tally.slept = (tally.slept.0 + 1, tally.slept.1 + woken);
+            }
+            if slept > 1 {
+                tally.slept_twice = (tally.slept_twice.0 + 1, tally.slept_twice.1 + woken);
+            }
+        }
+        // Not one step: a second owner would come between the two.
+        let count = guarded.count.get();
+        guest::spend(self.config.critical.sample(&mut self.random));
+        guarded.count.set(count + 1);
+        guarded.owner.set(None);
+        guest.note(guest::now(), vcpu, Event::Releases(number));
+        // SAFETY: locked above, by this vCPU.
+        unsafe { guarded.lock.unlock() };
+    }
+}
