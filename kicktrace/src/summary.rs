@@ -173,14 +173,53 @@ pub struct Domain {
     pub counts: Counts,
     /// Sums over its vCPUs.
     pub times: Times,
+    /// How far to trust each of `times`, its vCPUs' too.
+    pub times_certainty: TimesCertainty,
     /// Over all its waits.
     pub latencies: Latencies,
     /// Acquisitions as the guest marked them; absent when it marked none.
     pub marked: Option<Acquisitions>,
     /// Acquisitions as the order of waits and event channel operations suggests them.
     pub inferred: Acquisitions,
+    /// Lock by lock, as the guest marked, the most waited for first; empty when it marked none.
+    pub locks: Vec<Lock>,
     /// Its vCPUs, by number.
     pub vcpus: Vec<Vcpu>,
+}
+
+/// One lock of a domain, as the guest's marks name it: every figure is exact.
+#[derive(Clone, Debug, Serialize)]
+pub struct Lock {
+    /// Low half of its address; `None` for all locks beyond the first
+    /// [`MAX_LOCKS`](crate::analysis::MAX_LOCKS) of the trace, told together.
+    pub lock: Option<u32>,
+    /// vCPUs that waited for it.
+    pub vcpus: u32,
+    /// Waits for it.
+    pub waits: u64,
+    /// Of those: ended by a waking kick.
+    pub waits_kicked: u64,
+    /// Acquisitions of it that blocked.
+    pub acquisitions: Acquisitions,
+    /// From the block to the vCPU on a pCPU again, over its waits.
+    pub wait: Distribution,
+    /// The longest of its waits.
+    pub longest: Option<LongestWait>,
+}
+
+/// The longest wait for a lock.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LongestWait {
+    /// Who waited.
+    pub vcpu: u16,
+    /// When it blocked, TSC.
+    pub blocked: u64,
+    /// Ticks until it was on a pCPU again.
+    pub ticks: u64,
+    /// The vCPU that kicked it awake, if one did.
+    pub kicked_by: Option<u16>,
+    /// Ticks for which that vCPU was itself preempted meanwhile.
+    pub kicker_stolen: u64,
 }
 
 /// One vCPU.
@@ -272,44 +311,62 @@ counts! {
     inconsistent,
 }
 
-/// Where time went, in TSC ticks.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Times {
-    /// On a pCPU.
-    pub running: u64,
-    /// Ready to run without a pCPU: stolen.
-    pub stolen: u64,
-    /// Of `stolen`: between a wake and running.
-    pub stolen_after_wake: u64,
-    /// Waiting for an event, a lock or idle.
-    pub blocked: u64,
-    /// Of `blocked`: in a poll.
-    pub blocked_in_poll: u64,
-    /// Down or paused.
-    pub offline: u64,
-    /// Running between two waits of one acquisition: at least so long spinning.
-    pub spinning: u64,
-    /// Over all waits: how long their kicker was itself off its pCPU, preempted, between the
-    /// waiter's block and the kick.
-    pub kicker_stolen: u64,
-    /// Time in no known state.
-    pub unknown: u64,
+macro_rules! times {
+    ($($(#[$doc:meta])* $name:ident: $certainty:ident,)*) => {
+        /// Where time went, in TSC ticks.
+        #[derive(Clone, Copy, Debug, Default, Serialize)]
+        pub struct Times {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        /// How far to trust each of [`Times`].
+        #[derive(Clone, Copy, Debug, Serialize)]
+        pub struct TimesCertainty {
+            $(/// See [`Times`].
+            pub $name: Certainty,)*
+        }
+
+        impl Default for TimesCertainty {
+            fn default() -> Self {
+                Self { $($name: Certainty::$certainty,)* }
+            }
+        }
+
+        impl Times {
+            pub(crate) fn add(&mut self, other: &Self) {
+                // A sum over vCPUs of a file that lies about its times may exceed any number.
+                $(self.$name = self.$name.saturating_add(other.$name);)*
+            }
+
+            /// Every time with its name and certainty, in the order they are told.
+            #[must_use]
+            pub fn named(&self, of: &TimesCertainty) -> Vec<(&'static str, u64, Certainty)> {
+                vec![$((stringify!($name), self.$name, of.$name),)*]
+            }
+        }
+    };
 }
 
-impl Times {
-    pub(crate) fn add(&mut self, other: &Self) {
-        // A sum over vCPUs of a file that lies about its times may exceed any number.
-        let add = |mine: &mut u64, other: u64| *mine = mine.saturating_add(other);
-        add(&mut self.running, other.running);
-        add(&mut self.stolen, other.stolen);
-        add(&mut self.stolen_after_wake, other.stolen_after_wake);
-        add(&mut self.blocked, other.blocked);
-        add(&mut self.blocked_in_poll, other.blocked_in_poll);
-        add(&mut self.offline, other.offline);
-        add(&mut self.spinning, other.spinning);
-        add(&mut self.kicker_stolen, other.kicker_stolen);
-        add(&mut self.unknown, other.unknown);
-    }
+times! {
+    /// On a pCPU.
+    running: Exact,
+    /// Ready to run without a pCPU: stolen.
+    stolen: Exact,
+    /// Of `stolen`: between a wake and running.
+    stolen_after_wake: Exact,
+    /// Waiting for an event, a lock or idle.
+    blocked: Exact,
+    /// Of `blocked`: in a poll.
+    blocked_in_poll: Exact,
+    /// Down or paused.
+    offline: Exact,
+    /// Running between two waits of one acquisition: at least so long spinning.
+    spinning: LowerBound,
+    /// Over all waits: how long their kicker was itself off its pCPU, preempted, between the
+    /// waiter's block and the kick.
+    kicker_stolen: Inferred,
+    /// Time in no known state.
+    unknown: Exact,
 }
 
 /// Distributions over waits.
@@ -326,8 +383,11 @@ pub struct Latencies {
 }
 
 /// Quantiles of one distribution, in TSC ticks; within 1 % of the true value.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Distribution {
+    /// Whether the values are measured between records that leave no doubt, or between records
+    /// joined by inference.
+    pub certainty: Certainty,
     /// Number of values.
     pub count: u64,
     /// Smallest.
@@ -346,6 +406,23 @@ pub struct Distribution {
     pub mean: f64,
     /// Non-empty classes of an HDR histogram: highest value of the class, values in it.
     pub histogram: Vec<(u64, u64)>,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self {
+            certainty: Certainty::Exact,
+            count: 0,
+            min: 0,
+            p50: 0,
+            p90: 0,
+            p99: 0,
+            p999: 0,
+            max: 0,
+            mean: 0.0,
+            histogram: Vec::new(),
+        }
+    }
 }
 
 /// Waits and waking kicks per acquisition of a lock that blocked at least once.

@@ -13,8 +13,9 @@ pub(super) struct Episode {
     /// Polls that blocked and ended.
     pub(super) waits: u32,
     pub(super) waking_kicks: u32,
-    /// The vCPU that kicked first, as an index; `u32::MAX` for none.
+    /// The vCPUs that kicked first and last, as indices; meaningless without a waking kick.
     first_kicker: u32,
+    last_kicker: u32,
     several_kickers: bool,
     /// A gap in the trace may have swallowed a wait or a kick.
     pub(super) tainted: bool,
@@ -30,8 +31,17 @@ impl Episode {
             } else {
                 self.several_kickers |= self.first_kicker != kicker;
             }
+            self.last_kicker = kicker;
             self.waking_kicks += 1;
         }
+    }
+
+    pub(super) fn first_kicker(&self) -> Option<u32> {
+        (self.waking_kicks > 0).then_some(self.first_kicker)
+    }
+
+    pub(super) fn last_kicker(&self) -> Option<u32> {
+        (self.waking_kicks > 0).then_some(self.last_kicker)
     }
 }
 
@@ -125,12 +135,45 @@ fn sd(sum: u64, squares: u64, count: u64) -> Option<f64> {
 /// case a mark was lost.
 const MOST_OPEN: usize = 16;
 
+/// A wait that ended.
+pub(super) struct Slept {
+    pub(super) blocked: u64,
+    pub(super) running: u64,
+    pub(super) kicked: Option<u32>,
+    pub(super) tainted: bool,
+}
+
+/// The waits of an acquisition as marked: how many, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Acquired {
+    pub(super) episode: Episode,
+    /// The first block, and when the vCPU ran again after the last one.
+    pub(super) blocked: u64,
+    pub(super) running: u64,
+    /// Ticks from block to run, over all waits, and of the longest.
+    pub(super) slept: u64,
+    pub(super) longest: u64,
+}
+
+impl Acquired {
+    fn wait(&mut self, slept: &Slept) {
+        if self.episode.waits == 0 {
+            self.blocked = slept.blocked;
+        }
+        self.episode.wait(slept.kicked, slept.tainted);
+        let ticks = slept.running.saturating_sub(slept.blocked);
+        self.running = slept.running;
+        self.slept = self.slept.saturating_add(ticks);
+        self.longest = self.longest.max(ticks);
+    }
+}
+
 /// An acquisition under way, as marked.
 #[derive(Debug)]
 struct Open {
     lock: u32,
     polls: u32,
-    episode: Episode,
+    so_far: Acquired,
 }
 
 /// The exact way: follows one vCPU's marks.
@@ -168,7 +211,7 @@ impl Marked {
                     self.open.remove(0);
                     self.tally.excluded += 1;
                 }
-                self.open.push(Open { lock, polls: 0, episode: Episode::default() });
+                self.open.push(Open { lock, polls: 0, so_far: Acquired::default() });
                 self.open.len() - 1
             }
         };
@@ -183,35 +226,38 @@ impl Marked {
     }
 
     /// A poll blocked and ended; returns the lock it was for.
-    pub(super) fn wait(&mut self, kicker: Option<u32>, tainted: bool) -> Option<u32> {
+    pub(super) fn wait(&mut self, slept: &Slept) -> Option<u32> {
         let open = self.innermost()?;
-        open.episode.wait(kicker, tainted);
+        open.so_far.wait(slept);
         let lock = open.lock;
-        self.waits += u64::from(!tainted);
+        self.waits += u64::from(!slept.tainted);
         Some(lock)
     }
 
     /// The vCPU got `lock`; `polls` and `kicked` are the guest's own counts: how often it polled for
-    /// it, and how many of those polls found the port pending.
-    pub(super) fn acquired(&mut self, lock: u32, polls: u32, kicked: u32) {
+    /// it, and how many of those polls found the port pending. Returns the acquisition if it blocked
+    /// and all of it is in the trace.
+    pub(super) fn acquired(&mut self, lock: u32, polls: u32, kicked: u32) -> Option<Acquired> {
         let found = self.open.iter().position(|open| open.lock == lock);
         let Some(open) = found.map(|at| self.open.swap_remove(at)) else {
             self.tally.excluded += 1;
-            return;
+            return None;
         };
         if open.polls < polls {
             // Begun before the trace, or in a gap.
             self.tally.excluded += 1;
-            return;
+            return None;
         }
+        let episode = &open.so_far.episode;
         // Xen saw each poll, and each kick that woke the guest left its port pending.
-        let disagrees = open.polls > polls || open.episode.waking_kicks > kicked;
-        self.tally.disagreements += u64::from(disagrees && !open.episode.tainted);
-        self.tally.record(&open.episode);
+        let disagrees = open.polls > polls || episode.waking_kicks > kicked;
+        self.tally.disagreements += u64::from(disagrees && !episode.tainted);
+        self.tally.record(episode);
+        (episode.waits > 0 && !episode.tainted).then_some(open.so_far)
     }
 
     /// A gap: every open acquisition may have lost a wait or a kick.
     pub(super) fn taint(&mut self) {
-        self.open.iter_mut().for_each(|open| open.episode.tainted = true);
+        self.open.iter_mut().for_each(|open| open.so_far.episode.tainted = true);
     }
 }

@@ -1,6 +1,7 @@
 //! Records to meaning: which polls slept, which operation woke them.
 //!
-//! Owns the rules that join records of different vCPUs. The main one: a WAKE of a vCPU that polls,
+//! Owns the rules that join records of different vCPUs (`hypercall.rs`: what the current vCPU of a
+//! pCPU does in Xen; `schedule.rs`: who wakes, runs and blocks). The main one: a WAKE of a vCPU that polls,
 //! written on a pCPU whose current vCPU, of the same domain, has an event channel operation open
 //! there, is that operation's effect: Xen wakes a poller inside the sender's hypercall, on the
 //! sender's pCPU. An operation is open from its hypercall record to the next entry into Xen, exit
@@ -9,7 +10,10 @@
 mod acquisition;
 mod clock;
 mod gaps;
+mod hypercall;
+mod locks;
 mod observe;
+mod schedule;
 mod skew;
 mod tell;
 mod vcpu;
@@ -19,18 +23,21 @@ use std::io::Read;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, ErrorKind};
-use crate::event::{self, Runstate};
+use crate::event;
 use crate::markers;
 use crate::reader::{self, ReadOptions, Record, Visit};
-use crate::summary::{Classes, DomainKind, Summary};
+use crate::summary::{Classes, Summary};
 
 use clock::Calibration;
 use gaps::Gaps;
+use locks::Locks;
+use schedule::tell_interval;
 use skew::Skew;
-use vcpu::{Kick, Poll, Vcpu};
+use vcpu::Vcpu;
 
 pub use clock::calibrate;
-pub use observe::{Interval, KickStory, Observe, VcpuId, WaitStory};
+pub use locks::MAX_LOCKS;
+pub use observe::{AcquisitionStory, Interval, KickStory, Observe, VcpuId, WaitStory};
 
 /// More vCPUs than this is a damaged file: each costs memory.
 pub const MAX_VCPUS: usize = 4096;
@@ -112,6 +119,7 @@ pub struct Analyser<O = ()> {
     cache: Vec<(u32, u32)>,
     gaps: Gaps,
     calibration: Calibration,
+    locks: Locks,
     classes: Classes,
     bad_markers: u64,
     shared_cores: u64,
@@ -144,6 +152,7 @@ impl<O: Observe> Analyser<O> {
             cache: vec![(u32::MAX, NOBODY); CACHE],
             gaps: Gaps::default(),
             calibration: Calibration::default(),
+            locks: Locks::default(),
             classes: Classes::default(),
             bad_markers: 0,
             shared_cores: 0,
@@ -213,289 +222,6 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    /// What the current vCPU did in Xen is over.
-    #[inline]
-    fn close(&mut self, cpu: u32) {
-        let pcpu = self.pcpu(cpu);
-        let op = std::mem::take(&mut pcpu.op);
-        let Current::Vcpu(index) = pcpu.current else { return };
-        if op == Op::None || index == NOBODY {
-            return;
-        }
-        let vcpu = &mut self.vcpus[index as usize];
-        match op {
-            Op::Evtchn { woke: false, target, .. } => {
-                vcpu.raw.kicks_without_wake += 1;
-                vcpu.raw.marked_without_wake += u64::from(target.is_some());
-            }
-            Op::Poll => vcpu.back_in_guest(),
-            _ => {}
-        }
-    }
-
-    fn runstate(&mut self, record: &Record<'_>, old: Runstate, new: Runstate) -> Result<(), Error> {
-        let &[key, ..] = record.words else { return Err(short(record, 1)) };
-        let index = self.vcpu(key, record)?;
-        let idle = key >> 16 == event::DOMID_IDLE;
-        let here = if idle { Current::Idle } else { Current::Vcpu(index) };
-        if new == Runstate::Running {
-            self.close(record.cpu);
-            // With core scheduling one pCPU writes its siblings' changes too.
-            let foreign = idle && key & 0xffff != record.cpu;
-            self.shared_cores += u64::from(foreign);
-            self.pcpu(record.cpu).current = here;
-        } else if old == Runstate::Running {
-            // The hypercall goes on after the switch back, but its effects on others are done.
-            let pcpu = self.pcpu(record.cpu);
-            if pcpu.current == here {
-                if matches!(pcpu.op, Op::Evtchn { .. }) {
-                    self.close(record.cpu);
-                }
-                let pcpu = self.pcpu(record.cpu);
-                (pcpu.op, pcpu.current) = (Op::None, Current::Unknown);
-            }
-        }
-        if index == NOBODY {
-            return Ok(());
-        }
-        let vcpu = &mut self.vcpus[index as usize];
-        let now = vcpu.compare_clocks(record.cpu, record.tsc, (old, new), &mut self.skew);
-        let ended = vcpu.change(record.tsc, Some(old), new, &self.gaps);
-        vcpu.state = Some(now);
-        tell_interval(&mut self.observer, vcpu, ended, record.tsc);
-        match new {
-            Runstate::Running => {
-                vcpu.cpu = record.cpu;
-                self.runs(index, record.tsc);
-            }
-            Runstate::Blocked => vcpu.descheduled(record.tsc),
-            Runstate::Runnable | Runstate::Offline => {}
-        }
-        Ok(())
-    }
-
-    fn continue_running(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let &[key, ..] = record.words else { return Err(short(record, 1)) };
-        let index = self.vcpu(key, record)?;
-        let idle = key >> 16 == event::DOMID_IDLE;
-        let here = if idle { Current::Idle } else { Current::Vcpu(index) };
-        if self.pcpu(record.cpu).current != here {
-            self.close(record.cpu);
-            self.pcpu(record.cpu).current = here;
-        }
-        if index != NOBODY {
-            let vcpu = &mut self.vcpus[index as usize];
-            if vcpu.state.is_none() {
-                vcpu.change(record.tsc, None, Runstate::Running, &self.gaps);
-                vcpu.cpu = record.cpu;
-            }
-            self.runs(index, record.tsc);
-        }
-        Ok(())
-    }
-
-    /// A vCPU is on its pCPU: its wait, if any, is over.
-    #[inline]
-    fn runs(&mut self, index: u32, tsc: u64) {
-        let vcpu = &mut self.vcpus[index as usize];
-        if let Some(wait) = vcpu.runs(tsc, &self.gaps) {
-            self.waited(index, tsc, &wait);
-        }
-    }
-
-    fn waited(&mut self, index: u32, tsc: u64, wait: &vcpu::Wait) {
-        let vcpu = &mut self.vcpus[index as usize];
-        let by = wait.kick.map(|kick| kick.by);
-        vcpu.episode.wait(by, wait.tainted);
-        let lock = vcpu.marked.as_mut().and_then(|marked| marked.wait(by, wait.tainted));
-        if wait.tainted {
-            return;
-        }
-        let mut story = WaitStory {
-            vcpu: vcpu.name(),
-            lock,
-            blocked: wait.block_tsc,
-            woken: wait.wake_tsc,
-            running: tsc,
-            cpu: vcpu.cpu,
-            kick: None,
-            kicker_stolen: 0,
-        };
-        if let Some(Kick { by, cpu, tsc }) = wait.kick {
-            let kicker = &self.vcpus[by as usize];
-            let stolen = kicker.preempted_between(wait.block_tsc, tsc);
-            story.kick = Some(KickStory { by: kicker.name(), cpu, tsc });
-            story.kicker_stolen = stolen;
-            let vcpu = &mut self.vcpus[index as usize];
-            vcpu.raw.kicker_preempted += u64::from(stolen > 0);
-            vcpu.times.kicker_stolen = vcpu.times.kicker_stolen.saturating_add(stolen);
-        }
-        self.observer.wait(&story);
-    }
-
-    fn wake(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let target = self.named(record)?;
-        if target == NOBODY {
-            return Ok(());
-        }
-        let waker = self.current(record.cpu);
-        let (domain, id) = {
-            let vcpu = &self.vcpus[target as usize];
-            (vcpu.domain, vcpu.id)
-        };
-        let mut kick = None;
-        if let (Some(waker), Op::Evtchn { tsc, woke: false, target: announced }) =
-            (waker, self.pcpu(record.cpu).op)
-            && self.vcpus[waker as usize].domain == domain
-            // A marked kick wakes its target or nobody.
-            && announced.is_none_or(|announced| announced == u32::from(id))
-        {
-            self.pcpu(record.cpu).op = Op::Evtchn { tsc, woke: true, target: announced };
-            kick = Some(Kick { by: waker, cpu: record.cpu, tsc });
-        }
-        let ended_poll = self.vcpus[target as usize].wake(record.tsc, kick);
-        if let Some(kick) = kick {
-            let raw = &mut self.vcpus[kick.by as usize].raw;
-            if ended_poll {
-                raw.waking_kicks += 1;
-            } else {
-                raw.idle_kicks += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn block(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let index = self.named(record)?;
-        if index != NOBODY {
-            self.vcpus[index as usize].block(record.tsc);
-        }
-        Ok(())
-    }
-
-    fn yields(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let index = self.named(record)?;
-        if index != NOBODY {
-            let vcpu = &mut self.vcpus[index as usize];
-            vcpu.raw.yields += 1;
-            // A PVH guest's sched_op without its command looked like a poll.
-            if vcpu.poll == Poll::Entered {
-                vcpu.poll = Poll::None;
-                vcpu.raw.polls -= 1;
-                self.pcpu(record.cpu).op = Op::None;
-            }
-        }
-        Ok(())
-    }
-
-    fn pv_hypercall(&mut self, record: &Record<'_>) {
-        self.classes.pv_hypercalls = true;
-        let Some(index) = self.current(record.cpu) else { return };
-        let Some(&first) = record.words.first() else { return };
-        self.vcpus[index as usize].kind = DomainKind::Pv;
-        match first & 0xf_ffff {
-            event::HYPERCALL_EVENT_CHANNEL_OP => self.evtchn_op(index, record.cpu, record.tsc),
-            event::HYPERCALL_SCHED_OP
-                if event::hypercall_arg0(record.words) == Some(event::SCHEDOP_POLL) =>
-            {
-                self.poll(index, record.cpu, record.tsc);
-            }
-            _ => {}
-        }
-    }
-
-    fn evtchn_op(&mut self, index: u32, cpu: u32, tsc: u64) {
-        let vcpu = &mut self.vcpus[index as usize];
-        vcpu.evtchn_op();
-        let target = vcpu.announced.take();
-        self.pcpu(cpu).op = Op::Evtchn { tsc, woke: false, target };
-    }
-
-    fn poll(&mut self, index: u32, cpu: u32, tsc: u64) {
-        self.vcpus[index as usize].poll_begins(tsc, &self.gaps);
-        self.pcpu(cpu).op = Op::Poll;
-    }
-
-    fn hvm(&mut self, record: &Record<'_>) {
-        let event = record.event;
-        if event::is_vmexit(event) {
-            self.classes.hvm_exits = true;
-            self.close(record.cpu);
-            self.pcpu(record.cpu).exit_tsc = record.tsc;
-            if let Some(index) = self.current(record.cpu) {
-                self.vcpus[index as usize].kind = DomainKind::Hvm;
-            }
-        } else if event == event::VMENTRY {
-            self.close(record.cpu);
-        } else if event == event::VMMCALL {
-            self.classes.hvm_hypercalls = true;
-            let Some(index) = self.current(record.cpu) else { return };
-            let tsc = self.pcpu(record.cpu).exit_tsc;
-            match record.words.first() {
-                Some(&event::HYPERCALL_EVENT_CHANNEL_OP) => self.evtchn_op(index, record.cpu, tsc),
-                Some(&event::HYPERCALL_SCHED_OP) => self.poll(index, record.cpu, tsc),
-                _ => {}
-            }
-        }
-    }
-
-    #[cold]
-    fn marker(&mut self, record: &Record<'_>) {
-        let Some(index) = self.current(record.cpu) else { return };
-        let vcpu = &mut self.vcpus[index as usize];
-        let kind = record.event & 0xfff;
-        if !(markers::WAIT_BEGIN..=markers::ACQUIRED_AFTER_BLOCK).contains(&kind) {
-            return;
-        }
-        self.classes.markers = true;
-        match (kind, record.words) {
-            // A guest may write what it likes: believe it about itself only.
-            (_, &[who, ..]) if who != u32::from(vcpu.id) => self.bad_markers += 1,
-            (markers::WAIT_BEGIN, &[_, lock, _, ..]) => {
-                vcpu.marked.get_or_insert_default().wait_begin(lock);
-            }
-            (markers::WAIT_END, &[_, lock, _, ..]) => {
-                vcpu.marked.get_or_insert_default().wait_end(lock);
-            }
-            (markers::KICK, &[_, target, ..]) => {
-                vcpu.raw.marked_kicks += 1;
-                vcpu.announced = Some(target);
-            }
-            (markers::ACQUIRED_AFTER_BLOCK, &[_, lock, waits, kicked, ..]) => {
-                vcpu.marked.get_or_insert_default().acquired(lock, waits, kicked);
-            }
-            _ => self.bad_markers += 1,
-        }
-    }
-
-    #[cold]
-    fn lost(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let Some(lost) = record.lost() else { return Ok(()) };
-        let start = lost.first_tsc.min(record.tsc);
-        self.gaps.add(start, record.tsc);
-        self.calibration.forget(record.cpu);
-        let cpu = record.cpu;
-        self.pcpu(cpu).op = Op::None;
-        for vcpu in &mut self.vcpus {
-            let elsewhere = vcpu.state == Some(Runstate::Running) && vcpu.cpu != cpu;
-            if !elsewhere {
-                vcpu.taint_episodes();
-            }
-            if vcpu.state == Some(Runstate::Running) && vcpu.cpu == cpu {
-                let ended = vcpu.lose(start, &self.gaps);
-                tell_interval(&mut self.observer, vcpu, ended, start);
-            }
-        }
-        let key = u32::from(lost.domain) << 16 | u32::from(lost.vcpu);
-        let current = if u32::from(lost.domain) == event::DOMID_IDLE {
-            Current::Idle
-        } else {
-            Current::Vcpu(self.vcpu(key, record)?)
-        };
-        self.pcpu(cpu).current = current;
-        Ok(())
-    }
-
     /// What was found, with the figures of the reading, and the observer.
     #[must_use]
     pub fn finish(mut self, reading: reader::Reading) -> (Summary, O) {
@@ -505,17 +231,6 @@ impl<O: Observe> Analyser<O> {
             tell_interval(&mut self.observer, vcpu, ended, last);
         }
         tell::summary(self, reading)
-    }
-}
-
-fn tell_interval(
-    observer: &mut impl Observe,
-    vcpu: &Vcpu,
-    ended: Option<(Runstate, u64)>,
-    to: u64,
-) {
-    if let Some((state, from)) = ended {
-        observer.interval(&Interval { vcpu: vcpu.name(), state, cpu: vcpu.cpu, from, to });
     }
 }
 

@@ -64,6 +64,34 @@ pub struct WaitStory {
     pub kicker_stolen: u64,
 }
 
+/// An acquisition of a lock that blocked at least once, as the guest marked it: every figure is
+/// exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct AcquisitionStory {
+    /// Who acquired.
+    pub vcpu: VcpuId,
+    /// Low half of the lock's address.
+    pub lock: u32,
+    /// When it blocked for the first time, TSC.
+    pub blocked: u64,
+    /// When it was on a pCPU again after its last wait, TSC.
+    pub running: u64,
+    /// When the guest said that it had the lock, TSC; a guest may say so after it let go of it.
+    pub marked: u64,
+    /// Ticks in its waits, from the block to the vCPU on a pCPU again.
+    pub slept: u64,
+    /// Ticks in the longest of them.
+    pub longest: u64,
+    /// Polls that blocked and ended.
+    pub waits: u32,
+    /// Kicks that woke it.
+    pub waking_kicks: u32,
+    /// Who kicked it awake first.
+    pub first_kicked_by: Option<VcpuId>,
+    /// Who kicked it awake last.
+    pub last_kicked_by: Option<VcpuId>,
+}
+
 /// Told by [`Analyser`](super::Analyser) as it goes. Intervals and waits come in order of their
 /// ends.
 pub trait Observe {
@@ -80,6 +108,12 @@ pub trait Observe {
     /// A wait ended. Waits that lost records make doubtful are not told.
     fn wait(&mut self, wait: &WaitStory) {
         let _ = wait;
+    }
+
+    /// An acquisition that blocked is over, as its guest marked it. Those that began before the
+    /// trace, or that lost records make doubtful, are not told. They come in each vCPU's order.
+    fn acquisition(&mut self, acquisition: &AcquisitionStory) {
+        let _ = acquisition;
     }
 }
 

@@ -8,6 +8,7 @@ use crate::analysis::vcpu::{Latency, LatencySet, Vcpu};
 use crate::reader::Reading;
 use crate::summary::{
     self, Certainty, Count, Counts, Distribution, Domain, DomainKind, Latencies, Summary, Times,
+    TimesCertainty,
 };
 
 pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O) {
@@ -21,7 +22,8 @@ pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O
     let mut domains = Vec::new();
     let (mut sure, mut observed) = (0, 0);
     for of_domain in vcpus.chunk_by(|a, b| a.domain == b.domain) {
-        let (domain, its_sure, its_observed) = domain(of_domain, last);
+        let (mut domain, its_sure, its_observed) = domain(of_domain, last);
+        domain.locks = analyser.locks.summary(domain.id);
         sure += its_sure;
         observed += its_observed;
         if domain.counts.inconsistent.value > 0 {
@@ -61,8 +63,9 @@ fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u128, u128) {
     let mut kind = DomainKind::Unknown;
     let (mut sure, mut observed) = (0, 0);
     let mut told = Vec::new();
+    let trust = Trust::of(vcpus);
     for vcpu in vcpus {
-        let one = self::vcpu(vcpu, last);
+        let one = self::vcpu(vcpu, last, &trust);
         counts.add(&one.counts);
         times.add(&one.times);
         latencies.kick_to_wake.add(&vcpu.latencies.kick_to_wake);
@@ -87,37 +90,57 @@ fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u128, u128) {
         coverage_percent: percent(sure, observed),
         counts,
         times,
-        latencies: self::latencies(&latencies),
+        times_certainty: TimesCertainty {
+            blocked_in_poll: trust.polls,
+            kicker_stolen: trust.kicks,
+            ..TimesCertainty::default()
+        },
+        latencies: self::latencies(&latencies, &trust),
         marked: marked.map(|tally| tally.summary(Certainty::Exact)),
         inferred: inferred.summary(Certainty::Inferred),
+        locks: Vec::new(),
         vcpus: told,
     };
     (domain, sure, observed)
 }
 
-fn vcpu(vcpu: &Vcpu, last: u64) -> summary::Vcpu {
+/// What a domain's marks make certain.
+struct Trust {
+    /// Once a guest marks its kicks, an operation that is not marked is none.
+    marks_kicks: bool,
+    kicks: Certainty,
+    /// A PVH guest's sched_op does not show its command: it is a poll unless it yields, or unless
+    /// the guest marks its waits.
+    polls: Certainty,
+}
+
+impl Trust {
+    fn of(vcpus: &[Vcpu]) -> Self {
+        let inferred_if = |it: bool| if it { Certainty::Inferred } else { Certainty::Exact };
+        let marks_kicks = vcpus.iter().any(|vcpu| vcpu.raw.marked_kicks > 0);
+        let marks_waits = vcpus.iter().any(|vcpu| vcpu.marked.is_some());
+        let hvm = vcpus.iter().any(|vcpu| vcpu.kind == DomainKind::Hvm);
+        Self {
+            marks_kicks,
+            kicks: inferred_if(!marks_kicks),
+            polls: inferred_if(hvm && !marks_waits),
+        }
+    }
+}
+
+fn vcpu(vcpu: &Vcpu, last: u64, trust: &Trust) -> summary::Vcpu {
     let raw = &vcpu.raw;
-    // Once the guest marks its kicks, an operation that is not marked is none.
-    let marks_kicks = raw.marked_kicks > 0;
-    // A PVH guest's sched_op does not show its command: it is a poll unless it yields, or unless
-    // the guest marks its waits.
-    let poll = match (vcpu.kind, &vcpu.marked) {
-        (DomainKind::Hvm, None) => Count::inferred,
-        _ => Count::exact,
-    };
+    let poll = |value| Count { value, certainty: trust.polls };
+    let kick = |value| Count { value, certainty: trust.kicks };
     let (sure, observed) = vcpu.coverage(last);
     summary::Vcpu {
         id: vcpu.id,
         coverage_percent: percent(sure, observed),
         counts: Counts {
             evtchn_ops: Count::exact(raw.evtchn_ops),
-            waking_kicks: if marks_kicks {
-                Count::exact(raw.waking_kicks)
-            } else {
-                Count::inferred(raw.waking_kicks)
-            },
+            waking_kicks: kick(raw.waking_kicks),
             idle_kicks: Count::inferred(raw.idle_kicks),
-            kicks_without_wake: if marks_kicks {
+            kicks_without_wake: if trust.marks_kicks {
                 Count::exact(raw.marked_without_wake)
             } else {
                 Count::at_most(raw.kicks_without_wake)
@@ -131,32 +154,36 @@ fn vcpu(vcpu: &Vcpu, last: u64) -> summary::Vcpu {
             yields: Count::exact(raw.yields),
             waits: poll(raw.waits),
             marked_waits: Count::exact(vcpu.marked.as_ref().map_or(0, |marked| marked.waits)),
-            waits_kicked: Count::inferred(raw.waits_kicked),
-            waits_other: Count::inferred(raw.waits - raw.waits_kicked),
+            waits_kicked: kick(raw.waits_kicked),
+            waits_other: kick(raw.waits - raw.waits_kicked),
             waits_tainted: Count::exact(raw.waits_tainted),
             spurious_wakes: Count::inferred(raw.spurious_wakes),
-            kicker_preempted: Count::inferred(raw.kicker_preempted),
+            kicker_preempted: kick(raw.kicker_preempted),
             inconsistent: Count::exact(raw.inconsistent),
         },
         times: vcpu.times,
-        latencies: latencies(&vcpu.latencies),
+        latencies: latencies(&vcpu.latencies, trust),
         marked: vcpu.marked.as_ref().map(|marked| marked.tally.summary(Certainty::Exact)),
         inferred: vcpu.inferred.summary(Certainty::Inferred),
     }
 }
 
-fn latencies(set: &LatencySet) -> Latencies {
+fn latencies(set: &LatencySet, trust: &Trust) -> Latencies {
+    let from_kick = trust.kicks.max(trust.polls);
     Latencies {
-        kick_to_wake: distribution(&set.kick_to_wake),
-        wake_to_run: distribution(&set.wake_to_run),
-        kick_to_run: distribution(&set.kick_to_run),
-        wait: distribution(&set.wait),
+        kick_to_wake: distribution(&set.kick_to_wake, from_kick),
+        wake_to_run: distribution(&set.wake_to_run, trust.polls),
+        kick_to_run: distribution(&set.kick_to_run, from_kick),
+        wait: distribution(&set.wait, trust.polls),
     }
 }
 
-fn distribution(latency: &Latency) -> Distribution {
-    let Some(histogram) = latency.get() else { return Distribution::default() };
+pub(super) fn distribution(latency: &Latency, certainty: Certainty) -> Distribution {
+    let Some(histogram) = latency.get() else {
+        return Distribution { certainty, ..Distribution::default() };
+    };
     Distribution {
+        certainty,
         count: histogram.len(),
         min: histogram.min(),
         p50: histogram.value_at_quantile(0.5),
