@@ -24,6 +24,19 @@ pub enum Certainty {
     LowerBound,
 }
 
+impl Certainty {
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Inferred => "inferred",
+            Self::UpperBound => "upper-bound",
+            Self::LowerBound => "lower-bound",
+        }
+    }
+}
+
 /// A count and how far to trust it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Count {

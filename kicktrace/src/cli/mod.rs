@@ -9,6 +9,7 @@ mod diff;
 mod dump;
 mod generate;
 mod input;
+mod locks;
 mod report;
 mod summary;
 mod timeline;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
-use crate::reader::Truncation;
+use crate::reader::{Reading, Truncation};
 
 /// Reads xentrace files and reconstructs who kicked whom.
 #[derive(Debug, Parser)]
@@ -33,6 +34,8 @@ struct Cli {
 enum Command {
     /// Kicks, polls, waits and runstates of every domain
     Summary(summary::Args),
+    /// Lock by lock, or acquisition by acquisition, as the guests marked them
+    Locks(locks::Args),
     /// Who ran where and who kicked whom: a chart, a Perfetto trace or JSON
     Timeline(timeline::Args),
     /// What changed from one trace to another, with confidence intervals
@@ -83,6 +86,14 @@ impl Failure {
     }
 }
 
+/// What a command that told everything in its trace ends with: success, or that the trace is cut.
+fn finished(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
+    match reading.truncated {
+        Some(cut) => Err(Failure::Cut { name: input.file.clone(), cut }),
+        None => Ok(()),
+    }
+}
+
 /// Runs one command; `args` starts with the program's name, as [`std::env::args_os`] does. Results
 /// go to standard output, messages to standard error.
 ///
@@ -106,6 +117,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         Command::Summary(args) => summary::run(&args),
+        Command::Locks(args) => locks::run(&args),
         Command::Timeline(args) => timeline::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),

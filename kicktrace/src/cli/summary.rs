@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::Failure;
 use super::input::{Input, Window};
+use super::{Failure, finished};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -51,8 +51,5 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         write!(out, "{summary}")?;
     }
     out.flush()?;
-    match summary.reading.truncated {
-        Some(cut) => Err(Failure::Cut { name: input.file.clone(), cut }),
-        None => Ok(()),
-    }
+    finished(&input, &summary.reading)
 }

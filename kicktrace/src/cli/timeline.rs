@@ -9,7 +9,7 @@ use clap::Args as ClapArgs;
 use super::Failure;
 use super::input::{Input, Window};
 use crate::Clock;
-use crate::analysis::{Analyser, Interval, Observe, WaitStory};
+use crate::analysis::{AcquisitionStory, Analyser, Interval, Observe, WaitStory};
 use crate::output::perfetto::Perfetto;
 use crate::output::{gantt, story::Story};
 use crate::reader::read;
@@ -105,6 +105,12 @@ impl<O: Observe> Observe for Windowed<O> {
             self.to.wait(wait);
         }
     }
+
+    fn acquisition(&mut self, acquisition: &AcquisitionStory) {
+        if acquisition.blocked < self.end && acquisition.marked >= self.from {
+            self.to.acquisition(acquisition);
+        }
+    }
 }
 
 /// One JSON object a line.
@@ -134,5 +140,9 @@ impl<W: Write> Observe for Lines<W> {
 
     fn wait(&mut self, wait: &WaitStory) {
         self.line("wait", wait);
+    }
+
+    fn acquisition(&mut self, acquisition: &AcquisitionStory) {
+        self.line("acquisition", acquisition);
     }
 }

@@ -2,56 +2,76 @@
 
 use std::io::{self, Write};
 
-use crate::summary::{Clock, Distribution, Summary, Times};
+use crate::summary::{Certainty, Clock, Summary};
 
 /// Writes one line for each vCPU, after a line with the columns' names. Times and latencies are in
-/// nanoseconds, or in TSC ticks when the frequency is unknown; the column `unit` says which. A
-/// count's certainty stands in the JSON output.
+/// nanoseconds, or in TSC ticks when the frequency is unknown; the column `unit` says which. Beside
+/// each figure, or group of figures, stands a column `..._certainty`.
 ///
 /// # Errors
 /// Whatever `out` returns.
 pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
-    let mut header = true;
+    let (mut header, clock) = (true, &summary.clock);
     for domain in &summary.domains {
         for vcpu in &domain.vcpus {
             let mut cells = vec![
-                ("domain", domain.id.to_string()),
-                ("vcpu", vcpu.id.to_string()),
-                ("coverage_percent", format!("{:.3}", vcpu.coverage_percent)),
-                ("unit", if summary.clock.hz.is_some() { "ns" } else { "ticks" }.into()),
+                ("domain".to_owned(), domain.id.to_string()),
+                ("vcpu".into(), vcpu.id.to_string()),
+                ("coverage_percent".into(), format!("{:.3}", vcpu.coverage_percent)),
+                ("unit".into(), if clock.hz.is_some() { "ns" } else { "ticks" }.into()),
             ];
+            let mut group = |name: &str, figures: &[(&str, String)], certainty: Certainty| {
+                cells.extend(figures.iter().map(|(name, value)| ((*name).into(), value.clone())));
+                cells.push((format!("{name}_certainty"), certainty.name().into()));
+            };
             for (name, count) in vcpu.counts.named() {
-                cells.push((name, count.value.to_string()));
+                group(name, &[(name, count.value.to_string())], count.certainty);
             }
-            for (name, ticks) in times(&vcpu.times) {
-                cells.push((name, time(ticks, &summary.clock)));
+            for (name, ticks, certainty) in vcpu.times.named(&domain.times_certainty) {
+                group(name, &[(name, time(ticks, clock))], certainty);
             }
             let latencies = &vcpu.latencies;
-            for (names, of) in [
+            for (name, [p50, p99, max], of) in [
                 (
+                    "kick_to_wake",
                     ["kick_to_wake_p50", "kick_to_wake_p99", "kick_to_wake_max"],
                     &latencies.kick_to_wake,
                 ),
-                (["wake_to_run_p50", "wake_to_run_p99", "wake_to_run_max"], &latencies.wake_to_run),
-                (["kick_to_run_p50", "kick_to_run_p99", "kick_to_run_max"], &latencies.kick_to_run),
-                (["wait_p50", "wait_p99", "wait_max"], &latencies.wait),
-            ] {
-                cells.extend(quantiles(names, of, &summary.clock));
-            }
-            for (names, of) in [
-                (["marked_blocked", "marked_waits", "marked_waking_kicks"], vcpu.marked.as_ref()),
                 (
+                    "wake_to_run",
+                    ["wake_to_run_p50", "wake_to_run_p99", "wake_to_run_max"],
+                    &latencies.wake_to_run,
+                ),
+                (
+                    "kick_to_run",
+                    ["kick_to_run_p50", "kick_to_run_p99", "kick_to_run_max"],
+                    &latencies.kick_to_run,
+                ),
+                ("wait", ["wait_p50", "wait_p99", "wait_max"], &latencies.wait),
+            ] {
+                let told = [(p50, of.p50), (p99, of.p99), (max, of.max)];
+                group(name, &told.map(|(name, ticks)| (name, time(ticks, clock))), of.certainty);
+            }
+            for (name, names, of) in [
+                (
+                    "marked",
+                    ["marked_blocked", "marked_waits", "marked_waking_kicks"],
+                    vcpu.marked.as_ref(),
+                ),
+                (
+                    "inferred",
                     ["inferred_blocked", "inferred_waits", "inferred_waking_kicks"],
                     Some(&vcpu.inferred),
                 ),
             ] {
                 let values = of.map(|of| [of.blocked, of.waits, of.waking_kicks]);
-                for (at, name) in names.into_iter().enumerate() {
-                    cells.push((name, values.map_or_else(String::new, |v| v[at].to_string())));
-                }
+                let told = [0, 1, 2].map(|at| {
+                    (names[at], values.map_or_else(String::new, |values| values[at].to_string()))
+                });
+                group(name, &told, of.map_or(Certainty::Exact, |of| of.certainty));
             }
             if std::mem::take(&mut header) {
-                line(out, cells.iter().map(|(name, _)| *name))?;
+                line(out, cells.iter().map(|(name, _)| name.as_str()))?;
             }
             line(out, cells.iter().map(|(_, value)| value.as_str()))?;
         }
@@ -67,26 +87,4 @@ fn line<'a>(out: &mut dyn Write, cells: impl Iterator<Item = &'a str>) -> io::Re
 
 fn time(ticks: u64, clock: &Clock) -> String {
     clock.ns(ticks).map_or_else(|| ticks.to_string(), |ns| format!("{ns:.0}"))
-}
-
-fn quantiles(
-    [p50, p99, max]: [&'static str; 3],
-    of: &Distribution,
-    clock: &Clock,
-) -> [(&'static str, String); 3] {
-    [(p50, time(of.p50, clock)), (p99, time(of.p99, clock)), (max, time(of.max, clock))]
-}
-
-fn times(times: &Times) -> [(&'static str, u64); 9] {
-    [
-        ("running", times.running),
-        ("stolen", times.stolen),
-        ("stolen_after_wake", times.stolen_after_wake),
-        ("blocked", times.blocked),
-        ("blocked_in_poll", times.blocked_in_poll),
-        ("offline", times.offline),
-        ("spinning", times.spinning),
-        ("kicker_stolen", times.kicker_stolen),
-        ("unknown", times.unknown),
-    ]
 }

@@ -5,6 +5,7 @@
 pub mod csv;
 pub mod gantt;
 pub mod html;
+pub mod locks;
 pub mod perfetto;
 pub mod record;
 pub mod story;

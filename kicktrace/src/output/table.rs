@@ -49,7 +49,7 @@ impl Display for Summary {
         }
         writeln!(f, "marks: none exact, ~ inferred, <= at most, >= at least")?;
         for domain in &self.domains {
-            self::domain(f, domain, self.ticks, &self.clock)?;
+            self::domain(f, domain, self)?;
         }
         for warning in &self.warnings {
             writeln!(f, "\nwarning: {warning}")?;
@@ -58,7 +58,8 @@ impl Display for Summary {
     }
 }
 
-fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> fmt::Result {
+fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Result {
+    let (ticks, clock) = (summary.ticks, &summary.clock);
     let kind = match domain.kind {
         DomainKind::Unknown => "unknown kind",
         DomainKind::Pv => "PV",
@@ -88,10 +89,16 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> 
     let percent = |part: u64, of: f64| part as f64 * 100.0 / of.max(1.0);
     let one = ticks as f64;
     let all = one * domain.vcpus.len() as f64;
-    for (name, of) in TIMES {
-        write!(f, "  {:<22}{:>10.2} %", name, percent(of(&domain.times), all))?;
-        for vcpu in vcpus {
-            write!(f, "{:>10.2} %", percent(of(&vcpu.times), one))?;
+    let of = &domain.times_certainty;
+    let columns: Vec<_> = vcpus.iter().map(|vcpu| vcpu.times.named(of)).collect();
+    for (row, (name, total, certainty)) in domain.times.named(of).into_iter().enumerate() {
+        if total == 0 && matches!(name, "offline" | "unknown") {
+            continue;
+        }
+        let name = format!("{}{}", mark(certainty), TIMES[row]);
+        write!(f, "  {name:<22}{:>10.2} %", percent(total, all))?;
+        for column in &columns {
+            write!(f, "{:>10.2} %", percent(column[row].1, one))?;
         }
         writeln!(f)?;
     }
@@ -117,6 +124,7 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> 
             distribution(f, name, of, clock)?;
         }
     }
+    f.write_str(&super::locks::table(domain, clock, summary.reading.first_tsc, LOCKS))?;
     if let Some(marked) = &domain.marked {
         acquisitions(f, "acquisitions that blocked (guest's marks)", marked)?;
     }
@@ -126,17 +134,24 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, ticks: u64, clock: &Clock) -> 
     Ok(())
 }
 
-type TimeOf = fn(&crate::summary::Times) -> u64;
-const TIMES: [(&str, TimeOf); 6] = [
-    ("running", |times| times.running),
-    ("stolen", |times| times.stolen),
-    ("blocked", |times| times.blocked),
-    ("  in polls", |times| times.blocked_in_poll),
-    (">=spinning in waits", |times| times.spinning),
-    ("kicker stolen", |times| times.kicker_stolen),
+/// Locks told of each domain; `kicktrace locks` tells them all.
+const LOCKS: usize = 8;
+
+/// What [`Times::named`](crate::summary::Times::named) is called here, in its order.
+const TIMES: [&str; 9] = [
+    "running",
+    "stolen",
+    "  after a wake",
+    "blocked",
+    "  in polls",
+    "offline",
+    "spinning in waits",
+    "kicker stolen",
+    "unknown",
 ];
 
 fn distribution(f: &mut Formatter<'_>, name: &str, d: &Distribution, clock: &Clock) -> fmt::Result {
+    let name = format!("{}{name}", mark(d.certainty));
     write!(f, "  {name:<22}{:>12}", d.count)?;
     for ticks in [d.p50, d.p90, d.p99, d.p999, d.max] {
         match clock.ns(ticks) {

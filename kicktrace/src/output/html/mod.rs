@@ -106,6 +106,7 @@ fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
             acquisitions(page, title, of);
         }
     }
+    locks(page, domain, summary);
     page.push_str("<h3>Where the time of each vCPU went</h3>");
     svg::runstates(page, domain, summary.ticks);
     if domain.latencies.wait.count > 0 {
@@ -120,7 +121,7 @@ fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
         }
         page.push_str("</div>");
     }
-    counts(page, domain);
+    counts(page, domain, clock);
     page.push_str("</section>");
 }
 
@@ -135,8 +136,10 @@ fn tiles(page: &mut String, domain: &Domain, of: &Acquisitions, clock: &Clock) {
     tile(ratio(of.waking_kicks_per_slept_twice), "… of those that slept twice or more");
     tile(format!("{m}{}", of.blocked), "acquisitions that blocked");
     tile(format!("{m}{}", of.slept_twice), "of those slept twice or more");
-    tile(svg::time(domain.latencies.kick_to_run.p50, clock), "kick to run, median");
-    tile(svg::time(domain.latencies.kick_to_run.p99, clock), "kick to run, 99 %");
+    let run = &domain.latencies.kick_to_run;
+    let m = mark(run.certainty);
+    tile(format!("{m}{}", svg::time(run.p50, clock)), "kick to run, median");
+    tile(format!("{m}{}", svg::time(run.p99, clock)), "kick to run, 99 %");
     page.push_str("</div>");
 }
 
@@ -167,9 +170,60 @@ fn acquisitions(page: &mut String, title: &str, of: &Acquisitions) {
     );
 }
 
-fn counts(page: &mut String, domain: &Domain) {
+/// Locks told; the others are in the output of `kicktrace locks`.
+const LOCKS: usize = 32;
+
+fn locks(page: &mut String, domain: &Domain, summary: &Summary) {
+    if domain.locks.is_empty() {
+        return;
+    }
+    let clock = &summary.clock;
+    page.push_str(
+        "<h3>Lock by lock, as the guest marked them</h3><div class=\"wide\"><table><tr><th>lock</th>\
+         <th>vCPUs</th><th>blocked acquisitions</th><th>waits</th><th>kicked awake</th>\
+         <th>kicks per acquisition</th><th>slept twice</th><th>waits, short to long</th>\
+         <th>median</th><th>99 %</th><th>longest</th><th>whose, when, kicked by</th></tr>",
+    );
+    let octaves = crate::output::locks::octaves(&domain.locks);
+    for of in domain.locks.iter().take(LOCKS) {
+        let acquired = &of.acquisitions;
+        let each = acquired.waking_kicks_per_blocked.map_or("–".into(), |r| format!("{r:.3}"));
+        let _ = write!(
+            page,
+            "<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{each}</td><td>{}</td><td>",
+            crate::output::locks::name(of),
+            of.vcpus,
+            acquired.blocked,
+            of.waits,
+            of.waits_kicked,
+            acquired.slept_twice,
+        );
+        svg::spark(page, &crate::output::locks::by_octave(&of.wait, octaves.clone()));
+        let _ = write!(
+            page,
+            "</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            svg::time(of.wait.p50, clock),
+            svg::time(of.wait.p99, clock),
+            svg::time(of.wait.max, clock),
+            of.longest.map_or_else(String::new, |longest| {
+                let at = longest.blocked.saturating_sub(summary.reading.first_tsc);
+                let by = longest.kicked_by.map_or("nobody".into(), |by| format!("v{by}"));
+                format!("v{} at {}, {by}", longest.vcpu, svg::time(at, clock))
+            })
+        );
+    }
+    page.push_str("</table></div>");
+    if domain.locks.len() > LOCKS {
+        let more = domain.locks.len() - LOCKS;
+        let _ = write!(page, "<p class=\"facts\">{more} more locks: see kicktrace locks.</p>");
+    }
+}
+
+fn counts(page: &mut String, domain: &Domain, clock: &Clock) {
     let vcpus = &domain.vcpus[..domain.vcpus.len().min(COLUMNS)];
-    page.push_str("<h3>Counts</h3><div class=\"wide\"><table><tr><th></th><th>domain</th>");
+    page.push_str(
+        "<h3>Counts and times</h3><div class=\"wide\"><table><tr><th></th><th>domain</th>",
+    );
     for vcpu in vcpus {
         let _ = write!(page, "<th>v{}</th>", vcpu.id);
     }
@@ -180,6 +234,18 @@ fn counts(page: &mut String, domain: &Domain) {
         for count in std::iter::once(total).chain(columns.iter().map(|column| column[row].1)) {
             let zero = if count.value == 0 { " class=\"zero\"" } else { "" };
             let _ = write!(page, "<td{zero}>{}{}</td>", mark(count.certainty), count.value);
+        }
+        page.push_str("</tr>");
+    }
+    let of = &domain.times_certainty;
+    let columns: Vec<_> = vcpus.iter().map(|vcpu| vcpu.times.named(of)).collect();
+    for (row, total) in domain.times.named(of).into_iter().enumerate() {
+        let _ = write!(page, "<tr><th>{}</th>", total.0.replace('_', " "));
+        for (_, ticks, certainty) in
+            std::iter::once(total).chain(columns.iter().map(|column| column[row]))
+        {
+            let zero = if ticks == 0 { " class=\"zero\"" } else { "" };
+            let _ = write!(page, "<td{zero}>{}{}</td>", mark(certainty), svg::time(ticks, clock));
         }
         page.push_str("</tr>");
     }

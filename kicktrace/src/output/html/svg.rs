@@ -82,9 +82,10 @@ pub(super) fn runstates(page: &mut String, domain: &Domain, ticks: u64) {
 
 /// A latency's histogram over a logarithmic axis, two bars for each doubling.
 pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock: &Clock) {
+    let m = super::mark(of.certainty);
     let _ = write!(
         page,
-        "<figure><figcaption><b>{name}</b>: {} values, median {}, 90 % {}, 99 % {}, 99.9 % {}, most \
+        "<figure><figcaption><b>{m}{name}</b>: {} values, median {}, 90 % {}, 99 % {}, 99.9 % {}, most \
          {}</figcaption>",
         of.count,
         time(of.p50, clock),
@@ -140,6 +141,29 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
         }
     }
     page.push_str("</svg></figure>");
+}
+
+/// A histogram without words, for a table's cell.
+pub(super) fn spark(page: &mut String, counts: &[u64]) {
+    let (bar, tall) = (6.0, 18.0);
+    let width = counts.len() as f64 * bar;
+    let _ = write!(
+        page,
+        "<svg class=\"spark\" viewBox=\"0 0 {width} {tall}\" style=\"width:{width}px\" role=\"img\">"
+    );
+    let most = counts.iter().copied().max().unwrap_or(0).max(1) as f64;
+    for (at, &count) in counts.iter().enumerate().filter(|&(_, &count)| count > 0) {
+        let height = (count as f64 / most * tall).max(1.0);
+        let _ = write!(
+            page,
+            "<rect class=\"bar\" x=\"{}\" y=\"{:.1}\" width=\"{}\" height=\"{height:.1}\">\
+             <title>{count}</title></rect>",
+            at as f64 * bar,
+            tall - height,
+            bar - 1.0
+        );
+    }
+    page.push_str("</svg>");
 }
 
 /// pCPUs with who runs there, vCPUs with their runstates, and an arrow for each kick.

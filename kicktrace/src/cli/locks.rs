@@ -1,0 +1,141 @@
+//! `kicktrace locks`: lock by lock, or acquisition by acquisition.
+
+use std::io::{self, BufWriter, Write};
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use super::input::{Input, Window};
+use super::timeline::Windowed;
+use super::{Failure, finished};
+use crate::Clock;
+use crate::analysis::{AcquisitionStory, Analyser, Observe};
+use crate::output::locks::{self, Acquisitions, Lines};
+use crate::reader::read;
+use crate::summary::{Lock, SCHEMA};
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    #[command(flatten)]
+    input: Input,
+    /// Each acquisition that blocked, one a line, instead of sums
+    #[arg(long)]
+    each: bool,
+    /// Only acquisitions of this lock: the low half of its address, 0x1040c0 (with --each)
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_lock, requires = "each")]
+    lock: Option<u32>,
+    /// The part of the trace whose acquisitions are told (with --each)
+    #[command(flatten)]
+    window: Window,
+    /// Print JSON: one document, or one object a line with --each
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print CSV
+    #[arg(long)]
+    csv: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: u32,
+    clock: &'a Clock,
+    domains: Vec<OfDomain<'a>>,
+}
+
+#[derive(Serialize)]
+struct OfDomain<'a> {
+    id: u16,
+    locks: &'a [Lock],
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let summary = if args.each {
+        each(args, &mut out)?
+    } else {
+        let summary = args.input.summarise()?;
+        if args.json {
+            let domains = summary.domains.iter().filter(|domain| !domain.locks.is_empty());
+            let domains = domains.map(|of| OfDomain { id: of.id, locks: &of.locks }).collect();
+            let document = Document { schema: SCHEMA, clock: &summary.clock, domains };
+            serde_json::to_writer_pretty(&mut out, &document)?;
+            writeln!(out)?;
+        } else if args.csv {
+            locks::csv(&mut out, &summary)?;
+        } else {
+            for domain in summary.domains.iter().filter(|domain| !domain.locks.is_empty()) {
+                let first = summary.reading.first_tsc;
+                writeln!(out, "d{}: every figure is exact, from the guest's marks", domain.id)?;
+                write!(out, "{}", locks::table(domain, &summary.clock, first, usize::MAX))?;
+            }
+        }
+        summary
+    };
+    out.flush()?;
+    if !summary.classes.markers {
+        return Err(Failure::Usage(format!(
+            "{}: no guest marks in its {} bytes, and nothing else in a trace names a lock: let the \
+             guest mark (pvlab's do with trace=markers) and capture with the mask of `kicktrace \
+             capture --markers`",
+            args.input.file, summary.reading.bytes
+        )));
+    }
+    finished(&args.input, &summary.reading)
+}
+
+fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
+    let clock = Clock::known(args.input.clock()?);
+    let lines = match (args.json, args.csv) {
+        (true, _) => Lines::Json,
+        (_, true) => Lines::Csv,
+        _ => Lines::Table,
+    };
+    let writer = Writer { out: Some(out), lines, clock, lock: args.lock, to: None, failed: None };
+    let options = args.input.reading.options();
+    let mut analyser = Analyser::observed(&options, Windowed::new(args.window, clock.hz, writer));
+    let reading = read(args.input.open()?, &options.read, &mut analyser)
+        .map_err(|source| args.input.failure(source))?;
+    let (summary, windowed) = analyser.finish(reading);
+    match (windowed.to.failed, windowed.to.to) {
+        (Some(error), _) => return Err(error.into()),
+        (None, Some(to)) => to.finish()?,
+        (None, None) => {}
+    }
+    Ok(summary)
+}
+
+/// Writes the acquisitions of one lock or of all.
+struct Writer<W> {
+    /// Until the trace has begun.
+    out: Option<W>,
+    lines: Lines,
+    clock: Clock,
+    lock: Option<u32>,
+    to: Option<Acquisitions<W>>,
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> Observe for Writer<W> {
+    fn start(&mut self, tsc: u64) {
+        let Some(out) = self.out.take() else { return };
+        match Acquisitions::new(out, self.lines, self.clock, tsc) {
+            Ok(to) => self.to = Some(to),
+            Err(error) => self.failed = Some(error),
+        }
+    }
+
+    fn acquisition(&mut self, of: &AcquisitionStory) {
+        if self.failed.is_none()
+            && self.lock.is_none_or(|lock| lock == of.lock)
+            && let Some(to) = &mut self.to
+        {
+            self.failed = to.write(of).err();
+        }
+    }
+}
+
+fn parse_lock(text: &str) -> Result<u32, String> {
+    let hex = text.strip_prefix("0x").unwrap_or(text);
+    u32::from_str_radix(hex, 16).map_err(|_| "the low half of an address, such as 0x1040c0".into())
+}

@@ -1,0 +1,281 @@
+//! Locks one by one and acquisitions one by one, as the guests marked them: table and CSV.
+//!
+//! Every figure here is exact: a guest that marks names the lock of each wait and the end of each
+//! acquisition, and the waits and wakes themselves are Xen's own records.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::ops::Range;
+
+use crate::analysis::{AcquisitionStory, VcpuId};
+use crate::summary::{Clock, Distribution, Domain, Lock, Summary};
+
+/// A table of the locks of `domain`, `most` of them; empty if it marked none.
+#[must_use]
+pub fn table(domain: &Domain, clock: &Clock, first_tsc: u64, most: usize) -> String {
+    let mut out = String::new();
+    if domain.locks.is_empty() {
+        return out;
+    }
+    let unit = if clock.hz.is_some() { "us" } else { "ticks" };
+    let octaves = octaves(&domain.locks);
+    let width = octaves.len().max(5);
+    let _ = writeln!(
+        out,
+        "  {:<12}{:>6}{:>9}{:>9}{:>9}{:>9}{:>8}{:>13}{:>13}{:>13}  {:<width$}  longest ({unit})",
+        "lock",
+        "vCPUs",
+        "blocked",
+        "waits",
+        "kicks",
+        "per acq.",
+        "twice",
+        "wait p50",
+        "p99",
+        "max",
+        "waits"
+    );
+    for of in domain.locks.iter().take(most) {
+        let acquired = &of.acquisitions;
+        let each = acquired.waking_kicks_per_blocked.map_or("-".into(), |r| format!("{r:.3}"));
+        let _ = write!(
+            out,
+            "  {:<12}{:>6}{:>9}{:>9}{:>9}{each:>9}{:>8}",
+            name(of),
+            of.vcpus,
+            acquired.blocked,
+            of.waits,
+            of.waits_kicked,
+            acquired.slept_twice
+        );
+        for ticks in [of.wait.p50, of.wait.p99, of.wait.max] {
+            let _ = write!(out, "{:>13}", time(ticks, clock));
+        }
+        let _ = write!(out, "  {:<width$}", bars(&of.wait, octaves.clone()));
+        if let Some(longest) = of.longest {
+            let _ = write!(out, "  v{}", longest.vcpu);
+            if let Some(ns) = clock.ns(longest.blocked.saturating_sub(first_tsc)) {
+                let _ = write!(out, " at {:.6} s", ns / 1e9);
+            }
+            let _ = match longest.kicked_by {
+                Some(by) => write!(out, ", kicked by v{by}"),
+                None => write!(out, ", not kicked"),
+            };
+        }
+        out.push('\n');
+    }
+    if domain.locks.len() > most {
+        let more = domain.locks.len() - most;
+        let _ = writeln!(out, "  ... and {more} more locks (kicktrace locks)");
+    }
+    out
+}
+
+/// The doublings of time that hold all waits of these locks.
+pub(super) fn octaves(locks: &[Lock]) -> Range<u32> {
+    let classes = || locks.iter().flat_map(|of| &of.wait.histogram);
+    let first = classes().map(|&(ticks, _)| ticks.max(1).ilog2()).min();
+    let last = classes().map(|&(ticks, _)| ticks.max(1).ilog2()).max();
+    first.unwrap_or(0)..last.map_or(0, |last| last + 1)
+}
+
+/// How many values each doubling of time holds.
+pub(super) fn by_octave(of: &Distribution, octaves: Range<u32>) -> Vec<u64> {
+    let mut counts = vec![0; octaves.len()];
+    for &(ticks, count) in &of.histogram {
+        let at = ticks.max(1).ilog2().saturating_sub(octaves.start) as usize;
+        if let Some(sum) = counts.get_mut(at) {
+            *sum += count;
+        }
+    }
+    counts
+}
+
+/// A histogram in one line: a bar for each doubling, as tall as its share.
+fn bars(of: &Distribution, octaves: Range<u32>) -> String {
+    const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let counts = by_octave(of, octaves);
+    let most = counts.iter().copied().max().unwrap_or(0).max(1);
+    // Rounded up: what is there is seen.
+    counts.iter().map(|&count| BARS[(count * 8).div_ceil(most) as usize]).collect()
+}
+
+/// The lock as printed: the low half of its address.
+#[must_use]
+pub fn name(of: &Lock) -> String {
+    of.lock.map_or_else(|| "all others".into(), |lock| format!("{lock:#010x}"))
+}
+
+/// Writes one line for each lock of each domain, after a line with the columns' names. Times are in
+/// nanoseconds, or in ticks where the column `unit` says so. An empty `lock` stands for all locks
+/// beyond the first [`MAX_LOCKS`](crate::analysis::MAX_LOCKS).
+///
+/// # Errors
+/// Whatever `out` returns.
+pub fn csv(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
+    writeln!(
+        out,
+        "domain,lock,certainty,unit,vcpus,blocked_acquisitions,waits,waits_kicked,waking_kicks,\
+         kicked_0,kicked_1,kicked_2,kicked_3_or_more,slept_twice,kicked_again_by_same_sender,\
+         kicked_again_by_other_sender,wait_p50,wait_p90,wait_p99,wait_p999,wait_max,longest_vcpu,\
+         longest_at,longest_kicked_by"
+    )?;
+    let clock = &summary.clock;
+    for domain in &summary.domains {
+        for of in &domain.locks {
+            let acquired = &of.acquisitions;
+            let [k0, k1, k2, k3] = acquired.by_waking_kicks;
+            let mut cells = vec![
+                domain.id.to_string(),
+                of.lock.map_or_else(String::new, |lock| format!("{lock:#010x}")),
+                of.wait.certainty.name().into(),
+                if clock.hz.is_some() { "ns" } else { "ticks" }.into(),
+            ];
+            let counts = [
+                u64::from(of.vcpus),
+                acquired.blocked,
+                of.waits,
+                of.waits_kicked,
+                acquired.waking_kicks,
+                k0,
+                k1,
+                k2,
+                k3,
+                acquired.slept_twice,
+                acquired.kicked_again_by_same_sender,
+                acquired.kicked_again_by_other_sender,
+            ];
+            cells.extend(counts.map(|count| count.to_string()));
+            let wait = &of.wait;
+            let times = [wait.p50, wait.p90, wait.p99, wait.p999, wait.max];
+            cells.extend(times.map(|ticks| nanoseconds(ticks, clock)));
+            match of.longest {
+                Some(longest) => {
+                    let at = longest.blocked.saturating_sub(summary.reading.first_tsc);
+                    cells.push(longest.vcpu.to_string());
+                    cells.push(nanoseconds(at, clock));
+                    cells.push(longest.kicked_by.map_or_else(String::new, |by| by.to_string()));
+                }
+                None => cells.extend([const { String::new() }; 3]),
+            }
+            writeln!(out, "{}", cells.join(","))?;
+        }
+    }
+    Ok(())
+}
+
+/// How acquisitions are written, one a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lines {
+    /// Columns for people.
+    Table,
+    /// Comma-separated values.
+    Csv,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Writes acquisitions as they come.
+#[derive(Debug)]
+pub struct Acquisitions<W> {
+    out: W,
+    lines: Lines,
+    clock: Clock,
+    first_tsc: u64,
+}
+
+impl<W: Write> Acquisitions<W> {
+    /// A writer that has written the columns' names. Times in `clock`'s unit; `at` counts from
+    /// `first_tsc`.
+    ///
+    /// # Errors
+    /// Whatever `out` returns.
+    pub fn new(mut out: W, lines: Lines, clock: Clock, first_tsc: u64) -> io::Result<Self> {
+        let unit = if clock.hz.is_some() { "us" } else { "ticks" };
+        match lines {
+            Lines::Table => writeln!(
+                out,
+                "{:>16} {:<8}{:<12}{:>6}{:>6}{:>15}{:>15}{:>15}  kicked by (times in {unit})",
+                "blocked at", "vCPU", "lock", "waits", "kicks", "slept", "longest", "until marked"
+            )?,
+            Lines::Csv => writeln!(
+                out,
+                "domain,vcpu,lock,certainty,unit,blocked_at,ran_at,marked_at,slept,longest_wait,\
+                 waits,waking_kicks,first_kicked_by,last_kicked_by"
+            )?,
+            Lines::Json => {}
+        }
+        Ok(Self { out, lines, clock, first_tsc })
+    }
+
+    /// Writes one acquisition.
+    ///
+    /// # Errors
+    /// Whatever `out` returns.
+    pub fn write(&mut self, of: &AcquisitionStory) -> io::Result<()> {
+        let clock = &self.clock;
+        let since = |tsc: u64| tsc.saturating_sub(self.first_tsc);
+        let vcpu = |of: Option<VcpuId>| of.map_or_else(String::new, |of| of.vcpu.to_string());
+        match self.lines {
+            Lines::Table => {
+                let by = match (of.first_kicked_by, of.last_kicked_by) {
+                    (Some(first), Some(last)) if first != last => format!("{first}, then {last}"),
+                    (Some(first), _) => first.to_string(),
+                    _ => "nobody".into(),
+                };
+                writeln!(
+                    self.out,
+                    "{:>16} {:<8}{:<12}{:>6}{:>6}{:>15}{:>15}{:>15}  {by}",
+                    time(since(of.blocked), clock),
+                    of.vcpu.to_string(),
+                    format!("{:#010x}", of.lock),
+                    of.waits,
+                    of.waking_kicks,
+                    time(of.slept, clock),
+                    time(of.longest, clock),
+                    time(of.marked.saturating_sub(of.blocked), clock),
+                )
+            }
+            Lines::Csv => {
+                let times = [since(of.blocked), since(of.running), since(of.marked)];
+                let [blocked, running, marked] = times.map(|ticks| nanoseconds(ticks, clock));
+                writeln!(
+                    self.out,
+                    "{},{},{:#010x},exact,{},{blocked},{running},{marked},{},{},{},{},{},{}",
+                    of.vcpu.domain,
+                    of.vcpu.vcpu,
+                    of.lock,
+                    if clock.hz.is_some() { "ns" } else { "ticks" },
+                    nanoseconds(of.slept, clock),
+                    nanoseconds(of.longest, clock),
+                    of.waits,
+                    of.waking_kicks,
+                    vcpu(of.first_kicked_by),
+                    vcpu(of.last_kicked_by),
+                )
+            }
+            Lines::Json => {
+                serde_json::to_writer(&mut self.out, of).map_err(io::Error::from)?;
+                writeln!(self.out)
+            }
+        }
+    }
+
+    /// Ends the output.
+    ///
+    /// # Errors
+    /// Whatever `out` returns.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Microseconds, or ticks.
+fn time(ticks: u64, clock: &Clock) -> String {
+    clock.ns(ticks).map_or_else(|| ticks.to_string(), |ns| format!("{:.3}", ns / 1e3))
+}
+
+/// Nanoseconds, or ticks.
+fn nanoseconds(ticks: u64, clock: &Clock) -> String {
+    clock.ns(ticks).map_or_else(|| ticks.to_string(), |ns| format!("{ns:.0}"))
+}
