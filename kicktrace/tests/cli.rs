@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 const TWICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/kick-twice-pv.xentrace.bin");
+const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/mini-pv.xentrace.bin");
 const UNLOCK: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/kick-at-unlock-pv.xentrace.bin");
 
@@ -41,6 +42,33 @@ fn summary_as_table_json_and_csv() {
     let columns = csv.lines().next().unwrap().split(',').count();
     assert_eq!(csv.lines().count(), 1 + 9, "one line a vCPU");
     assert!(csv.lines().all(|line| line.split(',').count() == columns));
+}
+
+#[test]
+fn locks_as_table_json_and_csv_one_by_one_and_each() {
+    let table = good(&["locks", TWICE]);
+    assert!(table.contains("d1: every figure is exact") && table.contains("0x0016f080"), "{table}");
+    let json: serde_json::Value = serde_json::from_str(&good(&["locks", "--json", TWICE])).unwrap();
+    let lock = &json["domains"][0]["locks"][0];
+    assert_eq!(lock["acquisitions"]["certainty"], "exact");
+    let blocked = lock["acquisitions"]["blocked"].as_u64().unwrap();
+    assert!(blocked > 200 && lock["wait"]["histogram"].as_array().unwrap().len() > 10);
+    assert_eq!(good(&["locks", "--csv", TWICE]).lines().count(), 1 + 2);
+    let args = ["locks", "--each", "--dom", "1", "--lock", "0x16f080"];
+    let each = good(&[&args[..], &["--csv", TWICE]].concat());
+    assert_eq!(each.lines().count() as u64, 1 + blocked, "a line an acquisition");
+    let columns = each.lines().next().unwrap().split(',').count();
+    assert!(each.lines().all(|line| line.split(',').count() == columns));
+    let lines = good(&[&args[..], &["--json", TWICE]].concat());
+    let twice = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|of| of["waits"] == 2 && of["waking_kicks"] == 2)
+        .count() as u64;
+    assert_eq!(lock["acquisitions"]["table"][2][2], twice);
+    assert_eq!(good(&["locks", "--each", "--lock", "1", TWICE]).lines().count(), 1);
+    let message = bad(&["locks", MINI], 2);
+    assert!(message.contains("no guest marks") && message.contains("878440 bytes"), "{message}");
 }
 
 #[test]

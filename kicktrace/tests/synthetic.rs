@@ -1,5 +1,9 @@
 //! What the analyser says about simulated traces, against what really happened.
 
+use std::collections::BTreeMap;
+
+use kicktrace::analysis::{AcquisitionStory, Analyser, Observe};
+use kicktrace::reader::{ReadOptions, read};
 use kicktrace::synth::{Guest, Kicks, Plan, Truth, VcpuTruth, generate};
 use kicktrace::{Options, Summary, summarise};
 
@@ -90,6 +94,57 @@ fn marked_acquisitions_are_the_truth() {
             assert_eq!(marked.table[1..], truth.acquisitions[1..]);
             assert_eq!((marked.excluded, marked.disagreements), (0, 0));
         });
+    }
+}
+
+#[test]
+fn locks_one_by_one_are_the_truth() {
+    for (kicks, guest) in [(Kicks::Twice, Guest::Pv), (Kicks::AtUnlock, Guest::PvhAmd419)] {
+        let plan = Plan {
+            locks: 3,
+            vcpus: 8,
+            kicks,
+            guest,
+            outside_ns: 1_000,
+            markers: true,
+            ..Plan::default()
+        };
+        let mut trace = Vec::new();
+        let truth = generate(&plan, &mut trace).expect("a Vec takes everything");
+        let mut analyser = Analyser::observed(&Options::default(), Each::default());
+        let reading =
+            read(&trace[..], &ReadOptions::default(), &mut analyser).expect("a sound trace");
+        let (summary, each) = analyser.finish(reading);
+        assert_eq!(truth.locks.len(), 6, "the plan contends for each lock");
+        let mut told = 0;
+        for domain in &summary.domains {
+            for of in &domain.locks {
+                let real = truth.locks[&(domain.id, of.lock.expect("few locks"))];
+                assert_eq!(of.acquisitions.table[1..], real[1..]);
+                assert!(of.waits >= of.acquisitions.waits && of.wait.count == of.waits);
+                assert!(of.waits_kicked >= of.acquisitions.waking_kicks);
+                let longest = of.longest.expect("it was waited for");
+                assert!(longest.ticks <= of.wait.max, "a histogram rounds up");
+                told += 1;
+            }
+        }
+        assert_eq!(told, truth.locks.len());
+        // One by one they are the same acquisitions.
+        assert_eq!(each.0, truth.locks);
+    }
+}
+
+/// Sums up acquisitions as they are told.
+#[derive(Default)]
+struct Each(BTreeMap<(u16, u32), [[u64; 4]; 4]>);
+
+impl Observe for Each {
+    fn acquisition(&mut self, of: &AcquisitionStory) {
+        assert!(of.blocked < of.running && of.running <= of.marked);
+        assert!(of.longest <= of.slept && of.slept <= of.running - of.blocked);
+        assert_eq!(of.first_kicked_by.is_some(), of.waking_kicks > 0);
+        let table = self.0.entry((of.vcpu.domain, of.lock)).or_default();
+        table[of.waits.min(3) as usize][of.waking_kicks.min(3) as usize] += 1;
     }
 }
 

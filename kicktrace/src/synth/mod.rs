@@ -7,6 +7,7 @@
 
 mod emit;
 mod ring;
+mod schedule;
 mod sim;
 
 use std::collections::BTreeMap;
@@ -39,8 +40,10 @@ pub struct Plan {
     pub seed: u64,
     /// pCPUs of the host.
     pub pcpus: u32,
-    /// Domains 1..=`domains`, each with one lock.
+    /// Domains 1..=`domains`.
     pub domains: u16,
+    /// Locks of each domain; each acquisition is of a random one.
+    pub locks: u16,
     /// vCPUs of each domain.
     pub vcpus: u16,
     /// How they enter Xen.
@@ -86,6 +89,7 @@ impl Default for Plan {
             seed: 1,
             pcpus: 4,
             domains: 2,
+            locks: 1,
             vcpus: 4,
             guest: Guest::Pv,
             kicks: Kicks::AtUnlock,
@@ -140,6 +144,8 @@ pub struct VcpuTruth {
 pub struct Truth {
     /// By domain and vCPU.
     pub vcpus: BTreeMap<(u16, u16), VcpuTruth>,
+    /// By domain and low half of the lock's address: as [`VcpuTruth::acquisitions`].
+    pub locks: BTreeMap<(u16, u32), [[u64; 4]; 4]>,
     /// Records written to the trace, window headers and padding left out.
     pub records: u64,
     /// Records dropped because a ring was full.

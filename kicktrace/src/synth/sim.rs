@@ -1,21 +1,21 @@
 //! The simulated host: pCPUs with run queues, vCPUs that fight for their domain's queue lock.
 //!
-//! Owns what happens and when, and the truth about it. Time is in ns. Every action of a pCPU takes
+//! Owns what the vCPUs do and when, and the truth about it; who is on which pCPU is decided in
+//! `schedule.rs`. Time is in ns. Every action of a pCPU takes
 //! its pCPU's time, so records of one pCPU never overlap.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, Write};
 
-use super::emit::{Pen, STEP};
+use super::emit::Pen;
 use super::ring::Rings;
 use super::{Kicks, Plan, Truth, VcpuTruth};
 use crate::event::{self, Runstate};
 use crate::markers;
 
-/// ns from BLOCK to the switch away, and from a wake to the switch to an idle pCPU's new vCPU.
+/// ns from BLOCK to the switch away.
 const DESCHEDULE: u64 = 3_000;
-const WAKE_LATENCY: u64 = 2_000;
 /// ns a kick takes to reach its wake.
 const KICK: u64 = 200;
 
@@ -23,7 +23,7 @@ type Who = (u16, u16);
 
 /// Where a vCPU's programme stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// Wants the lock.
     Acquire,
     /// In the queue, spinning until this time.
@@ -39,42 +39,44 @@ enum Step {
 }
 
 #[derive(Debug)]
-struct Vcpu {
-    who: Who,
-    state: Runstate,
-    since: u64,
+pub(super) struct Vcpu {
+    pub(super) who: Who,
+    pub(super) state: Runstate,
+    pub(super) since: u64,
     /// The pCPU it is on, or was on last.
-    cpu: u32,
-    step: Step,
+    pub(super) cpu: u32,
+    pub(super) step: Step,
+    /// Which of its domain's locks it wants or has.
+    lock: u16,
     /// Makes events of a time before a preemption void.
-    turn: u32,
+    pub(super) turn: u32,
     /// Time left of what it does, when preempted.
-    left: u64,
-    due: u64,
+    pub(super) left: u64,
+    pub(super) due: u64,
     /// Its port's pending bit.
-    pending: bool,
+    pub(super) pending: bool,
     /// Between BLOCK and the end of the wait.
-    asleep: bool,
+    pub(super) asleep: bool,
     /// When the wake under way is written to the trace.
-    ready: u64,
+    pub(super) ready: u64,
     /// Woken by a kick (true) or a timer (false).
-    woken: Option<bool>,
+    pub(super) woken: Option<bool>,
     /// Waits and waking kicks of this acquisition, and polls and kicks as the guest counts them.
-    waits: u32,
-    kicks: u32,
-    polls: u32,
-    kicked_waits: u32,
-    truth: VcpuTruth,
+    pub(super) waits: u32,
+    pub(super) kicks: u32,
+    pub(super) polls: u32,
+    pub(super) kicked_waits: u32,
+    pub(super) truth: VcpuTruth,
 }
 
 #[derive(Debug, Default)]
-struct Pcpu {
-    current: Option<usize>,
-    came: u64,
-    queue: VecDeque<usize>,
+pub(super) struct Pcpu {
+    pub(super) current: Option<usize>,
+    pub(super) came: u64,
+    pub(super) queue: VecDeque<usize>,
     /// It cannot do anything else before.
-    busy: u64,
-    slice: u32,
+    pub(super) busy: u64,
+    pub(super) slice: u32,
 }
 
 #[derive(Debug, Default)]
@@ -84,7 +86,7 @@ struct Lock {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
+pub(super) enum What {
     /// A vCPU's next step, void when its turn has passed.
     Step(usize, u32),
     /// A pCPU that idles takes its next vCPU.
@@ -97,13 +99,13 @@ enum What {
 }
 
 pub(super) struct Sim<'p, W> {
-    plan: &'p Plan,
+    pub(super) plan: &'p Plan,
     rings: Rings<W>,
     events: BinaryHeap<Reverse<(u64, u64, What)>>,
     sequence: u64,
     random: u64,
-    vcpus: Vec<Vcpu>,
-    pcpus: Vec<Pcpu>,
+    pub(super) vcpus: Vec<Vcpu>,
+    pub(super) pcpus: Vec<Pcpu>,
     locks: Vec<Lock>,
 }
 
@@ -117,7 +119,7 @@ impl<'p, W: Write> Sim<'p, W> {
             random: plan.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             vcpus: Vec::new(),
             pcpus: (0..plan.pcpus).map(|_| Pcpu::default()).collect(),
-            locks: (0..plan.domains).map(|_| Lock::default()).collect(),
+            locks: (0..plan.domains * plan.locks).map(|_| Lock::default()).collect(),
         };
         for domain in 1..=plan.domains {
             for vcpu in 0..plan.vcpus {
@@ -164,7 +166,7 @@ impl<'p, W: Write> Sim<'p, W> {
         self.rings.finish()
     }
 
-    fn at(&mut self, ns: u64, what: What) {
+    pub(super) fn at(&mut self, ns: u64, what: What) {
         self.sequence += 1;
         self.events.push(Reverse((ns, self.sequence, what)));
     }
@@ -178,17 +180,17 @@ impl<'p, W: Write> Sim<'p, W> {
     }
 
     /// A time around `mean`: half to one and a half of it.
-    fn about(&mut self, mean: u64) -> u64 {
+    pub(super) fn about(&mut self, mean: u64) -> u64 {
         mean / 2 + self.below(mean + 1)
     }
 
-    fn pen(&mut self, cpu: u32, ns: u64) -> Pen<'_, W> {
+    pub(super) fn pen(&mut self, cpu: u32, ns: u64) -> Pen<'_, W> {
         let current = self.pcpus[cpu as usize].current.map(|vcpu| self.vcpus[vcpu].who);
         Pen::new(&mut self.rings, self.plan, cpu, ns, current)
     }
 
     /// The vCPU's pCPU is busy up to `ns`; then the vCPU goes on with `step` after `delay`.
-    fn goes_on(&mut self, index: usize, ns: u64, step: Step, delay: u64) {
+    pub(super) fn goes_on(&mut self, index: usize, ns: u64, step: Step, delay: u64) {
         let vcpu = &mut self.vcpus[index];
         self.pcpus[vcpu.cpu as usize].busy = ns;
         vcpu.step = step;
@@ -213,12 +215,16 @@ impl<'p, W: Write> Sim<'p, W> {
     }
 
     fn lock_of(&mut self, index: usize) -> &mut Lock {
-        let domain = self.vcpus[index].who.0;
-        &mut self.locks[usize::from(domain) - 1]
+        let vcpu = &self.vcpus[index];
+        let at = (vcpu.who.0 - 1) * self.plan.locks + vcpu.lock;
+        &mut self.locks[usize::from(at)]
     }
 
     fn acquire(&mut self, at: u64, index: usize) {
         let mut at = at;
+        if self.plan.locks > 1 {
+            self.vcpus[index].lock = self.below(u64::from(self.plan.locks)) as u16;
+        }
         for _ in 0..self.plan.noise {
             let cpu = self.vcpus[index].cpu;
             let mut pen = self.pen(cpu, at);
@@ -261,12 +267,12 @@ impl<'p, W: Write> Sim<'p, W> {
     /// Goes to sleep, unless its port is pending already.
     fn wait(&mut self, at: u64, index: usize) {
         let vcpu = &mut self.vcpus[index];
-        let (cpu, who) = (vcpu.cpu, vcpu.who);
+        let (cpu, who, lock) = (vcpu.cpu, vcpu.who, vcpu.lock_address());
         let pending = std::mem::take(&mut vcpu.pending);
         let mut ns = at;
         if self.plan.markers {
             let mut pen = self.pen(cpu, at);
-            pen.mark(markers::WAIT_BEGIN, &[u32::from(who.1), lock_address(who), 0]);
+            pen.mark(markers::WAIT_BEGIN, &[u32::from(who.1), lock, 0]);
             ns = pen.ns;
         }
         if pending {
@@ -346,12 +352,12 @@ impl<'p, W: Write> Sim<'p, W> {
     fn ends_wait(&mut self, at: u64, index: usize, kicked: bool) {
         let vcpu = &mut self.vcpus[index];
         vcpu.kicked_waits += u32::from(kicked);
-        let (cpu, who) = (vcpu.cpu, vcpu.who);
+        let (cpu, who, lock) = (vcpu.cpu, vcpu.who, vcpu.lock_address());
         let mut ns = at;
         if self.plan.markers {
             let outcome = if kicked { markers::outcome::KICKED } else { markers::outcome::EARLY };
             let mut pen = self.pen(cpu, at);
-            pen.mark(markers::WAIT_END, &[u32::from(who.1), lock_address(who), outcome]);
+            pen.mark(markers::WAIT_END, &[u32::from(who.1), lock, outcome]);
             ns = pen.ns;
         }
         let until = ns + self.plan.spin_ns;
@@ -360,17 +366,20 @@ impl<'p, W: Write> Sim<'p, W> {
 
     fn owns(&mut self, at: u64, index: usize) {
         let vcpu = &mut self.vcpus[index];
-        let (cpu, who) = (vcpu.cpu, vcpu.who);
+        let (cpu, who, lock) = (vcpu.cpu, vcpu.who, vcpu.lock_address());
         let (waits, kicks) = (std::mem::take(&mut vcpu.waits), std::mem::take(&mut vcpu.kicks));
         let (polls, kicked) =
             (std::mem::take(&mut vcpu.polls), std::mem::take(&mut vcpu.kicked_waits));
         if waits > 0 {
-            vcpu.truth.acquisitions[waits.min(3) as usize][kicks.min(3) as usize] += 1;
+            let (row, column) = (waits.min(3) as usize, kicks.min(3) as usize);
+            vcpu.truth.acquisitions[row][column] += 1;
+            let of_lock = self.rings.truth.locks.entry((who.0, lock)).or_default();
+            of_lock[row][column] += 1;
         }
         let mut ns = at;
         if self.plan.markers && polls > 0 {
             let mut pen = self.pen(cpu, at);
-            let words = [u32::from(who.1), lock_address(who), polls, kicked];
+            let words = [u32::from(who.1), lock, polls, kicked];
             pen.mark(markers::ACQUIRED_AFTER_BLOCK, &words);
             ns = pen.ns;
         }
@@ -419,116 +428,6 @@ impl<'p, W: Write> Sim<'p, W> {
         pen.back();
         pen.ns
     }
-
-    /// `cpu` wakes a sleeping vCPU.
-    fn wake(&mut self, at: u64, index: usize, cpu: u32, by_kick: bool) -> u64 {
-        let vcpu = &mut self.vcpus[index];
-        vcpu.woken = Some(by_kick);
-        let (who, blocked) = (vcpu.who, vcpu.state == Runstate::Blocked);
-        let home = vcpu.cpu;
-        let mut pen = self.pen(cpu, at);
-        pen.sched(event::WAKE, who);
-        let changed = pen.ns;
-        if blocked {
-            pen.runstate(who, Runstate::Blocked, Runstate::Runnable);
-        }
-        let ns = pen.ns;
-        self.vcpus[index].ready = ns;
-        if blocked {
-            self.vcpus[index].enter(changed, Runstate::Runnable);
-            // An idle pCPU takes it, its own if that is one.
-            let idle = |cpu: &u32| {
-                let pcpu = &self.pcpus[*cpu as usize];
-                pcpu.current.is_none() && pcpu.queue.is_empty()
-            };
-            let shift = at as u32 % self.plan.pcpus;
-            let others = (0..self.plan.pcpus).map(|n| (n + shift) % self.plan.pcpus);
-            let place = std::iter::once(home).chain(others).find(idle).unwrap_or(home);
-            self.pcpus[place as usize].queue.push_back(index);
-            self.at(ns + WAKE_LATENCY, What::SwitchIn(place));
-        }
-        ns
-    }
-
-    fn timer(&mut self, at: u64, index: usize) {
-        let vcpu = &self.vcpus[index];
-        let still = vcpu.asleep && vcpu.woken.is_none();
-        let cpu = vcpu.cpu;
-        let pcpu = &self.pcpus[cpu as usize];
-        if !still || vcpu.state != Runstate::Blocked {
-            return;
-        }
-        if pcpu.busy > at {
-            let again = pcpu.busy;
-            self.at(again, What::Timer(index));
-            return;
-        }
-        let ns = self.wake(at, index, cpu, false);
-        self.pcpus[cpu as usize].busy = ns;
-    }
-
-    fn switch_in(&mut self, at: u64, cpu: u32) {
-        let pcpu = &self.pcpus[cpu as usize];
-        if pcpu.current.is_some() || pcpu.queue.iter().all(|&of| self.vcpus[of].ready > at) {
-            return;
-        }
-        if pcpu.busy > at {
-            let again = pcpu.busy;
-            self.at(again, What::SwitchIn(cpu));
-            return;
-        }
-        self.switch(at, cpu, Runstate::Runnable);
-    }
-
-    fn slice_end(&mut self, at: u64, cpu: u32, slice: u32) {
-        let pcpu = &self.pcpus[cpu as usize];
-        let Some(current) = pcpu.current.filter(|_| pcpu.slice == slice) else { return };
-        if pcpu.busy > at || self.vcpus[current].asleep {
-            let again = pcpu.busy.max(at + 1_000);
-            self.at(again, What::SliceEnd(cpu, slice));
-        } else if pcpu.queue.is_empty() {
-            let again = at + self.plan.slice_ns;
-            self.at(again, What::SliceEnd(cpu, slice));
-        } else {
-            let vcpu = &mut self.vcpus[current];
-            vcpu.turn += 1;
-            vcpu.left = vcpu.due.saturating_sub(at);
-            self.pcpus[cpu as usize].queue.push_back(current);
-            self.switch(at, cpu, Runstate::Runnable);
-        }
-    }
-
-    /// `cpu` goes from its current vCPU, which enters `to`, to the next of its queue or to idle.
-    fn switch(&mut self, at: u64, cpu: u32, to: Runstate) {
-        let idle = (event::DOMID_IDLE as u16, cpu as u16);
-        let pcpu = &mut self.pcpus[cpu as usize];
-        let (prev, came) = (pcpu.current, pcpu.came);
-        let next = pcpu.queue.iter().position(|&of| self.vcpus[of].ready <= at);
-        let next = next.and_then(|place| pcpu.queue.remove(place));
-        let name = |of: Option<usize>| of.map_or(idle, |of| self.vcpus[of].who);
-        let (prev_who, next_who) = (name(prev), name(next));
-        let mut pen = self.pen(cpu, at);
-        let left = pen.switch(prev_who, came, to, next_who);
-        let ns = pen.ns;
-        let pcpu = &mut self.pcpus[cpu as usize];
-        (pcpu.current, pcpu.came, pcpu.busy) = (next, at, ns);
-        pcpu.slice += 1;
-        let slice = pcpu.slice;
-        if let Some(prev) = prev {
-            self.vcpus[prev].enter(left, to);
-        }
-        if let Some(next) = next {
-            let vcpu = &mut self.vcpus[next];
-            vcpu.enter(left + STEP, Runstate::Running);
-            vcpu.cpu = cpu;
-            if vcpu.asleep {
-                vcpu.truth.polls_blocked += 1;
-            }
-            let (step, left) = (vcpu.step, vcpu.left);
-            self.goes_on(next, ns, step, left);
-            self.at(ns + self.plan.slice_ns, What::SliceEnd(cpu, slice));
-        }
-    }
 }
 
 impl Vcpu {
@@ -539,6 +438,7 @@ impl Vcpu {
             since: 0,
             cpu,
             step: Step::Acquire,
+            lock: 0,
             turn: 0,
             left: 1_000,
             due: 0,
@@ -554,8 +454,13 @@ impl Vcpu {
         }
     }
 
+    /// The address of its lock, as the marks tell it.
+    fn lock_address(&self) -> u32 {
+        0x10_0000 + u32::from(self.who.0) * 0x1_0000 + u32::from(self.lock) * 64
+    }
+
     /// Accounts the state that ends and enters `state`.
-    fn enter(&mut self, ns: u64, state: Runstate) {
+    pub(super) fn enter(&mut self, ns: u64, state: Runstate) {
         let time = ns.saturating_sub(self.since);
         match self.state {
             // Before its first run the trace does not know it.
@@ -566,9 +471,4 @@ impl Vcpu {
         }
         (self.state, self.since) = (state, ns);
     }
-}
-
-/// The address a domain's lock has, as the marks tell it.
-fn lock_address(who: Who) -> u32 {
-    0x10_0000 + u32::from(who.0) * 64
 }
