@@ -1,4 +1,4 @@
-//! The only switch between the processor's atomics and the model checker's.
+//! The only switch between the processor's atomics and those of loom and shuttle.
 //!
 //! Owns which atomic types the crate uses and how an ordering is named, so that the model suite can
 //! weaken one ordering at a time. Never holds lock logic.
@@ -6,7 +6,10 @@
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
+
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 
 /// An ordering with a name: `ord!("handover-store", Release)`.

@@ -28,14 +28,14 @@
 //! model checker and Miri, `portable.rs` does the same steps with 32-bit operations only.
 
 // Unit tests run both on x86-64.
-#[cfg(any(test, not(target_arch = "x86_64"), loom, miri))]
+#[cfg(any(test, not(target_arch = "x86_64"), loom, shuttle, miri))]
 mod portable;
-#[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
 mod x86_64;
 
-#[cfg(any(not(target_arch = "x86_64"), loom, miri))]
+#[cfg(any(not(target_arch = "x86_64"), loom, shuttle, miri))]
 pub(crate) use portable::Word;
-#[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
 pub(crate) use x86_64::Word;
 
 /// The locked byte of a free lock.
