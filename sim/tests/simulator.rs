@@ -149,7 +149,7 @@ fn the_posted_patch_is_found_and_replayed() {
         preempt_for: Dist::Exponential(50_000),
         ..Config::default()
     };
-    let what = if cfg!(debug_assertions) { "two entries for lock" } else { "panic" };
+    let what = if cfg!(debug_assertions) { "two entries for lock" } else { "in use at the end" };
     found_and_replayed(&config, Policy::AsPosted, what);
 }
 
