@@ -1,23 +1,27 @@
-//! Builds the guest image and tells `pvlab` where it is.
+//! Builds what `pvlab` carries inside, and tells it where that is.
 //!
-//! The image is the package `xen-guest`, compiled with the ordinary host toolchain and flags of its
-//! own into a freestanding ELF. It goes to a target directory under `OUT_DIR`, so that neither build
-//! disturbs the other. `XEN_GUEST_IMAGE` is its path, for `include_bytes!`; `XEN_GUEST_SELFTEST` is
-//! that of a second image, which the tests boot.
+//! - The guest image: the package `xen-guest`, compiled with the ordinary host toolchain and flags of
+//!   its own into a freestanding ELF. `XEN_GUEST_IMAGE` is its path, for `include_bytes!`;
+//!   `XEN_GUEST_SELFTEST` is that of a second image, which the tests boot.
+//! - The library of the package `pvlab-lockstep`, which the lab preloads into its emulator:
+//!   `PVLAB_LOCKSTEP`.
 //!
-//! Where the sources of the guest are not there (a published `pvlab`), or the machine cannot build
-//! it, `cfg(no_guest_image)` is set instead, and `pvlab` asks for `--image FILE`.
+//! Each goes to a target directory under `OUT_DIR`, so that no build disturbs another. Where the sources
+//! are not there (a published `pvlab`), or the machine cannot build them, `cfg(no_guest_image)` is
+//! set instead: `pvlab` asks for `--image FILE`, and has no repeatable mode.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
-/// What the image is made of: it is built again when one of these changes, and not otherwise.
+/// What is built again when one of these changes, and not otherwise.
 const SOURCES: &[&str] = &[
     "Cargo.lock",
     "Cargo.toml",
     "evtchn/Cargo.toml",
     "evtchn/src",
+    "lockstep/Cargo.toml",
+    "lockstep/src",
     "pvlock/Cargo.toml",
     "pvlock/src",
     "results/Cargo.toml",
@@ -41,9 +45,16 @@ fn main() {
     for source in SOURCES {
         println!("cargo::rerun-if-changed={source}");
     }
-    let folder = build(&root, &PathBuf::from(variable("OUT_DIR")).join("guest"));
-    for (name, image) in [("IMAGE", "xen-guest"), ("SELFTEST", "xen-guest-selftest")] {
-        println!("cargo::rustc-env=XEN_GUEST_{name}={}", folder.join(image).display());
+    let out = PathBuf::from(variable("OUT_DIR"));
+    let image = ["--package", "xen-guest", "--bins", "--features", "image"];
+    let guest = build(&root, &out.join("guest"), &image, &image_flags(&root));
+    let lockstep = build(&root, &out.join("lockstep"), &["--package", "pvlab-lockstep"], &[]);
+    for (name, file) in [
+        ("XEN_GUEST_IMAGE", guest.join("xen-guest")),
+        ("XEN_GUEST_SELFTEST", guest.join("xen-guest-selftest")),
+        ("PVLAB_LOCKSTEP", lockstep.join("libpvlab_lockstep.so")),
+    ] {
+        println!("cargo::rustc-env={name}={}", file.display());
     }
 }
 
@@ -59,14 +70,14 @@ fn possible(root: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs cargo for the images; returns where they are.
-fn build(root: &Path, target_dir: &Path) -> PathBuf {
+/// Runs cargo for `what`, compiled with `flags`; returns where the results are.
+fn build(root: &Path, target_dir: &Path, what: &[&str], flags: &[String]) -> PathBuf {
     let host = variable("HOST");
     let mut cargo = Command::new(variable("CARGO"));
     cargo
         .current_dir(root)
-        .args(["build", "--release", "--package", "xen-guest", "--bins"])
-        .args(["--features", "image"])
+        .args(["build", "--release"])
+        .args(what)
         // Named even though it is the host's: flags then leave build scripts and macros alone.
         .args(["--target", &host])
         .arg("--target-dir")
@@ -80,16 +91,16 @@ fn build(root: &Path, target_dir: &Path) -> PathBuf {
         cargo.env_remove(name);
     }
     // This form has no quoting: flags are separated by a byte that no path contains.
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&root.join("xen-guest/link.ld")).join("\x1f"));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     match cargo.status() {
         Ok(status) if status.success() => target_dir.join(host).join("release"),
-        Ok(status) => fail(&format!("building the guest image failed ({status}); see above")),
-        Err(error) => fail(&format!("cargo did not start for the guest image: {error}")),
+        Ok(status) => fail(&format!("building {} failed ({status}); see above", what[1])),
+        Err(error) => fail(&format!("cargo did not start for {}: {error}", what[1])),
     }
 }
 
 /// Compiler flags of the image.
-fn flags(linker_script: &Path) -> Vec<String> {
+fn image_flags(root: &Path) -> Vec<String> {
     [
         // A fixed address, no dynamic linker.
         "-Crelocation-model=static",
@@ -107,7 +118,7 @@ fn flags(linker_script: &Path) -> Vec<String> {
     ]
     .into_iter()
     .map(String::from)
-    .chain([format!("-Clink-arg=-T{}", linker_script.display())])
+    .chain([format!("-Clink-arg=-T{}", root.join("xen-guest/link.ld").display())])
     .collect()
 }
 

@@ -98,6 +98,14 @@ pub enum Error {
         /// What was measured.
         detail: String,
     },
+    /// The emulator's threads are not the ones that lockstep knows.
+    #[error(
+        "the emulator ({version}) has no thread of the name that lockstep looks for, so repeatable runs would not repeat on a busy machine: leave out --repeatable, or use another version (QEMU 10.0 is known to work)"
+    )]
+    NotHeld {
+        /// Its version.
+        version: String,
+    },
     /// The host took too long.
     #[error("the host did not finish within {} s and was ended; its last lines:\n{}\nthe whole console is in {}; a longer deadline may help", limit.as_secs(), indent(last), console.display())]
     Deadline {

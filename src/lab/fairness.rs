@@ -4,7 +4,8 @@
 //! three slices, and one that never pauses can starve its neighbour. Runs then repeat exactly, and
 //! are exactly wrong. So before the first repeatable run three pCPUs without a single PAUSE count
 //! against each other, in a machine that holds nothing but the few instructions below, and each
-//! notes the longest time it had to wait. Measured, in slices: QEMU 10.0 0.56 to 0.78, QEMU 7.2 2 to 3.
+//! notes the longest time it had to wait. The same start shows whether lockstep finds the thread it
+//! must hold the main loop back for. Measured, in slices: QEMU 10.0 0.56 to 0.78, QEMU 7.2 2 to 3.
 
 use std::arch::global_asm;
 use std::fs::{self, File};
@@ -14,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use super::process::Leashed;
 use super::qemu::{self, Emulator};
-use super::{Error, Lab, Mode, Repeatable};
+use super::{Error, Lab, Mode, Repeatable, lockstep};
 
 /// Written to the lab's folder once its emulator has passed.
-const STAMP: &str = "fair";
+const STAMP: &str = "fair-2";
 /// Turns of the first pCPU: some two thousand slices.
 const TURNS: u32 = 2_000_000;
 /// pCPUs in the race.
@@ -197,7 +198,10 @@ pub(super) fn require(lab: &Lab) -> Result<(), Error> {
     }
     let folder = lab.cache.run_folder()?;
     let settings = Repeatable::default();
-    let noted = race(Emulator { root: &lab.root() }.command(), folder.path(), settings)?;
+    let mode = Mode::Repeatable(settings);
+    lockstep::lay_out(folder.path(), mode)?;
+    let emulator = Emulator { root: &lab.root() }.command(mode);
+    let noted = race(emulator, folder.path(), settings, &lab.parts.qemu)?;
     judge(&noted, settings, &lab.parts.qemu)?;
     fs::write(&stamp, format!("{noted:?}\n")).map_err(Error::file("write", &stamp))
 }
@@ -217,7 +221,12 @@ fn judge(noted: &[Noted], settings: Repeatable, version: &str) -> Result<(), Err
 }
 
 /// Runs the race and reads what the pCPUs noted.
-fn race(mut command: Command, folder: &Path, settings: Repeatable) -> Result<Vec<Noted>, Error> {
+fn race(
+    mut command: Command,
+    folder: &Path,
+    settings: Repeatable,
+    version: &str,
+) -> Result<Vec<Noted>, Error> {
     let bios = folder.join("fairness.bin");
     fs::write(&bios, firmware()).map_err(Error::file("write", &bios))?;
     let words = folder.join("fairness.err");
@@ -230,9 +239,10 @@ fn race(mut command: Command, folder: &Path, settings: Repeatable) -> Result<Vec
     command.args("-bios fairness.bin -debugcon file:fairness.txt".split(' '));
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    let said = || fs::read_to_string(&words).unwrap_or_default();
     let failed = |status: String| Error::Emulator {
         status,
-        words: fs::read_to_string(&words).unwrap_or_default(),
+        words: said(),
         during: "the fairness check".into(),
     };
     let begun = Instant::now();
@@ -242,6 +252,9 @@ fn race(mut command: Command, folder: &Path, settings: Repeatable) -> Result<Vec
         late if late > LIMIT => Err(failed(format!("nothing within {} s", LIMIT.as_secs()))),
         _ => Ok(()),
     })?;
+    if !lockstep::held(&said()) {
+        return Err(Error::NotHeld { version: version.into() });
+    }
     let text = fs::read_to_string(folder.join("fairness.txt")).unwrap_or_default();
     parse(&text).ok_or_else(|| failed(status.to_string()))
 }

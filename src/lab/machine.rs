@@ -14,7 +14,7 @@ use super::cpio::Archive;
 use super::overlay::{self, Content};
 use super::process::Leashed;
 use super::qemu::{self, Emulator};
-use super::{Boot, Ended, Error, Lab, Mode, build, elf, fairness, initramfs};
+use super::{Boot, Ended, Error, Lab, Mode, build, elf, fairness, initramfs, lockstep};
 use crate::interrupt;
 
 /// The serial console, in [`Boot::out`].
@@ -36,7 +36,7 @@ pub(super) fn run(lab: &Lab, boot: &Boot, on_line: &mut dyn FnMut(&str)) -> Resu
     let folder = lab.cache.run_folder()?;
     lay_out(lab, boot, folder.path())?;
 
-    let mut command = Emulator { root: &lab.root() }.command();
+    let mut command = Emulator { root: &lab.root() }.command(boot.mode);
     command.args(qemu::host(boot, Some(&out), "stdio")).current_dir(folder.path());
     let shown = out.join(COMMAND);
     fs::write(&shown, qemu::shown(&command) + "\n").map_err(Error::file("write", &shown))?;
@@ -67,7 +67,7 @@ pub(super) fn shell(lab: &Lab, boot: &Boot) -> Result<(), Error> {
     let folder = lab.cache.run_folder()?;
     let boot = Boot { script: String::new(), ..boot.clone() };
     lay_out(lab, &boot, folder.path())?;
-    let mut command = Emulator { root: &lab.root() }.command();
+    let mut command = Emulator { root: &lab.root() }.command(boot.mode);
     // Not in a process group of its own: it reads from the terminal. Ctrl-C goes to dom0; the
     // monitor's Ctrl-A X ends the emulator.
     command.args(qemu::host(&boot, None, "mon:stdio")).current_dir(folder.path());
@@ -91,6 +91,7 @@ fn lay_out(lab: &Lab, boot: &Boot, folder: &Path) -> Result<(), Error> {
         symlink(lab.part(from), &link).map_err(Error::file("create link", &link))?;
     }
     let overlay = overlay_archive(lab, boot)?;
+    lockstep::lay_out(folder, boot.mode)?;
     let path = folder.join(qemu::INITRD);
     let write = || -> io::Result<()> {
         let mut out = BufWriter::new(File::create(&path)?);

@@ -27,6 +27,7 @@ mod error;
 mod fairness;
 mod initramfs;
 mod kernel;
+mod lockstep;
 mod machine;
 mod modules;
 mod overlay;

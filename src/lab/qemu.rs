@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Boot, Error, Mode, Repeatable};
+use super::{Boot, Error, Mode, Repeatable, lockstep};
 
 /// The file names a host is started from, in the emulator's working folder. They are part of the
 /// guest's memory, so they are the same for every run and machine.
@@ -21,12 +21,16 @@ pub(super) struct Emulator<'a> {
 }
 
 impl Emulator<'_> {
-    /// The program, with its own libraries, data and modules, and nothing of the machine's.
-    pub(super) fn command(&self) -> Command {
+    /// The program, with its own libraries, data and modules, and nothing of the machine's. In
+    /// repeatable mode its folder needs [`lockstep::lay_out`].
+    pub(super) fn command(&self, mode: Mode) -> Command {
         let place = |path: &str| self.root.join(path);
         // Its own dynamic linker: the machine's may be of another release than its libc.
         let mut command = Command::new(place("usr/lib64/ld-linux-x86-64.so.2"));
         let libraries = super::elf::LIBRARY_FOLDERS.map(|folder| place(folder).into_os_string());
+        if mode != Mode::Parallel {
+            command.arg("--preload").arg(lockstep::FILE);
+        }
         command.arg("--library-path").arg(libraries.join(&OsString::from(":")));
         command.arg(place("usr/bin/qemu-system-x86_64"));
         for data in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
@@ -69,8 +73,10 @@ pub(super) fn timing(mode: Mode) -> Vec<String> {
         Mode::Parallel => words("-accel tcg,thread=multi,tb-size=512"),
         Mode::Repeatable(Repeatable { shift, slice, seed }) => {
             let slice = slice.as_micros();
+            // Named threads are what lockstep tells them apart by. The translated code must fit: when
+            // it is thrown away depends on the host's addresses, and cuts a turn short.
             words(&format!(
-                "-accel tcg,thread=single,tb-size=512 -icount shift={shift},sleep=off \
+                "-name lab,debug-threads=on -accel tcg,thread=single,tb-size=1536 -icount shift={shift},sleep=off \
                  -rtc clock=vm,base=2024-01-01 -seed {seed} \
                  -netdev hubport,id=n0,hubid=0 \
                  -object filter-buffer,id=f0,netdev=n0,queue=rx,interval={slice}"
@@ -176,6 +182,7 @@ mod tests {
             "-rtc clock=vm,base=2024-01-01",
             "-seed 7",
             "interval=10",
+            "debug-threads=on",
             "nokaslr",
             "bootscrub=0",
         ] {
