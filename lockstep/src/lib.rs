@@ -13,7 +13,7 @@
 //!
 //! This library is preloaded into QEMU (`ld.so --preload`) and gives the main loop the big lock (the
 //! mutex both threads share) only when the vCPU thread says so: while it sleeps because all pCPUs are
-//! halted, and once every [`PASS_EVERY`] times it takes that lock itself, a number that depends on
+//! halted, and once every `PASS_EVERY` times it takes that lock itself, a number that depends on
 //! the guest alone. The second is for what the main loop must do even if no pCPU ever halts: power the
 //! machine off, answer a signal.
 //!
