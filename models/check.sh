@@ -92,10 +92,13 @@ for policy in at-unlock twice; do
     check "kick-$policy-4-once-liveness" holds liveness "-DCPUS=4 -DROUNDS=1 $as"
     check "kick-$policy-3-nested-safety" holds safety "-DCPUS=3 -DROUNDS=1 -DNESTED $as"
 done
-check adaptive-3-ever-safety holds safety "-DCPUS=3 -DSTEALS"
-check adaptive-3-ever-liveness holds liveness "-DCPUS=3 -DSTEALS"
-check hybrid-3-ever-safety holds safety "-DCPUS=3 -DSTEALS -DNO_REARM -DUNBOUNDED"
-check hybrid-3-ever-liveness holds liveness "-DCPUS=3 -DSTEALS -DNO_REARM -DUNBOUNDED"
+for policy in adaptive hybrid; do
+    case $policy in adaptive) as=-DSTEALS ;; hybrid) as="-DSTEALS -DNO_REARM -DUNBOUNDED" ;; esac
+    check $policy-3-ever-safety holds safety "-DCPUS=3 $as"
+    check $policy-3-ever-liveness holds liveness "-DCPUS=3 $as"
+    check $policy-4-once-safety holds safety "-DCPUS=4 -DROUNDS=1 $as"
+    check $policy-4-once-liveness holds liveness "-DCPUS=4 -DROUNDS=1 $as"
+done
 
 # What must be found.
 assertion="assertion violated" asleep="invalid end state" starves="acceptance cycle"

@@ -63,11 +63,12 @@ fn two_processes_are_equal() {
 
 #[test]
 fn two_thousand_vcpus_over_five_hundred_locks_finish() {
+    // A debug build looks through a table of 16,384 entries at every insertion.
     let config =
-        Config { vcpus: 2_000, pcpus: 1_000, locks: 500, acquisitions: 20, ..Config::default() };
+        Config { vcpus: 2_000, pcpus: 1_000, locks: 500, acquisitions: 6, ..Config::default() };
     for policy in PV {
         let report = run(&config, policy);
-        assert_eq!(report.acquisitions, 40_000);
+        assert_eq!(report.acquisitions, 12_000);
         assert!(report.blocked.acquisitions > 1_000, "{report:?}");
     }
 }
