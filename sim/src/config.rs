@@ -115,11 +115,7 @@ impl Config {
     pub fn command(&self, policy: Policy) -> String {
         // A debug build looks at more (two entries for one lock), so it may see a defect earlier.
         let release = if cfg!(debug_assertions) { "" } else { "--release " };
-        let mut command = format!("cargo run {release}-p pvlock-sim -- --policy {policy}");
-        for (option, value) in self.options() {
-            command += &format!(" --{option} {value}");
-        }
-        command
+        format!("cargo run {release}-p pvlock-sim -- --policy {policy} {self}")
     }
 
     /// Options and values that differ from the defaults.
@@ -234,6 +230,15 @@ impl Config {
             return Err(format!("--slice {}: nobody would ever run", self.slice));
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Config {
+    /// The options that differ from the defaults, and the seed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = self.options().into_iter();
+        let words = options.map(|(option, value)| format!("--{option} {value}"));
+        f.write_str(&words.collect::<Vec<_>>().join(" "))
     }
 }
 

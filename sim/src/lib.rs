@@ -21,4 +21,4 @@ mod run;
 pub use config::{Config, Fault, MAX_VCPUS, Policy, WakeOrder};
 pub use dist::{Dist, Time};
 pub use report::{Blocked, Failure, Report, Wait, table};
-pub use run::simulate;
+pub use run::{simulate, simulate_with};

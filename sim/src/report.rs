@@ -11,7 +11,6 @@ use comfy_table::{CellAlignment, Table};
 use pvlock::Counter;
 use serde::Serialize;
 
-use crate::config::Policy;
 use crate::host::Switches;
 use crate::run::Tally;
 
@@ -77,7 +76,7 @@ impl Blocked {
 
 impl Report {
     pub(crate) fn new(
-        policy: Policy,
+        policy: String,
         virtual_ns: u64,
         tally: &Tally,
         switches: Switches,
@@ -85,7 +84,7 @@ impl Report {
     ) -> Self {
         let quantile = |q| tally.waits.value_at_quantile(q);
         Self {
-            policy: policy.to_string(),
+            policy,
             virtual_ns,
             acquisitions: tally.acquisitions,
             acquisitions_fewest: tally.by_vcpu.iter().copied().min().unwrap_or(0),
@@ -115,7 +114,7 @@ impl Report {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// With which policy.
-    pub policy: Policy,
+    pub policy: String,
     /// What.
     pub what: String,
     /// When, in nanoseconds of virtual time.

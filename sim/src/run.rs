@@ -62,15 +62,51 @@ pub(crate) struct Tally {
 ///
 /// If [`Config::check`] finds fault with `config`, or the machine has no room for it.
 pub fn simulate(config: &Config, policy: Policy) -> Result<Report, Failure> {
+    let name = (policy.to_string(), config.command(policy));
     match policy {
-        Policy::KickTwice => sized::<pvlock::KickTwice>(config, policy, Mode::Pv),
-        Policy::KickAtUnlock => sized::<pvlock::KickAtUnlock>(config, policy, Mode::Pv),
-        Policy::Hybrid => sized::<pvlock::Hybrid>(config, policy, Mode::Pv),
-        Policy::Adaptive => sized::<pvlock::Adaptive>(config, policy, Mode::Pv),
-        Policy::Native => sized::<pvlock::KickAtUnlock>(config, policy, Mode::Native),
-        Policy::TestAndSet => sized::<pvlock::KickAtUnlock>(config, policy, Mode::TestAndSet),
-        Policy::AsPosted => sized::<AsPosted>(config, policy, Mode::Pv),
+        Policy::KickTwice => sized::<pvlock::KickTwice>(config, name, Mode::Pv),
+        Policy::KickAtUnlock => sized::<pvlock::KickAtUnlock>(config, name, Mode::Pv),
+        Policy::Hybrid => sized::<pvlock::Hybrid>(config, name, Mode::Pv),
+        Policy::Adaptive => sized::<pvlock::Adaptive>(config, name, Mode::Pv),
+        Policy::Native => sized::<pvlock::KickAtUnlock>(config, name, Mode::Native),
+        Policy::TestAndSet => sized::<pvlock::KickAtUnlock>(config, name, Mode::TestAndSet),
+        Policy::AsPosted => sized::<AsPosted>(config, name, Mode::Pv),
     }
+}
+
+/// Runs `config` with a policy of one's own.
+///
+/// ```
+/// use pvlock::{Platform, Spin};
+/// use pvlock_sim::{Config, Policy, simulate, simulate_with};
+///
+/// /// Sleeps at once.
+/// struct Sleepy;
+///
+/// impl pvlock::Policy for Sleepy {
+///     const NAME: &'static str = "sleepy";
+///
+///     fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
+///         false
+///     }
+/// }
+///
+/// let config = Config::default();
+/// let (sleepy, other) = (simulate_with::<Sleepy>(&config)?, simulate(&config, Policy::KickAtUnlock)?);
+/// assert!(sleepy.blocked.acquisitions > other.blocked.acquisitions);
+/// # Ok::<(), pvlock_sim::Failure>(())
+/// ```
+///
+/// # Errors
+///
+/// What did not hold, and with which options.
+///
+/// # Panics
+///
+/// As [`simulate`].
+pub fn simulate_with<K: pvlock::Policy>(config: &Config) -> Result<Report, Failure> {
+    let again = format!("simulate_with, policy {}, {config}", K::NAME);
+    sized::<K>(config, (K::NAME.into(), again), Mode::Pv)
 }
 
 /// The patch as posted in 2015: the negative control.
@@ -82,27 +118,26 @@ impl pvlock::Policy for AsPosted {
 }
 
 /// A machine no larger than it has to be: debug builds look through the whole hash table.
-fn sized<K: pvlock::Policy>(
-    config: &Config,
-    policy: Policy,
-    mode: Mode,
-) -> Result<Report, Failure> {
+fn sized<K: pvlock::Policy>(config: &Config, name: Name, mode: Mode) -> Result<Report, Failure> {
     if let Err(error) = config.check() {
         panic!("{error}");
     }
     match config.vcpus {
-        ..=64 => Machine::<64, 64, K>::new(config, policy, mode).run(),
-        65..=1_024 => Machine::<1_024, 1_024, K>::new(config, policy, mode).run(),
-        1_025..=4_096 => Machine::<4_096, 4_096, K>::new(config, policy, mode).run(),
-        _ => Machine::<16_383, 16_384, K>::new(config, policy, mode).run(),
+        ..=64 => Machine::<64, 64, K>::new(config, name, mode).run(),
+        65..=1_024 => Machine::<1_024, 1_024, K>::new(config, name, mode).run(),
+        1_025..=4_096 => Machine::<4_096, 4_096, K>::new(config, name, mode).run(),
+        _ => Machine::<16_383, 16_384, K>::new(config, name, mode).run(),
     }
 }
+
+/// A policy's name, and how to run the simulation again.
+type Name = (String, String);
 
 type VcpuCode = Coroutine<(), Request, (), DefaultStack>;
 
 struct Machine<const CPUS: usize, const LINES: usize, K: pvlock::Policy> {
     config: Config,
-    policy: Policy,
+    name: Name,
     guest: &'static Guest,
     host: Host,
     locks: Rc<Arena<Guarded<CPUS, K>>>,
@@ -111,7 +146,7 @@ struct Machine<const CPUS: usize, const LINES: usize, K: pvlock::Policy> {
 }
 
 impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LINES, K> {
-    fn new(config: &Config, policy: Policy, mode: Mode) -> Self {
+    fn new(config: &Config, name: Name, mode: Mode) -> Self {
         let mut streams = Random::streams(config.seed);
         let mut stream = || streams.next().expect("streams never end");
         let locks = Arena::new(config.locks, || Guarded {
@@ -147,7 +182,7 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             })
         });
         let vcpus = vcpus.collect();
-        Self { config: config.clone(), policy, guest, host, locks, tally, vcpus }
+        Self { config: config.clone(), name, guest, host, locks, tally, vcpus }
     }
 
     fn run(mut self) -> Result<Report, Failure> {
@@ -173,7 +208,7 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             },
         );
         let (tally, host) = (self.tally.borrow(), &self.host);
-        Ok(Report::new(self.policy, host.now(), &tally, host.switches, counters))
+        Ok(Report::new(self.name.0.clone(), host.now(), &tally, host.switches, counters))
     }
 
     /// Lets a vCPU's code go on until it has to wait for something.
@@ -254,12 +289,12 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
         details.push("the last steps to do with it, the latest first:".into());
         details.extend(self.guest.history(lock, SHOWN));
         Failure {
-            policy: self.policy,
+            policy: self.name.0.clone(),
             what,
             at_ns: self.host.now(),
             acquisitions: self.tally.borrow().acquisitions,
             details,
-            command: self.config.command(self.policy),
+            command: self.name.1.clone(),
         }
     }
 }
