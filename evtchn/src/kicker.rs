@@ -5,7 +5,7 @@
 //! knows nothing of locks, and must never decide whether a waiter may go on: waits return early,
 //! and the caller looks for itself.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::{Abi, Errno, Hypercalls, Port, bind_ipi, close, poll, send};
 
@@ -121,8 +121,10 @@ impl Kicker {
 
     /// Binds an IPI port of `vcpu`, masks it for ever, and publishes it for kicks.
     ///
-    /// Any vCPU may call it, before `vcpu` waits for the first time. After a resume or restore
-    /// every port is gone: bind again, before any kick.
+    /// Any vCPU may call it, before `vcpu` waits for the first time. After a restore every port is
+    /// gone: bind again, then [`kick`](Self::kick) once. Waits and kicks may be under way meanwhile:
+    /// a wait on the old port returns early, a kick that still goes to the old port is made good by
+    /// the one that follows the bind.
     ///
     /// # Errors
     ///
@@ -261,6 +263,9 @@ impl Kicker {
     ///
     /// As [`send`]; only a port closed behind the kicker's back makes it fail.
     pub fn kick(&self, xen: &impl Hypercalls) -> Result<(), Errno> {
+        // Pairs with the bind after a restore: a kicker that still reads the old port here has its
+        // changed condition seen by whoever waits on the new one.
+        fence(Ordering::SeqCst);
         match self.port() {
             Some(port) => send(xen, port),
             None => Ok(()),

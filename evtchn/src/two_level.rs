@@ -271,6 +271,14 @@ impl PortSet {
         self.word(word) & bit != 0
     }
 
+    /// Takes all ports out: after a restore none of their numbers means what it meant.
+    pub fn clear(&self) {
+        for word in &self.0 {
+            // Release: as in `insert`.
+            word.store(0, Ordering::Release);
+        }
+    }
+
     fn word(&self, word: usize) -> u64 {
         // Acquire: pairs with the release in `insert`.
         self.0[word].load(Ordering::Acquire)

@@ -11,9 +11,12 @@ use core::cell::UnsafeCell;
 
 use x86_64::structures::paging::PageTableFlags;
 
-use crate::abi::PAGE_SIZE;
+use evtchn::{Errno, Port};
+
+use crate::abi::{ConsoleRing, PAGE_SIZE};
 use crate::console::{self, Sink};
-use crate::machine::Machine;
+use crate::hypercall::Resumed;
+use crate::machine::{self, Machine};
 use crate::percpu::MAX_VCPUS;
 use crate::{hypercall, stack, timer, trap};
 
@@ -55,6 +58,7 @@ macro_rules! kernel {
             "xen_note 1, .quad xen_pv_entry",               // ENTRY
             "xen_note 2, .quad xen_hypercall_page",         // HYPERCALL_PAGE
             "xen_note 9, .asciz \"yes\"",                   // PAE_MODE
+            "xen_note 14, .long 1",                         // SUSPEND_CANCEL
             "xen_note 18, .long xen_pvh_entry",             // PHYS32_ENTRY
             // 64-bit, paging on, start_info in rsi.
             ".pushsection .text.xen_entry, \"ax\", @progbits",
@@ -180,14 +184,39 @@ pub(crate) fn is_pvh() -> bool {
 struct Found {
     domain_type: results::DomainType,
     cmdline: &'static [u8],
-    console: Sink,
-    xenstore: Option<(&'static crate::xenstore::Ring, evtchn::Port)>,
+    xenstore: Option<&'static crate::xenstore::Ring>,
+}
+
+/// The pages shared with the daemons, and the ports beside them.
+struct Rings {
+    console: Option<(&'static ConsoleRing, Port)>,
+    xenstore: Option<(&'static crate::xenstore::Ring, Port)>,
+}
+
+impl Rings {
+    /// Makes the rings the ones that are used; returns what the machine keeps of them.
+    fn install(self) -> Option<&'static crate::xenstore::Ring> {
+        self.reconnect();
+        console::init(self.console.map_or(Sink::None, |(ring, _)| Sink::Ring(ring)));
+        self.xenstore.map(|(ring, _)| ring)
+    }
+
+    /// Uses the ports from now on: the pages are where they were, the ports are new after a restore.
+    fn reconnect(&self) {
+        console::set_port(self.console.map(|(_, port)| port));
+        machine::set_xenstore_port(self.xenstore.map(|(_, port)| port));
+    }
+}
+
+/// Suspends the domain from vCPU 0, while all its other vCPUs are held, and makes good what this boot
+/// protocol has of its own: the shared page, console and xenstore.
+pub(crate) fn suspend() -> Result<Resumed, Errno> {
+    if is_pvh() { pvh::suspend() } else { pv::suspend() }
 }
 
 /// The part of boot that no protocol differs in, once hypercalls, the shared page, the per-vCPU area
 /// and traps of vCPU 0 are in place.
 fn finish(found: Found, main: Main) -> ! {
-    console::init(found.console);
     console::init_log(log::LevelFilter::Info);
     trap::register_runstate(0).expect("the runstate area can be registered");
     timer::stop_periodic(0);

@@ -4,6 +4,7 @@
 //! the initial domain, Xen's own console. It reads no input.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use spin::Mutex;
@@ -25,7 +26,22 @@ pub(crate) enum Sink {
     /// Xen's console: the initial domain, whose text Xen prints.
     Xen,
     /// The domain's ring, read by the console daemon.
-    Ring { ring: &'static ConsoleRing, port: Port },
+    Ring(&'static ConsoleRing),
+}
+
+/// The event channel beside the ring, or 0. Not in [`Sink`]: it changes when the domain is restored, while
+/// somebody may hold the console.
+static PORT: AtomicU32 = AtomicU32::new(0);
+
+/// Says which port tells the daemon of new text, and us of what was read.
+pub(crate) fn set_port(port: Option<Port>) {
+    // Relaxed: a number; the ring has its own ordering.
+    PORT.store(port.map_or(0, Port::get), Relaxed);
+}
+
+fn port() -> Option<Port> {
+    // Relaxed: as in `set_port`.
+    Port::new(PORT.load(Relaxed))
 }
 
 /// Held while a line is written, so that lines of several vCPUs do not mix.
@@ -58,13 +74,13 @@ pub(crate) fn write_crash(bytes: &[u8]) {
 
 /// Waits until the daemon has read everything, or reads no more.
 pub fn flush() {
-    if let Sink::Ring { ring, port } = *SINK.lock() {
-        wait_for(ring, port, |used| used == 0);
+    if let Sink::Ring(ring) = *SINK.lock() {
+        wait_for(ring, |used| used == 0);
     }
 }
 
 /// Waits until the number of unread bytes satisfies `enough`; false where the daemon stopped reading.
-fn wait_for(ring: &ConsoleRing, port: Port, enough: impl Fn(u32) -> bool) -> bool {
+fn wait_for(ring: &ConsoleRing, enough: impl Fn(u32) -> bool) -> bool {
     let mut seen = ring.out_cons.load(Relaxed);
     let mut limit = clock::now() + PATIENCE_NS;
     loop {
@@ -81,6 +97,7 @@ fn wait_for(ring: &ConsoleRing, port: Port, enough: impl Fn(u32) -> bool) -> boo
         }
         // The daemon notifies us when it has read. A pending bit left from before ends the poll
         // at once; the deadline bounds it should the event be lost.
+        let Some(port) = port() else { return false };
         events().clear(port);
         if ring.out_cons.load(Acquire) == read {
             let _ = evtchn::poll(&Xen, port, now + 10_000_000);
@@ -93,14 +110,14 @@ impl Sink {
         match self {
             Sink::None => {}
             Sink::Xen => hypercall::console_io_write(bytes),
-            Sink::Ring { ring, port } => {
+            Sink::Ring(ring) => {
                 let mut rest = bytes;
                 while !rest.is_empty() {
                     let taken = push(ring, rest);
                     rest = &rest[taken..];
                     // An error would say that the port is gone: then nobody reads.
-                    let _ = evtchn::send(&Xen, port);
-                    if taken == 0 && !wait_for(ring, port, |used| used < ring.out.len() as u32) {
+                    let _ = port().map(|port| evtchn::send(&Xen, port));
+                    if taken == 0 && !wait_for(ring, |used| used < ring.out.len() as u32) {
                         return;
                     }
                 }
@@ -188,7 +205,7 @@ pub(crate) fn init_log(level: log::LevelFilter) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::{AtomicU8, AtomicU32};
+    use core::sync::atomic::AtomicU8;
 
     fn ring() -> ConsoleRing {
         ConsoleRing {

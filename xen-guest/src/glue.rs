@@ -11,7 +11,7 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
-use evtchn::{Abi, Errno, Kicker, Port, WaitCounts, WaitOutcome};
+use evtchn::{Abi, Errno, Kicker, NmiGuard, Port, WaitCounts, WaitOutcome};
 use pvlock::{Counter, CpuNodes, HashStorage, HashTable, Mode, ModeCell, ModeSettled, Platform};
 
 use crate::hypercall::{self, Xen};
@@ -31,9 +31,11 @@ pub type Mutex<T, K = pvlock::KickAtUnlock> = pvlock::Mutex<T, XenPlatform, K>;
 /// How long a waiter polls before it looks for itself.
 pub const POLL_NS: u64 = 1_000_000_000;
 
-/// How late a kick that is owed may come before it is called lost. Far beyond the longest critical
-/// section and preemption: on an emulator that shared its cores with other work, waits of 6 s were seen.
-const LATE_NS: u64 = 20_000_000_000;
+/// How many whole polls a kick that is owed may be late before it is called lost. Far beyond the longest
+/// critical section and preemption: on an emulator that shared its cores with other work, waits of 6 s
+/// were seen. Polls and not time: a domain may be paused for as long as its owner likes, and that
+/// costs one poll.
+const LATE_POLLS: u32 = 20;
 
 /// Four queue nodes a vCPU: task, soft interrupt, hard interrupt, NMI.
 static NODES: [CpuNodes; MAX_VCPUS] = [const { CpuNodes::new() }; MAX_VCPUS];
@@ -67,6 +69,36 @@ pub fn configure(mode: Mode, spin_turns: u32) -> Result<(), ModeSettled> {
 /// As [`evtchn::bind_ipi`].
 pub fn bind(vcpu: u32) -> Result<Port, Errno> {
     KICKERS[vcpu as usize].bind(&Xen, &shared_info::events(), vcpu)
+}
+
+/// Takes that port away from `vcpu`, which is down.
+///
+/// # Errors
+///
+/// As [`evtchn::close`].
+pub fn unbind(vcpu: u32) -> Result<(), Errno> {
+    KICKERS[vcpu as usize].unbind(&Xen)
+}
+
+/// Gives every vCPU that had a port a new one, after a restore, while no other vCPU runs; and kicks it:
+/// a kick that was latched or under way is gone with the old port.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub fn bind_again() -> Result<(), Errno> {
+    for (kicker, vcpu) in KICKERS.iter().zip(0..) {
+        if kicker.port().is_some() {
+            bind(vcpu)?;
+            kicker.kick(&Xen)?;
+        }
+    }
+    Ok(())
+}
+
+/// Marks `vcpu`, which runs this, as being in an NMI until the value is dropped: it cannot block then.
+pub fn enter_nmi(vcpu: u32) -> NmiGuard<'static> {
+    KICKERS[vcpu as usize].enter_nmi()
 }
 
 /// What the waits of `vcpu` came to since boot.
@@ -188,11 +220,10 @@ fn poll_once(vcpu: usize, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
 
 /// The condition of a wait has gone, so somebody owes this vCPU a kick: `KickAtUnlock` registers a
 /// sleeper while its predecessor still holds the lock and kicks it at unlock, and any kicker may be
-/// preempted before its send. Only a kick that does not come for [`LATE_NS`] is lost.
+/// preempted before its send. Only a kick that does not come for [`LATE_POLLS`] is lost.
 #[cold]
 fn wait_for_late_kick(vcpu: usize) -> WaitOutcome {
-    let last = clock::now() + LATE_NS;
-    while clock::now() < last {
+    for _ in 0..LATE_POLLS {
         match poll_once(vcpu, &|| true) {
             WaitOutcome::TimedOut => watchdog::poll_expired(),
             // Also after another event: nothing can be told of the kick then.

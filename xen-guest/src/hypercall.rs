@@ -118,6 +118,27 @@ pub fn sched_shutdown(reason: ShutdownReason) -> ! {
     }
 }
 
+/// How a suspended domain came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// As a new domain, made from what was saved: everything Xen held of the old one is gone.
+    Restored,
+    /// As the same domain: it was not suspended after all, or its image was only copied.
+    Cancelled,
+}
+
+/// Stops the domain so that it can be saved; returns when it goes on. `start_info` is the machine
+/// frame of that structure on PV, where the toolstack looks for it in this very argument, and 0 on PVH.
+#[doc(alias = "SHUTDOWN_suspend")]
+pub(crate) fn sched_suspend(start_info: u64) -> Result<Resumed, Errno> {
+    let mut argument = sys::sched_shutdown { reason: ShutdownReason::Suspend as u32 };
+    let command = sys::SCHEDOP_shutdown as usize;
+    let arguments = [command, address(&mut argument), start_info as usize, 0];
+    // SAFETY: the structure outlives the call, and Xen only reads it.
+    let returned = unsafe { call(sys::__HYPERVISOR_sched_op, arguments) }?;
+    Ok(if returned == 0 { Resumed::Restored } else { Resumed::Cancelled })
+}
+
 /// Writes to Xen's own console. An ordinary domain's text is dropped by a release build of Xen.
 #[doc(alias = "CONSOLEIO_write")]
 pub fn console_io_write(bytes: &[u8]) {

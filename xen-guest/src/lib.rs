@@ -28,6 +28,7 @@ pub mod rng;
 pub mod shared_info;
 pub mod smp;
 pub mod stack;
+pub mod suspend;
 pub mod timer;
 pub mod trap;
 pub mod upcall;

@@ -4,6 +4,9 @@
 //! does" (parameters, workloads, reports). The programme uses nothing of the boot half but this and
 //! [`glue`](crate::glue). One value, made at boot and shared by all vCPUs.
 
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::Relaxed;
+
 use evtchn::Abi;
 use spin::Once;
 
@@ -39,10 +42,24 @@ pub struct Machine {
     pub(crate) domain_type: DomainType,
     pub(crate) cmdline: &'static str,
     pub(crate) vcpus: u32,
-    pub(crate) xenstore: Option<(&'static XenstoreRing, Port)>,
+    pub(crate) xenstore: Option<&'static XenstoreRing>,
 }
 
 static MACHINE: Once<Machine> = Once::new();
+
+/// The event channel beside the xenstore ring, or 0. It changes when the domain is restored.
+static XENSTORE_PORT: AtomicU32 = AtomicU32::new(0);
+
+/// Says which port xenstored listens on.
+pub(crate) fn set_xenstore_port(port: Option<Port>) {
+    // Relaxed: a number; the ring has its own ordering.
+    XENSTORE_PORT.store(port.map_or(0, Port::get), Relaxed);
+}
+
+fn xenstore_port() -> Option<Port> {
+    // Relaxed: as above.
+    Port::new(XENSTORE_PORT.load(Relaxed))
+}
 
 impl Machine {
     /// Makes `machine` the one that [`get`](Machine::get) returns. The first call counts.
@@ -95,9 +112,10 @@ impl Machine {
     }
 
     /// The page shared with xenstored, and the port that tells either side of new bytes; the port
-    /// stays masked, so wait with [`poll_port`](Machine::poll_port). None for the initial domain.
+    /// stays masked, so wait with [`poll_port`](Machine::poll_port). Another port after a restore. None for
+    /// the initial domain.
     pub fn xenstore_ring(&self) -> Option<(&'static XenstoreRing, Port)> {
-        self.xenstore
+        Some((self.xenstore?, xenstore_port()?))
     }
 
     /// Notifies the other end of a port.

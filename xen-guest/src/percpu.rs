@@ -34,6 +34,12 @@ pub struct PerCpu {
     pub(crate) sleep_port: AtomicU32,
     /// The port of its timer, or 0.
     pub(crate) timer_port: AtomicU32,
+    /// When its timer was last told to fire; 0 = never.
+    pub(crate) timer_deadline: AtomicU64,
+    /// The port by which it is held while the domain is suspended, or 0.
+    pub(crate) hold_port: AtomicU32,
+    /// Its stack pointer while it is down and will come back where it was.
+    pub(crate) stack_pointer: AtomicU64,
     /// Ports whose upcalls this vCPU handles.
     pub ports: PortSet,
 }
@@ -48,6 +54,9 @@ static AREAS: [PerCpu; MAX_VCPUS] = [const {
         initialised: AtomicBool::new(false),
         sleep_port: AtomicU32::new(0),
         timer_port: AtomicU32::new(0),
+        timer_deadline: AtomicU64::new(0),
+        hold_port: AtomicU32::new(0),
+        stack_pointer: AtomicU64::new(0),
         ports: PortSet::new(),
     }
 }; MAX_VCPUS];

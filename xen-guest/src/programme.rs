@@ -7,6 +7,7 @@
 //! the start or for the others sleeps in the hypervisor.
 
 mod contest;
+mod control;
 mod host;
 
 use alloc::boxed::Box;
@@ -29,9 +30,10 @@ use crate::report::{self, Domain};
 use crate::watchdog::{self, Stuck, Watchdog};
 use crate::work::{Speed, work};
 use crate::workload::{Plan, Share, Vcpu, WaitCounts};
-use crate::{heap, markers};
+use crate::{heap, markers, timer, upcall};
 
 use contest::Contest;
+use control::{Events, Orders};
 use host::Host;
 
 /// How long a vCPU sleeps between two looks at the start line.
@@ -55,6 +57,10 @@ struct Run {
     start_at: AtomicU64,
     /// What each vCPU did; it puts it there when it is done.
     shares: Box<[CachePadded<Mutex<Option<Share>>>]>,
+    /// What the toolstack asks of each vCPU.
+    orders: Box<[CachePadded<Orders>]>,
+    /// What happened to the domain on the way.
+    events: Events,
     /// Somebody is already reporting a failure.
     failing: AtomicBool,
 }
@@ -109,12 +115,15 @@ impl Run {
                 seed: params.seed,
                 fault: params.fault,
                 vcpus: params.vcpus,
+                timer_ns: params.timer_ns,
             },
             contest: contest::new(&params),
             watchdog: Watchdog::new(params.vcpus, params.deadline_ns, now),
             arrived: AtomicU32::new(1),
             start_at: AtomicU64::new(0),
             shares: (0..params.vcpus).map(|_| CachePadded::default()).collect(),
+            orders: (0..params.vcpus).map(|_| CachePadded::default()).collect(),
+            events: Events::default(),
             failing: AtomicBool::new(false),
             host: Mutex::new(host),
             params,
@@ -140,6 +149,13 @@ impl Run {
         for vcpu in 0..self.params.vcpus {
             glue::bind(vcpu)
                 .map_err(|errno| format!("vCPU {vcpu} got no event channel: {errno:?}"))?;
+        }
+        if self.params.interruptible() {
+            control::install_handlers();
+            for vcpu in 0..self.params.vcpus {
+                control::prepare(self, vcpu)
+                    .map_err(|errno| format!("vCPU {vcpu} got no event channel: {errno:?}"))?;
+            }
         }
         for vcpu in 1..self.params.vcpus {
             self.machine
@@ -174,17 +190,36 @@ impl Run {
         // Release: pairs with the Acquire in `other_vcpu`.
         self.start_at.store(start_at, Ordering::Release);
         self.machine.sleep_until(start_at);
-        self.take_part(0);
+        if self.params.watch_control {
+            self.look_after();
+            *self.shares[0].lock() = Some(Share::default());
+            self.watchdog.done(0);
+        } else {
+            self.be_interruptible();
+            self.take_part(0);
+            upcall::disable();
+        }
         while !self.watchdog.all_done() {
             self.look();
             self.machine.sleep_until(self.machine.now() + STEP_NS);
         }
     }
 
+    /// Lets upcalls come, where somebody wants to interrupt this vCPU.
+    fn be_interruptible(&self) {
+        if self.params.interruptible() {
+            upcall::enable();
+        }
+    }
+
     /// The workload, on the vCPU this runs on.
     fn take_part(&self, vcpu: u32) {
         let share = self.contest.take_part(
-            &RunningVcpu { machine: self.machine, number: vcpu },
+            &RunningVcpu {
+                machine: self.machine,
+                number: vcpu,
+                orders: &self.orders[vcpu as usize],
+            },
             &self.plan,
             self.watchdog.progress(vcpu),
         );
@@ -207,19 +242,24 @@ impl Run {
         let mut host = self.host.lock();
         let shares: Vec<Share> =
             self.shares.iter().filter_map(|share| share.lock().take()).collect();
-        let report = report::assemble(
-            self.domain,
-            &self.params,
-            &shares,
-            self.contest.counter(),
-            self.counters(),
-        );
+        let mut counters = self.counters();
+        let handlers = self.handlers();
+        if self.params.interruptible() {
+            let named = handlers.iter().flatten().copied().chain(self.events.named());
+            counters.extend(named.map(|(name, n)| (name.to_string(), n)));
+        }
+        let domain = Domain { domid: host.domid(), ..self.domain };
+        let mut report =
+            report::assemble(domain, &self.params, &shares, self.contest.counter(), counters);
+        if let Err(why) = handlers {
+            report.outcome = report.outcome.max(Outcome::Failure(why));
+        }
         let outcome = report.outcome.clone();
         self.publish(&report, &mut host);
         match outcome {
             Outcome::Success | Outcome::Skip(_) => {
                 host.set_state("done");
-                self.machine.shutdown(ShutdownReason::Poweroff)
+                self.machine.shutdown(self.events.ending())
             }
             Outcome::Error(why) | Outcome::Failure(why) => {
                 self.machine.console_write(format!("guest failure: {why}\n").as_bytes());
@@ -299,6 +339,7 @@ fn other_vcpu(vcpu: u32) {
         }
     };
     run.machine.sleep_until(start_at);
+    run.be_interruptible();
     run.take_part(vcpu);
     // Done. Should vCPU 0 be stuck, somebody else has to notice: look now and then.
     loop {
@@ -332,12 +373,13 @@ fn spin(turns: u64) {
 }
 
 /// The vCPU a workload runs on, on a booted machine.
-struct RunningVcpu {
+struct RunningVcpu<'a> {
     machine: &'static Machine,
     number: u32,
+    orders: &'a Orders,
 }
 
-impl Vcpu for RunningVcpu {
+impl Vcpu for RunningVcpu<'_> {
     #[inline]
     fn number(&self) -> u32 {
         self.number
@@ -358,6 +400,20 @@ impl Vcpu for RunningVcpu {
     fn acquired_after_block(&self, lock: u32, waits: WaitCounts) {
         let words = [self.number, lock, waits.waits as u32, waits.kicked as u32];
         self.machine.trace_marker(markers::ACQUIRED_AFTER_BLOCK, &words);
+    }
+
+    #[inline]
+    fn proceed(&self) -> bool {
+        self.orders.obey()
+    }
+
+    fn interrupt_in(&self, ns: u64) {
+        // It can be set wherever it could be bound.
+        let _ = timer::set(self.machine.now() + ns);
+    }
+
+    fn uninterrupted<R>(&self, section: impl FnOnce() -> R) -> R {
+        upcall::without(section)
     }
 
     fn sleep(&self) {

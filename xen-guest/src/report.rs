@@ -109,7 +109,9 @@ fn verdict(params: &Params, shares: &[Share], counter: u64) -> Outcome {
         ));
     }
     if let Limit::Acquisitions(wanted) = params.limit {
-        for (vcpu, share) in shares.iter().enumerate() {
+        // With control=watch, vCPU 0 takes no part, and the toolstack may end the run before.
+        let bound_to = if params.watch_control { 0 } else { shares.len() };
+        for (vcpu, share) in shares[..bound_to].iter().enumerate() {
             if share.acquisitions != wanted {
                 let got = share.acquisitions;
                 return Outcome::Failure(format!(

@@ -21,6 +21,46 @@ pub(crate) unsafe fn install(page: NonNull<sys::shared_info>) {
     SHARED_INFO.store(page.as_ptr(), Release);
 }
 
+fn page() -> NonNull<sys::shared_info> {
+    // Acquire: pairs with the release in `install`.
+    NonNull::new(SHARED_INFO.load(Acquire)).expect("the shared page is not mapped yet")
+}
+
+/// A PV domain's own view of its memory, for the toolstack, which saves it.
+pub(crate) struct Memory {
+    /// Pages the domain has.
+    pub(crate) pages: u64,
+    /// Machine address of the page table root.
+    pub(crate) page_table: u64,
+    /// Address, in those page tables, of the list that names the machine frame of each page.
+    pub(crate) frames: u64,
+}
+
+/// Tells the toolstack of the domain's memory. Xen public/arch-x86/xen.h, "arch_shared_info".
+pub(crate) fn describe_memory(memory: Memory) {
+    let page = page().as_ptr();
+    // SAFETY: in bounds of the page. Xen ignores the fields, the toolstack reads them while the domain
+    // is stopped, and no reference to them exists. So for all three.
+    unsafe { (&raw mut (*page).arch.max_pfn).write_volatile(memory.pages) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*page).arch.p2m_vaddr).write_volatile(memory.frames) };
+    // SAFETY: as above. Last: a value here says that the others are valid.
+    unsafe { (&raw mut (*page).arch.p2m_cr3).write_volatile(memory.page_table) };
+}
+
+/// Holds back the upcalls of the vCPUs whose flags are in the shared page, as after a restore, so that
+/// they are held back still when the flags move to where the vCPU registers them.
+pub(crate) fn hold_upcalls_back() {
+    for vcpu in 0..sys::XEN_LEGACY_MAX_VCPUS as usize {
+        // SAFETY: in bounds of the page.
+        let info = unsafe { &raw mut (*page().as_ptr()).vcpu_info[vcpu] };
+        let info = NonNull::new(info).expect("a part of a mapped page has an address");
+        // SAFETY: mapped for ever; the event fields are accessed by `evtchn` alone.
+        let flags = unsafe { evtchn::VcpuInfo::new(info) };
+        let _ = flags.mask_upcalls();
+    }
+}
+
 /// The domain's event channel bits.
 ///
 /// # Panics
@@ -28,7 +68,6 @@ pub(crate) unsafe fn install(page: NonNull<sys::shared_info>) {
 /// Before the page is mapped, which is one of the first steps of booting.
 #[inline]
 pub fn events() -> TwoLevel {
-    let page = NonNull::new(SHARED_INFO.load(Acquire)).expect("the shared page is not mapped yet");
-    // SAFETY: mapped for ever, as `install` was promised, and touched by `evtchn` alone.
-    unsafe { TwoLevel::new(page) }
+    // SAFETY: mapped for ever, as `install` was promised, and its bits are touched by `evtchn` alone.
+    unsafe { TwoLevel::new(page()) }
 }

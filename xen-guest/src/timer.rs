@@ -18,12 +18,55 @@ use crate::shared_info::events;
 ///
 /// As [`evtchn::bind_virq`]; `EEXIST` if it is bound already.
 pub fn bind() -> Result<Port, Errno> {
-    let area = PerCpu::current();
-    let port = evtchn::bind_virq(&Xen, Virq::TIMER, percpu::current_vcpu())?;
+    bind_for(percpu::current_vcpu())
+}
+
+/// As [`bind`], for a vCPU that is down or held.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub fn bind_for(vcpu: u32) -> Result<Port, Errno> {
+    let area = PerCpu::of(vcpu);
+    let port = evtchn::bind_virq(&Xen, Virq::TIMER, vcpu)?;
     area.timer_port.store(port.get(), Relaxed);
     area.ports.insert(port);
     events().unmask(&Xen, port)?;
     Ok(port)
+}
+
+/// Binds the timer of `vcpu` anew, if it was bound: after a restore.
+pub(crate) fn bind_again(vcpu: u32) -> Result<(), Errno> {
+    if PerCpu::of(vcpu).timer_port.load(Relaxed) == 0 {
+        return Ok(());
+    }
+    bind_for(vcpu).map(drop)
+}
+
+/// Sets the timer of the vCPU this runs on to when it was last set to, if it was: Xen forgets it when the
+/// domain is saved.
+pub(crate) fn set_again() {
+    let deadline = PerCpu::current().timer_deadline.load(Relaxed);
+    if deadline != 0 {
+        // A deadline that has passed fires at once. It cannot fail: it was accepted before.
+        let _ = set(deadline);
+    }
+}
+
+/// Closes the timer's port of `vcpu`, which is down.
+///
+/// # Errors
+///
+/// As [`evtchn::close`].
+pub fn unbind(vcpu: u32) -> Result<(), Errno> {
+    let area = PerCpu::of(vcpu);
+    match Port::new(area.timer_port.swap(0, Relaxed)) {
+        Some(port) => {
+            area.ports.remove(port);
+            evtchn::close(&Xen, port)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether `port` is the timer of the vCPU this runs on.
@@ -44,6 +87,8 @@ pub fn set(deadline_ns: u64) -> Result<(), Errno> {
     }
     let mut argument = Singleshot { timeout_abs_ns: deadline_ns, flags: 0 };
     let vcpu = percpu::current_vcpu();
+    // Relaxed: only this vCPU uses it.
+    PerCpu::current().timer_deadline.store(deadline_ns, Relaxed);
     // SAFETY: the structure is the operation's own; what fires is an event of ours.
     unsafe { hypercall::vcpu_op(vcpuop::SET_SINGLESHOT_TIMER, vcpu, &mut argument) }.map(drop)
 }

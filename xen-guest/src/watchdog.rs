@@ -6,7 +6,7 @@
 
 use alloc::boxed::Box;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use spin::{Mutex, Once};
@@ -16,6 +16,8 @@ use spin::{Mutex, Once};
 pub struct Watchdog {
     deadline_ns: u64,
     progress: Box<[CachePadded<AtomicU64>]>,
+    /// Which vCPUs are down for now, and cannot move.
+    away: Box<[AtomicBool]>,
     seen: Mutex<Box<[Seen]>>,
 }
 
@@ -56,6 +58,7 @@ impl Watchdog {
         Watchdog {
             deadline_ns,
             progress: (0..vcpus).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
+            away: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             seen: Mutex::new((0..vcpus).map(|_| Seen { progress: 0, at_ns: now_ns }).collect()),
         }
     }
@@ -73,6 +76,24 @@ impl Watchdog {
     pub fn done(&self, vcpu: u32) {
         // Release: pairs with the Acquire in `all_done`; what the vCPU did is visible there.
         self.progress(vcpu).store(DONE, Ordering::Release);
+    }
+
+    /// Whether `vcpu` has said that it is done.
+    pub fn is_done(&self, vcpu: u32) -> bool {
+        // Acquire: see `done`.
+        self.progress(vcpu).load(Ordering::Acquire) == DONE
+    }
+
+    /// Says that `vcpu` was taken down, or is back: it cannot be stuck meanwhile.
+    pub fn set_away(&self, vcpu: u32, away: bool) {
+        // Relaxed: a hint to whoever looks.
+        self.away[vcpu as usize].store(away, Ordering::Relaxed);
+    }
+
+    /// Whether `vcpu` is down for now.
+    pub fn is_away(&self, vcpu: u32) -> bool {
+        // Relaxed: as above.
+        self.away[vcpu as usize].load(Ordering::Relaxed)
     }
 
     /// Whether every vCPU is done.
@@ -104,7 +125,7 @@ impl Watchdog {
         for (vcpu, (seen, progress)) in seen.iter_mut().zip(&self.progress).enumerate() {
             // Relaxed: as in `snapshot`.
             let Some(acquisitions) = unfinished(progress.load(Ordering::Relaxed)) else { continue };
-            if acquisitions != seen.progress {
+            if acquisitions != seen.progress || self.is_away(vcpu as u32) {
                 *seen = Seen { progress: acquisitions, at_ns: now_ns };
                 continue;
             }
@@ -174,6 +195,17 @@ mod tests {
         assert!(watchdog.all_done());
         assert_eq!(watchdog.check(20 * DEADLINE), None);
         assert!(watchdog.snapshot().all(|progress| progress.is_none()));
+    }
+
+    #[test]
+    fn a_vcpu_that_is_down_is_not_stuck_and_has_its_time_when_it_is_back() {
+        let watchdog = Watchdog::new(2, DEADLINE, 0);
+        watchdog.done(0);
+        watchdog.set_away(1, true);
+        assert_eq!(watchdog.check(10 * DEADLINE), None);
+        watchdog.set_away(1, false);
+        assert_eq!(watchdog.check(10 * DEADLINE + DEADLINE / 2), None);
+        assert!(watchdog.check(11 * DEADLINE).is_some());
     }
 
     #[test]

@@ -35,6 +35,22 @@ pub trait Vcpu {
     /// Called once per acquisition that blocked, after the release, if markers are on.
     fn acquired_after_block(&self, lock: u32, waits: WaitCounts);
 
+    /// Called between two acquisitions, with no lock held; may take its time. Whether to go on.
+    #[inline]
+    fn proceed(&self) -> bool {
+        true
+    }
+
+    /// Lets the vCPU's timer interrupt it once, `ns` nanoseconds from now; an earlier order is forgotten.
+    fn interrupt_in(&self, ns: u64) {
+        let _ = ns;
+    }
+
+    /// Runs `section` with interrupts held back.
+    fn uninterrupted<R>(&self, section: impl FnOnce() -> R) -> R {
+        section()
+    }
+
     /// Gives up the pCPU for a while. For the fault that hangs; workloads never sleep.
     fn sleep(&self);
 }
@@ -74,6 +90,8 @@ pub struct Plan {
     pub fault: Fault,
     /// How many vCPUs take part.
     pub vcpus: u32,
+    /// How long after a turn the vCPU's timer interrupts it, at most; 0 = never.
+    pub timer_ns: u64,
 }
 
 impl Plan {
@@ -107,6 +125,8 @@ pub struct Share {
 #[derive(Debug, Default)]
 pub struct Guarded {
     counter: u64,
+    /// As `counter`, of handlers that interrupt whoever holds the lock, and therefore only try.
+    tried: u64,
 }
 
 impl Guarded {
@@ -119,6 +139,23 @@ impl Guarded {
         let read = *core::hint::black_box(&mut self.counter);
         section();
         *core::hint::black_box(&mut self.counter) = read + 1;
+    }
+
+    /// Counts one more in a handler that tried the lock and got it.
+    #[inline]
+    fn increment_tried(&mut self) {
+        let read = *core::hint::black_box(&mut self.tried);
+        *core::hint::black_box(&mut self.tried) = read + 1;
+    }
+
+    /// Tries the lock in a handler, and counts if it gets it; whether it did.
+    pub fn try_in_handler(lock: &impl TestedLock<Guarded>) -> bool {
+        lock.try_with(Guarded::increment_tried).is_some()
+    }
+
+    /// How often a handler that tried was in the section, if exclusion held.
+    pub fn tried(&self) -> u64 {
+        self.tried
     }
 
     /// How often somebody was in the section, if exclusion held.
@@ -149,7 +186,7 @@ pub fn contend<L: TestedLock<Guarded>>(
         Limit::Duration(ns) => (u64::MAX, started.saturating_add(ns)),
     };
     let fault_at = plan.fault_at(vcpu.number());
-    while share.acquisitions < most {
+    while share.acquisitions < most && vcpu.proceed() {
         if share.acquisitions == fault_at {
             commit(plan.fault, vcpu, &*locks[0], &mut share);
             continue;
@@ -271,6 +308,7 @@ mod tests {
             seed: 1,
             fault: Fault::Off,
             vcpus: 1,
+            timer_ns: 0,
         }
     }
 
@@ -300,7 +338,7 @@ mod tests {
     #[test]
     fn two_in_the_section_at_once_lose_an_increment() {
         let mut guarded = Guarded::default();
-        let stale = Guarded { counter: guarded.counter };
+        let stale = Guarded { counter: guarded.counter, tried: 0 };
         guarded.increment_around(|| {});
         // The other one had read before the first one wrote, and writes after it.
         let mut other = stale;

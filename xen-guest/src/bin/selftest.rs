@@ -262,7 +262,7 @@ fn nested_lock(machine: &'static Machine) -> Result<(), &'static str> {
     const NESTED: u64 = 5;
     /// From arming to firing, doubled up to five times: some end in the wait, however slow the machine.
     const AFTER_NS: u64 = 50_000;
-    glue::configure(pvlock::Mode::Pv, 100);
+    glue::configure(pvlock::Mode::Pv, 100).map_err(|_| "the mode is settled already")?;
     for vcpu in 0..machine.vcpus() {
         glue::bind(vcpu).map_err(|_| "no port for a kicker")?;
     }

@@ -4,16 +4,17 @@
 //! of the page tables Xen built for us (they are read-only to us: each change is a hypercall).
 //! Addresses equal pseudo-physical ones, because the image's VIRT_BASE is 0.
 
-use core::ptr::NonNull;
+use core::ptr::{NonNull, addr_of};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 
 use x86_64::structures::paging::PageTableFlags;
 use xen_sys as sys;
 
-use super::{Found, Main};
+use super::{Found, Main, Rings};
 use crate::abi::{ConsoleRing, PAGE_SIZE};
-use crate::console::Sink;
+use crate::console::{self, Sink};
+use crate::hypercall::Resumed;
 use crate::percpu::PerCpu;
 use crate::{hypercall, shared_info, smp, trap};
 use evtchn::{Errno, Port};
@@ -45,6 +46,9 @@ pub(crate) fn machine_frame(address: usize) -> u64 {
 /// The page table root, as the machine frame a new vCPU's cr3 wants.
 static PAGE_TABLE_ROOT: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
+/// Where Xen put `start_info`.
+static START_INFO: AtomicPtr<sys::start_info> = AtomicPtr::new(core::ptr::null_mut());
+
 /// Machine frame of the page table root.
 pub(crate) fn page_table_frame() -> u64 {
     machine_frame(PAGE_TABLE_ROOT.load(Relaxed) as usize)
@@ -69,62 +73,72 @@ unsafe fn map(address: usize, entry: u64) -> Result<(), Errno> {
 ///
 /// Called once, by the entry code, with the `start_info` Xen passed.
 #[allow(improper_ctypes_definitions, reason = "the entry code passes the function's address on")]
-pub unsafe extern "C" fn start(info: *const sys::start_info, main: Main) -> ! {
+pub unsafe extern "C" fn start(info: *mut sys::start_info, main: Main) -> ! {
     // SAFETY: GS has no other use. Before this line nothing may touch per-vCPU data.
     let gs = unsafe { set_gs_base(PerCpu::prepare(0)) };
-    // SAFETY: Xen maps start_info for as long as the domain lives, and changes it only when the
-    // domain is resumed after a save.
-    let info = unsafe { &*info };
-    PHYS_TO_MACHINE.store(info.mfn_list as *mut u64, Relaxed);
-    PAGE_TABLE_ROOT.store(info.pt_base as *mut u8, Relaxed);
+    START_INFO.store(info, Relaxed);
+    let now = start_info();
+    PHYS_TO_MACHINE.store(now.mfn_list as *mut u64, Relaxed);
+    PAGE_TABLE_ROOT.store(now.pt_base as *mut u8, Relaxed);
 
+    let shared = map_shared_info();
     let page = super::SHARED_PAGE.address();
-    let entry = info.shared_info | (super::DATA | PageTableFlags::USER_ACCESSIBLE).bits();
-    // SAFETY: nothing uses the placeholder page.
-    let shared = unsafe { map(page, entry) };
     let page = NonNull::new(page as *mut sys::shared_info).expect("a static has an address");
     // SAFETY: the line above mapped it there; where that failed the domain ends below.
     unsafe { shared_info::install(page) };
     shared_info::events().mask_all();
     let vcpu_info = smp::register_vcpu_info(0);
 
-    let initial = info.flags & sys::SIF_INITDOMAIN != 0;
-    let (console, xenstore) = if initial { (Sink::Xen, None) } else { rings(info) };
     // Whatever failed above is reported once there is a console to report it on.
-    crate::console::init(console);
+    let xenstore = if now.flags & sys::SIF_INITDOMAIN != 0 {
+        console::init(Sink::Xen);
+        None
+    } else {
+        rings().install()
+    };
     gs.expect("the GS base can be set");
     shared.expect("the shared page can be mapped");
     vcpu_info.expect("vcpu_info of vCPU 0 can be registered");
+    shared_info::describe_memory(memory());
     trap::init_pv();
     protect();
 
     let domain_type = results::DomainType::Pv;
-    super::finish(Found { domain_type, cmdline: cmdline(info), console, xenstore }, main)
+    super::finish(Found { domain_type, cmdline: cmdline(), xenstore }, main)
 }
 
 /// The command line, which Xen ends with a zero byte.
-fn cmdline(info: &'static sys::start_info) -> &'static [u8] {
-    let line = &info.cmd_line;
-    // SAFETY: the same bytes, unsigned.
-    let line: &[u8] = unsafe { core::slice::from_raw_parts(line.as_ptr().cast(), line.len()) };
+fn cmdline() -> &'static [u8] {
+    // SAFETY: in bounds of the structure, which is mapped for ever.
+    let line = unsafe { addr_of!((*START_INFO.load(Relaxed)).cmd_line) };
+    // SAFETY: the same bytes, unsigned; nobody writes them.
+    let line: &[u8] = unsafe { core::slice::from_raw_parts(line.cast(), (*line).len()) };
     line.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
+/// What Xen and the toolstack told us, as it stands now: a restore changes it.
+fn start_info() -> sys::start_info {
+    // SAFETY: Xen maps start_info for as long as the domain lives, and changes it only while the
+    // domain is suspended. Plain numbers.
+    unsafe { START_INFO.load(Relaxed).read_volatile() }
+}
+
 /// The console's and xenstore's rings.
-fn rings(info: &sys::start_info) -> (Sink, Option<(&'static crate::xenstore::Ring, Port)>) {
+fn rings() -> Rings {
+    let info = start_info();
     // SAFETY: this is no initial domain, so the union holds the domU member.
     let console = unsafe { info.console.domU };
-    let sink = Port::new(console.evtchn).map_or(Sink::None, |port| {
+    let console = Port::new(console.evtchn).map(|port| {
         let ring = page_of(console.mfn).cast::<ConsoleRing>();
         // SAFETY: the toolstack made the page and never takes it away; its fields are atomics.
-        Sink::Ring { ring: unsafe { &*ring }, port }
+        (unsafe { &*ring }, port)
     });
     let xenstore = Port::new(info.store_evtchn).map(|port| {
         let ring = page_of(info.store_mfn).cast::<crate::xenstore::Ring>();
         // SAFETY: as above.
         (unsafe { &*ring }, port)
     });
-    (sink, xenstore)
+    Rings { console, xenstore }
 }
 
 /// Our address of a machine frame that belongs to us.
@@ -132,6 +146,61 @@ fn page_of(machine_frame: u64) -> *const u8 {
     // SAFETY: the table covers all machine frames; Xen maps it readable.
     let frame = unsafe { MACHINE_TO_PHYS.wrapping_add(machine_frame as usize).read() };
     (frame as usize * PAGE_SIZE) as *const u8
+}
+
+/// Maps the shared page over the placeholder.
+fn map_shared_info() -> Result<(), Errno> {
+    let entry = start_info().shared_info | (super::DATA | PageTableFlags::USER_ACCESSIBLE).bits();
+    // SAFETY: nothing uses the placeholder page as what it is declared.
+    unsafe { map(super::SHARED_PAGE.address(), entry) }
+}
+
+/// Maps the placeholder again: the shared page is Xen's, and a page of Xen's cannot be saved.
+fn unmap_shared_info() -> Result<(), Errno> {
+    let page = super::SHARED_PAGE.address();
+    let entry = machine_frame(page) << 12 | (super::DATA | PageTableFlags::USER_ACCESSIBLE).bits();
+    // SAFETY: only the bits of event channels are looked at there, and no vCPU does meanwhile.
+    unsafe { map(page, entry) }
+}
+
+/// Where the toolstack finds the domain's own view of its memory.
+fn memory() -> shared_info::Memory {
+    let info = start_info();
+    shared_info::Memory {
+        pages: info.nr_pages,
+        page_table: page_table_frame() << 12,
+        frames: info.mfn_list,
+    }
+}
+
+/// See [`super::suspend`]. The toolstack writes machine frames for frame numbers: in page tables, in
+/// the table of frames, and in `start_info`, where it wants our own numbers.
+pub(super) fn suspend() -> Result<Resumed, Errno> {
+    let info = START_INFO.load(Relaxed);
+    let before = start_info();
+    // SAFETY: this is no initial domain, so the union holds the domU member.
+    let console = unsafe { before.console.domU }.mfn;
+    let own = |frame| (page_of(frame) as usize / PAGE_SIZE) as u64;
+    set_ring_frames(info, own(before.store_mfn), own(console));
+    unmap_shared_info()?;
+    let resumed = hypercall::sched_suspend(machine_frame(info as usize));
+    if resumed != Ok(Resumed::Restored) {
+        set_ring_frames(info, before.store_mfn, console);
+    }
+    map_shared_info()?;
+    if resumed == Ok(Resumed::Restored) {
+        shared_info::describe_memory(memory());
+        rings().reconnect();
+    }
+    resumed
+}
+
+/// Writes the two frames of `start_info` that name ring pages.
+fn set_ring_frames(info: *mut sys::start_info, store: u64, console: u64) {
+    // SAFETY: the structure is ours to write, and no reference to it exists.
+    unsafe { (&raw mut (*info).store_mfn).write_volatile(store) };
+    // SAFETY: as above; the union holds the domU member.
+    unsafe { (&raw mut (*info).console.domU.mfn).write_volatile(console) };
 }
 
 /// Sets the GS base of this vCPU in kernel mode, which is the mode we always run in.

@@ -16,9 +16,10 @@ use x86_64::structures::paging::{PageTable, PageTableFlags};
 use x86_64::{PhysAddr, VirtAddr};
 use xen_sys as sys;
 
-use super::{Found, Main};
+use super::{Found, Main, Rings};
 use crate::abi::{ConsoleRing, PAGE_SIZE, hvm_param};
-use crate::console::Sink;
+use crate::console::{self, Sink};
+use crate::hypercall::Resumed;
 use crate::percpu::PerCpu;
 use crate::{hvm, hypercall, shared_info, smp};
 
@@ -81,16 +82,20 @@ pub unsafe extern "C" fn start(info: u32, main: Main) -> ! {
     let info = unsafe { StartInfoReader::from_paddr_identity(info) };
     let initial =
         info.as_ref().is_some_and(|info| info.raw().flags.bits() & sys::SIF_INITDOMAIN != 0);
-    let (console, xenstore) = if initial { (Sink::Xen, None) } else { rings() };
     // Whatever failed above is reported once there is a console to report it on.
-    crate::console::init(console);
+    let xenstore = if initial {
+        console::init(Sink::Xen);
+        None
+    } else {
+        rings().install()
+    };
     shared.expect("the shared page can be mapped");
     vcpu_info.expect("vcpu_info of vCPU 0 can be registered");
     hvm::init_upcalls(0).expect("an upcall vector can be set");
 
     let info = info.expect("Xen passed a start_info with its magic number");
     let cmdline = info.cmdline().map_or(&[][..], |line| line.to_bytes());
-    super::finish(Found { domain_type: results::DomainType::Pvh, cmdline, console, xenstore }, main)
+    super::finish(Found { domain_type: results::DomainType::Pvh, cmdline, xenstore }, main)
 }
 
 /// The root table, for cr3 of another vCPU.
@@ -129,25 +134,32 @@ fn map_shared_info() -> Result<(), Errno> {
 }
 
 /// The console's and xenstore's rings.
-fn rings() -> (Sink, Option<(&'static crate::xenstore::Ring, Port)>) {
+fn rings() -> Rings {
     let ring = |frame: u32, port: u32| {
         let frame = hypercall::hvm_param(frame).ok().filter(|frame| *frame != 0)?;
         let port = hypercall::hvm_param(port).ok()?;
         Some((frame as usize * PAGE_SIZE, Port::new(u32::try_from(port).ok()?)?))
     };
-    let sink = match ring(hvm_param::CONSOLE_PFN, hvm_param::CONSOLE_EVTCHN) {
-        Some((address, port)) => {
-            // SAFETY: the toolstack made the page, below 4 GiB, and never takes it away; its
-            // fields are atomics.
-            Sink::Ring { ring: unsafe { &*(address as *const ConsoleRing) }, port }
-        }
-        None => Sink::None,
-    };
+    let console = ring(hvm_param::CONSOLE_PFN, hvm_param::CONSOLE_EVTCHN).map(|(address, port)| {
+        // SAFETY: the toolstack made the page, below 4 GiB, and never takes it away; its fields
+        // are atomics.
+        (unsafe { &*(address as *const ConsoleRing) }, port)
+    });
     let xenstore = ring(hvm_param::STORE_PFN, hvm_param::STORE_EVTCHN).map(|(address, port)| {
         // SAFETY: as above.
         (unsafe { &*(address as *const crate::xenstore::Ring) }, port)
     });
-    (sink, xenstore)
+    Rings { console, xenstore }
+}
+
+/// See [`super::suspend`]. The memory is as it was; only what Xen adds to it must be asked for again.
+pub(super) fn suspend() -> Result<Resumed, Errno> {
+    let resumed = hypercall::sched_suspend(0)?;
+    if resumed == Resumed::Restored {
+        map_shared_info()?;
+        rings().reconnect();
+    }
+    Ok(resumed)
 }
 
 /// Takes away what no code needs: writing to code and constants, executing data, page 0 and the

@@ -4,6 +4,8 @@
 //! compiled for that type and calls nothing through a table.
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::sync::atomic::AtomicU64;
@@ -23,13 +25,35 @@ use crate::{clock, heap};
 /// The locks of a run and the workload on them.
 pub(super) trait Contest: Send + Sync {
     /// Runs the workload on the calling vCPU, to its end.
-    fn take_part(&self, vcpu: &RunningVcpu, plan: &Plan, progress: &AtomicU64) -> Share;
+    fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, progress: &AtomicU64) -> Share;
 
     /// The sum of the counters the locks protect; when every vCPU is done.
     fn counter(&self) -> u64;
 
+    /// The timer of a vCPU has interrupted it, and this is the handler.
+    fn interrupted(&self) {}
+
+    /// How often handlers of timers took a lock, checked; when every vCPU is done.
+    fn interrupts(&self) -> Result<u64, String> {
+        Ok(0)
+    }
+
+    /// Tries a lock in an NMI's handler; whether it got it.
+    fn try_in_nmi(&self) -> bool {
+        false
+    }
+
+    /// How often NMIs got the lock, by its own counter; when every vCPU is done.
+    fn tried(&self) -> u64 {
+        0
+    }
+
     /// The state of every lock, for a person who looks for a hang. Takes no lock.
     fn describe(&self, out: &mut dyn Write) -> fmt::Result;
+}
+
+fn tried<L: TestedLock<Guarded>>(locks: &[CachePadded<L>]) -> u64 {
+    locks.iter().map(|lock| lock.with(|guarded| guarded.tried())).sum()
 }
 
 /// The locks and the workload that `params` name.
@@ -66,12 +90,20 @@ fn of_family<F: Family>(params: &Params) -> Box<dyn Contest> {
 struct Locks<L>(Vec<CachePadded<L>>);
 
 impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
-    fn take_part(&self, vcpu: &RunningVcpu, plan: &Plan, progress: &AtomicU64) -> Share {
+    fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, progress: &AtomicU64) -> Share {
         contend(vcpu, plan, &self.0, progress)
     }
 
     fn counter(&self) -> u64 {
         self.0.iter().map(|lock| lock.with(|guarded| guarded.counter())).sum()
+    }
+
+    fn try_in_nmi(&self) -> bool {
+        Guarded::try_in_handler(&*self.0[0])
+    }
+
+    fn tried(&self) -> u64 {
+        tried(&self.0)
     }
 
     fn describe(&self, out: &mut dyn Write) -> fmt::Result {
@@ -80,12 +112,35 @@ impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
 }
 
 impl<F: Family> Contest for Torture<F> {
-    fn take_part(&self, vcpu: &RunningVcpu, plan: &Plan, progress: &AtomicU64) -> Share {
+    fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, progress: &AtomicU64) -> Share {
         Torture::take_part(self, vcpu, plan, progress)
     }
 
     fn counter(&self) -> u64 {
         Torture::counter(self)
+    }
+
+    fn interrupted(&self) {
+        Torture::interrupted(self);
+    }
+
+    fn interrupts(&self) -> Result<u64, String> {
+        let (taken, counted) = Torture::interrupts(self);
+        if taken == counted {
+            return Ok(taken);
+        }
+        Err(format!(
+            "mutual exclusion is broken: {taken} acquisitions in interrupts raised the counter to \
+             {counted}"
+        ))
+    }
+
+    fn try_in_nmi(&self) -> bool {
+        Guarded::try_in_handler(&*self.lasting()[0])
+    }
+
+    fn tried(&self) -> u64 {
+        tried(self.lasting())
     }
 
     fn describe(&self, out: &mut dyn Write) -> fmt::Result {
@@ -94,7 +149,7 @@ impl<F: Family> Contest for Torture<F> {
 }
 
 impl<F: Family> Contest for &'static TestedArena<F> {
-    fn take_part(&self, vcpu: &RunningVcpu, plan: &Plan, progress: &AtomicU64) -> Share {
+    fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, progress: &AtomicU64) -> Share {
         churn(self, vcpu, plan, progress, |on| heap::serve_from_arena(vcpu.number(), on))
     }
 

@@ -6,13 +6,27 @@
 use alloc::format;
 use alloc::string::String;
 
-use evtchn::Port;
-
-use crate::machine::Machine;
+use crate::machine::{Errno, Machine, Port, ShutdownReason};
 use crate::report::{self, path};
 use crate::xenstore::{Client, Error, Link};
 
 const LONGEST_WAIT_NS: u64 = 5_000_000_000;
+
+/// Where the toolstack says how the domain is to end, or that it is to be saved.
+const SHUTDOWN: &str = "control/shutdown";
+/// The parent of the nodes that say which vCPUs are to be up.
+const CPU: &str = "cpu";
+
+/// What the toolstack wants of the domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// To end.
+    Stop(ShutdownReason),
+    /// To be saved.
+    Suspend,
+    /// Other vCPUs to be up, perhaps.
+    LookAtCpus,
+}
 
 /// The connection of vCPU 0 to xenstored, if there is one.
 pub(super) struct Host {
@@ -23,12 +37,19 @@ pub(super) struct Host {
 /// The event channel beside the shared page.
 struct StoreLink {
     machine: &'static Machine,
-    port: Port,
+}
+
+impl StoreLink {
+    /// The port, which is another one after a restore.
+    fn port(&self) -> Option<Port> {
+        self.machine.xenstore_ring().map(|(_, port)| port)
+    }
 }
 
 impl Link for StoreLink {
     fn notify(&self) {
-        if let Err(errno) = self.machine.notify(self.port) {
+        let notified = self.port().map_or(Err(Errno::EINVAL), |port| self.machine.notify(port));
+        if let Err(errno) = notified {
             log::warn!("xenstored cannot be notified: {errno:?}");
         }
     }
@@ -37,9 +58,10 @@ impl Link for StoreLink {
         // Bounded, so that a lost announcement costs a moment, and because Xen takes a deadline of
         // 2^63 ns and more for one in the past. An error returns at once; the client comes back.
         let deadline_ns = deadline_ns.min(self.machine.now() + LONGEST_WAIT_NS);
-        let _ = self.machine.poll_port(self.port, deadline_ns);
+        let Some(port) = self.port() else { return };
+        let _ = self.machine.poll_port(port, deadline_ns);
         // Cleared before the client looks at the ring again, so that no announcement is lost.
-        self.machine.take_pending(self.port);
+        self.machine.take_pending(port);
     }
 
     fn now(&self) -> u64 {
@@ -51,13 +73,70 @@ impl Host {
     pub(super) fn connect(machine: &'static Machine) -> Host {
         let store = machine
             .xenstore_ring()
-            .map(|(ring, port)| Client::new(ring, StoreLink { machine, port }));
+            .map(|(ring, _)| Client::new(ring, StoreLink { machine }));
         let mut host = Host { store, domid: 0 };
-        let domid = host.ask(|store| store.read("domid"));
-        host.domid = domid
-            .and_then(|text| core::str::from_utf8(&text).ok()?.trim().parse().ok())
-            .unwrap_or(0);
+        host.domid = host.read_number("domid").unwrap_or(0);
         host
+    }
+
+    fn read_number(&mut self, path: &str) -> Option<u16> {
+        self.read(path)?.trim().parse().ok()
+    }
+
+    /// The text at `path`, where there is one.
+    fn read(&mut self, path: &str) -> Option<String> {
+        match self.store.as_mut()?.read(path) {
+            Ok(value) => String::from_utf8(value).ok(),
+            // Nothing is there.
+            Err(Error::Refused(_)) => None,
+            Err(error) => {
+                log::warn!("{path}: {error}");
+                None
+            }
+        }
+    }
+
+    /// Asks to be told of what the toolstack wants of this domain; again after a restore.
+    pub(super) fn watch_orders(&mut self) {
+        for path in [SHUTDOWN, CPU] {
+            self.ask(|store| store.watch(path, path));
+        }
+    }
+
+    /// What the toolstack wants next, or `None` where `deadline_ns` came first.
+    pub(super) fn next_order(&mut self, deadline_ns: u64) -> Option<Order> {
+        let event = self.ask(|store| store.next_event(deadline_ns))??;
+        if event.token != SHUTDOWN {
+            return Some(Order::LookAtCpus);
+        }
+        let word = self.read(SHUTDOWN)?;
+        let order = match word.as_str() {
+            "" => return None,
+            "poweroff" | "halt" => Order::Stop(ShutdownReason::Poweroff),
+            "reboot" => Order::Stop(ShutdownReason::Reboot),
+            "suspend" => Order::Suspend,
+            other => {
+                log::warn!("{SHUTDOWN}: `{other}` is not understood");
+                return None;
+            }
+        };
+        // Taken: the toolstack waits for that.
+        self.ask(|store| store.write(SHUTDOWN, b""));
+        Some(order)
+    }
+
+    /// Whether the toolstack wants `vcpu` to be up.
+    pub(super) fn wants(&mut self, vcpu: u32) -> bool {
+        self.read(&format!("{CPU}/{vcpu}/availability")).is_none_or(|word| word != "offline")
+    }
+
+    /// Takes up the conversation in a restored domain.
+    pub(super) fn resume(&mut self) {
+        if let Some(store) = &mut self.store {
+            store.reset();
+        }
+        self.domid = self.read_number("domid").unwrap_or(0);
+        self.watch_orders();
     }
 
     pub(super) fn domid(&self) -> u16 {

@@ -2,8 +2,9 @@
 //!
 //! Owns locks that last, and locks that live for a moment and whose memory is another lock the next.
 //! Each vCPU, at random: nests up to four locks, tries a lock,
-//! or visits a short-lived one and frees it if it is the last. Everything done under a lock is
-//! counted without atomics, and the counts must be exact in the end.
+//! or visits a short-lived one and frees it if it is the last. Where timers interrupt it, their
+//! handlers take locks of their own kind, which it also takes itself, uninterrupted. Everything done
+//! under a lock is counted without atomics, and the counts must be exact in the end.
 //!
 //! It measures nothing worth quoting: acquisitions are of several kinds.
 
@@ -32,6 +33,12 @@ pub struct Torture<F: Family> {
     slots: Vec<CachePadded<F::Lock<Slot<F>>>>,
     /// Counts of the short-lived locks that are gone.
     retired: CachePadded<AtomicU64>,
+    /// The locks that interrupt handlers take. Elsewhere they are taken uninterrupted only.
+    interrupt: Vec<CachePadded<F::Lock<Guarded>>>,
+    /// How often those were taken.
+    interrupts: CachePadded<AtomicU64>,
+    /// How long they are held, in turns.
+    interrupt_turns: AtomicU64,
 }
 
 struct Slot<F: Family> {
@@ -61,7 +68,47 @@ impl<F: Family> Torture<F> {
             lasting: free_locks(locks),
             slots: (0..locks).map(slot).collect(),
             retired: CachePadded::default(),
+            interrupt: free_locks(locks),
+            interrupts: CachePadded::default(),
+            interrupt_turns: AtomicU64::new(0),
         }
+    }
+
+    /// What an interrupt handler does: takes a lock, and often a second one inside it.
+    pub fn interrupted(&self) {
+        // Relaxed: a number to choose by; handlers of two vCPUs may choose alike.
+        let count = self.interrupts.load(Ordering::Relaxed) as usize;
+        let first = count % self.interrupt.len();
+        self.take_interrupt_lock(first, || {
+            // Upwards only, as in `nest`.
+            if count % 3 != 0 && first + 1 < self.interrupt.len() {
+                self.take_interrupt_lock(first + 1, || {});
+            }
+        });
+    }
+
+    /// In a handler, or uninterrupted.
+    fn take_interrupt_lock(&self, at: usize, inside: impl FnOnce()) {
+        self.interrupt[at].with(|guarded| {
+            guarded.increment_around(|| {
+                work(self.interrupt_turns.load(Ordering::Relaxed));
+                inside();
+            });
+        });
+        // Relaxed: a sum; read when every vCPU is done.
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the locks of interrupt handlers were taken, and how often by their own counters; when
+    /// every vCPU is done.
+    pub fn interrupts(&self) -> (u64, u64) {
+        let counted = self.interrupt.iter().map(|lock| lock.with(|g| g.counter())).sum();
+        (self.interrupts.load(Ordering::Relaxed), counted)
+    }
+
+    /// The lock that an NMI tries: one that lasts.
+    pub fn lasting(&self) -> &[CachePadded<F::Lock<Guarded>>] {
+        &self.lasting
     }
 
     /// Tortures the locks from one vCPU, from its start to its end.
@@ -73,12 +120,14 @@ impl<F: Family> Torture<F> {
             rng: Stream::new(plan.seed, vcpu.number()),
             share: Share::default(),
         };
+        // Relaxed: the same on every vCPU.
+        self.interrupt_turns.store(plan.critical_turns, Ordering::Relaxed);
         let started = vcpu.now();
         let (most, end) = match plan.limit {
             Limit::Acquisitions(n) => (n, u64::MAX),
             Limit::Duration(ns) => (u64::MAX, started.saturating_add(ns)),
         };
-        while party.share.acquisitions < most && vcpu.now() < end {
+        while party.share.acquisitions < most && vcpu.now() < end && vcpu.proceed() {
             party.turn(most);
             // Relaxed: a number to look at.
             progress.store(party.share.acquisitions, Ordering::Relaxed);
@@ -106,7 +155,8 @@ impl<F: Family> Torture<F> {
     /// Those of `out`.
     pub fn describe(&self, out: &mut dyn Write) -> fmt::Result {
         self.lasting.iter().try_for_each(|lock| lock.describe(out))?;
-        self.slots.iter().try_for_each(|lock| lock.describe(out))
+        self.slots.iter().try_for_each(|lock| lock.describe(out))?;
+        self.interrupt.iter().try_for_each(|lock| lock.describe(out))
     }
 
     /// Finds the short-lived lock of a slot, or puts the one in `spare` there, and joins its users.
@@ -169,9 +219,16 @@ struct Party<'a, F: Family, V> {
 impl<F: Family, V: Vcpu> Party<'_, F, V> {
     /// One thing at random; at most as many acquisitions as are missing to `most`.
     fn turn(&mut self, most: u64) {
+        if self.plan.timer_ns != 0 {
+            self.vcpu.interrupt_in(self.rng.below(self.plan.timer_ns));
+        }
         work(self.rng.around(self.plan.outside_turns, self.plan.jitter_percent));
         let locks = self.torture.lasting.len();
-        match self.rng.below(4) {
+        match self.rng.below(if self.plan.timer_ns == 0 { 4 } else { 5 }) {
+            4 => {
+                let at = self.rng.below(locks as u64) as usize;
+                self.vcpu.uninterrupted(|| self.torture.take_interrupt_lock(at, || {}));
+            }
             0 | 1 => {
                 let left = most - self.share.acquisitions;
                 let depth = (1 + self.rng.below(DEPTH)).min(left);
@@ -290,6 +347,18 @@ mod tests {
         assert_eq!((acquisitions, spin.counter()), (9_000, 9_000));
         let (ticket, acquisitions) = torture::<Ticket>(2, 1, Limit::Acquisitions(1_000));
         assert_eq!((acquisitions, ticket.counter()), (2_000, 2_000));
+    }
+
+    #[test]
+    fn the_locks_of_interrupts_are_counted_apart() {
+        let torture = Torture::<Spin>::new(3);
+        for _ in 0..10 {
+            torture.interrupted();
+        }
+        let (taken, counted) = torture.interrupts();
+        assert_eq!(taken, counted);
+        assert!(taken > 10, "some are nested");
+        assert_eq!(torture.counter(), 0);
     }
 
     #[test]

@@ -242,6 +242,14 @@ impl<'a, L: Link> Client<'a, L> {
         }
     }
 
+    /// Starts over after the domain was restored, when another xenstored, or one that has forgotten us,
+    /// is at the other end: what was under way is gone, and so are all watches.
+    pub fn reset(&mut self) {
+        self.events.clear();
+        self.partial.clear();
+        self.ring.replies().discard();
+    }
+
     fn check(&self) -> Result<(), Error> {
         if self.broken {
             return Err(Error::Protocol("the connection was given up earlier"));

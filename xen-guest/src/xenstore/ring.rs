@@ -113,6 +113,14 @@ impl Pipe<'_> {
     }
 }
 
+impl Pipe<'_> {
+    /// Throws away what there is, for the consuming end.
+    pub(super) fn discard(self) {
+        // Acquire and Release: as in `pop`.
+        self.cons.store(self.prod.load(Ordering::Acquire), Ordering::Release);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
