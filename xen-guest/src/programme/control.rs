@@ -134,6 +134,8 @@ fn at_work() -> Option<(&'static Run, u32)> {
 impl Run {
     /// vCPU 0 with `control=watch`: does what the toolstack asks until the other vCPUs are done.
     pub(super) fn look_after(&'static self) {
+        // It takes no part, so it makes no progress.
+        self.watchdog.set_away(0, true);
         self.host.lock().watch_orders();
         let others = 1..self.params.vcpus;
         while !others.clone().all(|vcpu| self.watchdog.is_done(vcpu)) {
