@@ -38,14 +38,17 @@ pub(crate) struct Memory {
 
 /// Tells the toolstack of the domain's memory. Xen public/arch-x86/xen.h, "arch_shared_info".
 pub(crate) fn describe_memory(memory: Memory) {
-    let page = page().as_ptr();
-    // SAFETY: in bounds of the page. Xen ignores the fields, the toolstack reads them while the domain
-    // is stopped, and no reference to them exists. So for all three.
-    unsafe { (&raw mut (*page).arch.max_pfn).write_volatile(memory.pages) };
+    // SAFETY: in bounds of the page.
+    let fields = unsafe { &raw mut (*page().as_ptr()).arch };
+    // SAFETY: Xen ignores these fields, the toolstack reads them while the domain is stopped, and no
+    // reference to them exists.
+    let mut arch = unsafe { fields.read_volatile() };
+    arch.max_pfn = memory.pages;
+    arch.p2m_vaddr = memory.frames;
+    // A value here says that the others are valid.
+    arch.p2m_cr3 = memory.page_table;
     // SAFETY: as above.
-    unsafe { (&raw mut (*page).arch.p2m_vaddr).write_volatile(memory.frames) };
-    // SAFETY: as above. Last: a value here says that the others are valid.
-    unsafe { (&raw mut (*page).arch.p2m_cr3).write_volatile(memory.page_table) };
+    unsafe { fields.write_volatile(arch) };
 }
 
 /// Holds back the upcalls of the vCPUs whose flags are in the shared page, as after a restore, so that

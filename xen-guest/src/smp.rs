@@ -3,8 +3,8 @@
 //! This file owns how a vCPU comes into Rust code and how it leaves. It knows nothing of what it runs.
 
 use core::arch::naked_asm;
-use core::mem::offset_of;
 use core::mem::MaybeUninit;
+use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use alloc::boxed::Box;
@@ -125,9 +125,7 @@ extern "C" fn leave(vcpu: u32) {
 /// Where a vCPU that went down in [`leave`] starts anew, on the stack it had then: it returns from there.
 #[unsafe(naked)]
 extern "C" fn come_back() -> ! {
-    naked_asm!(
-        "cld", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp", "ret",
-    );
+    naked_asm!("cld", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp", "ret",);
 }
 
 /// As [`come_back`], in a PVH domain: with the vCPU's number in rdi, and nothing of the CPU set up.

@@ -4,7 +4,7 @@
 //! of the page tables Xen built for us (they are read-only to us: each change is a hypercall).
 //! Addresses equal pseudo-physical ones, because the image's VIRT_BASE is 0.
 
-use core::ptr::{NonNull, addr_of};
+use core::ptr::NonNull;
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -109,10 +109,10 @@ pub unsafe extern "C" fn start(info: *mut sys::start_info, main: Main) -> ! {
 
 /// The command line, which Xen ends with a zero byte.
 fn cmdline() -> &'static [u8] {
-    // SAFETY: in bounds of the structure, which is mapped for ever.
-    let line = unsafe { addr_of!((*START_INFO.load(Relaxed)).cmd_line) };
-    // SAFETY: the same bytes, unsigned; nobody writes them.
-    let line: &[u8] = unsafe { core::slice::from_raw_parts(line.cast(), (*line).len()) };
+    // SAFETY: in bounds of the structure.
+    let line = unsafe { &raw const (*START_INFO.load(Relaxed)).cmd_line };
+    // SAFETY: mapped for ever, and nobody writes it; bytes are bytes, signed or not.
+    let line: &[u8; 1024] = unsafe { &*line.cast() };
     line.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
@@ -197,10 +197,14 @@ pub(super) fn suspend() -> Result<Resumed, Errno> {
 
 /// Writes the two frames of `start_info` that name ring pages.
 fn set_ring_frames(info: *mut sys::start_info, store: u64, console: u64) {
-    // SAFETY: the structure is ours to write, and no reference to it exists.
-    unsafe { (&raw mut (*info).store_mfn).write_volatile(store) };
+    // SAFETY: in bounds of the structure.
+    let store_field = unsafe { &raw mut (*info).store_mfn };
     // SAFETY: as above; the union holds the domU member.
-    unsafe { (&raw mut (*info).console.domU.mfn).write_volatile(console) };
+    let console_field = unsafe { &raw mut (*info).console.domU.mfn };
+    for (field, frame) in [(store_field, store), (console_field, console)] {
+        // SAFETY: the structure is ours to write, and no reference to these fields exists.
+        unsafe { field.write_volatile(frame) };
+    }
 }
 
 /// Sets the GS base of this vCPU in kernel mode, which is the mode we always run in.

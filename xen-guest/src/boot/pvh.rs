@@ -7,6 +7,8 @@
 use core::arch::x86_64::__cpuid;
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering::Release;
+use core::sync::atomic::compiler_fence;
 
 use evtchn::{Errno, Port};
 use pvh::start_info::reader::StartInfoReader;
@@ -174,15 +176,44 @@ fn protect() {
             entry.set_addr(PhysAddr::new(address as u64), flags);
         }
     }
+    // The tables above are in memory before the CPU is led to them.
+    compiler_fence(Release);
     // SAFETY: one vCPU runs, and it uses no reference to the tables but this.
     let tables = unsafe { &mut *TABLES.0.get() };
-    let no_execute = PageTableFlags::NO_EXECUTE.bits();
-    for entry in tables[2..].iter_mut().flatten() {
-        *entry |= no_execute;
-    }
-    let table_bits = (PageTableFlags::PRESENT | PageTableFlags::WRITABLE).bits();
-    for (entry, table) in tables[2].iter_mut().zip(fine.iter()) {
-        *entry = core::ptr::from_ref(table) as u64 | table_bits;
+    for (page, entry) in tables[2..].iter_mut().flatten().enumerate() {
+        let protected = protected(*entry, fine.get(page));
+        // SAFETY: an entry of the array. Volatile: written once, with what it is to be for good, since
+        // the CPU may look at it after every store.
+        unsafe { core::ptr::from_mut(entry).write_volatile(protected) };
     }
     x86_64::instructions::tlb::flush_all();
+}
+
+/// What the entry of a large page becomes: a table of its own where it has one, and otherwise data.
+fn protected(large: u64, fine: Option<&PageTable>) -> u64 {
+    let table_bits = (PageTableFlags::PRESENT | PageTableFlags::WRITABLE).bits();
+    match fine {
+        Some(table) => core::ptr::from_ref(table) as u64 | table_bits,
+        None => large | PageTableFlags::NO_EXECUTE.bits(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Taking execution from all large pages first, and then giving the image's its tables, hung domains
+    /// at boot: the CPU may look at an entry in between, and then it could run neither this code nor
+    /// the handler of the fault.
+    #[test]
+    fn code_can_be_executed_after_every_step_of_protecting_it() {
+        let no_execute = PageTableFlags::NO_EXECUTE.bits();
+        let [_, _, directory, ..] = identity();
+        let fine = PageTable::new();
+        let image = protected(directory[0], Some(&fine));
+        assert_eq!(image & no_execute, 0);
+        assert_eq!(image & 1 << 7, 0, "no large page");
+        let data = protected(directory[9], None);
+        assert_eq!(data, directory[9] | no_execute);
+    }
 }

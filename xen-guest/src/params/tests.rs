@@ -65,24 +65,16 @@ fn each_error_names_the_key_and_what_it_accepts() {
         "vcpus=8: accepted values are integers from 1 to 4, the vCPUs of this domain (vcpus= in its \
          configuration)"
     );
-    assert!(
-        message("seed=1 seed=1").starts_with("seed: given more than once; accepted values")
-    );
+    assert!(message("seed=1 seed=1").starts_with("seed: given more than once; accepted values"));
     assert!(message("acquisitions=1 duration=1s").contains("duration: not together with"));
     assert!(message("locks=2").contains("accepted: workload=spread"));
 }
 
 #[test]
 fn a_time_out_of_bounds_or_beyond_64_bits_is_refused() {
-    for bad in [
-        "11s",
-        "18446744073709551615s",
-        "99999999999999999999ns",
-        "ns",
-        "1 ms",
-        "1.5us",
-        "+1us",
-    ] {
+    for bad in
+        ["11s", "18446744073709551615s", "99999999999999999999ns", "ns", "1 ms", "1.5us", "+1us"]
+    {
         assert!(Params::parse(&format!("critical={bad}"), 4).is_err(), "{bad}");
     }
     assert_eq!(Params::parse("critical=10s", 4).unwrap().critical_ns, 10 * SECOND);

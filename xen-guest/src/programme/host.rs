@@ -71,9 +71,8 @@ impl Link for StoreLink {
 
 impl Host {
     pub(super) fn connect(machine: &'static Machine) -> Host {
-        let store = machine
-            .xenstore_ring()
-            .map(|(ring, _)| Client::new(ring, StoreLink { machine }));
+        let store =
+            machine.xenstore_ring().map(|(ring, _)| Client::new(ring, StoreLink { machine }));
         let mut host = Host { store, domid: 0 };
         host.domid = host.read_number("domid").unwrap_or(0);
         host

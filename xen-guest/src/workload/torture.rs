@@ -81,7 +81,7 @@ impl<F: Family> Torture<F> {
         let first = count % self.interrupt.len();
         self.take_interrupt_lock(first, || {
             // Upwards only, as in `nest`.
-            if count % 3 != 0 && first + 1 < self.interrupt.len() {
+            if !count.is_multiple_of(3) && first + 1 < self.interrupt.len() {
                 self.take_interrupt_lock(first + 1, || {});
             }
         });
