@@ -301,13 +301,16 @@ inline register()
 #endif
 }
 
-/* Pv::wait_as_head. Goes to `owns` with the lock taken. */
+/* Pv::wait_as_head. Goes to `owns` with the lock taken, to `left` with the queue left too. */
 inline wait_as_head()
 {
     /* spin_as_head, take */
 #ifdef STEALS
     pending[l] = 1;
     if
+    /* Word::try_take_alone */
+    :: atomic { locked[l] == FREE && tail[l] == c + 1 ->
+            locked[l] = LOCKED; pending[l] = 0; tail[l] = 0; OWN }; goto left
     :: atomic { locked[l] == FREE -> locked[l] = LOCKED; pending[l] = 0; OWN }; goto owns
     :: locked[l] != FREE                            /* spun long enough */
     fi;
@@ -316,6 +319,8 @@ inline wait_as_head()
 #endif
 #else
     if
+    :: atomic { locked[l] == FREE && tail[l] == c + 1 ->
+            locked[l] = LOCKED; tail[l] = 0; OWN }; goto left
     :: locked[l] == FREE -> atomic { locked[l] = LOCKED; OWN }; goto owns
     :: locked[l] != FREE                            /* spun long enough */
     fi;
@@ -374,6 +379,7 @@ owns:
         handed[other] = 1;                          /* Node::hand_over */
         handed_over(other)
     fi;
+left:
     atomic { FORGET; next[c] = 0; handed[c] = 0; state[c] = RUNNING }
 }
 

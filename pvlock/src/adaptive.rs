@@ -33,7 +33,7 @@ const LOOK_EVERY: u32 = 16;
 
 impl Policy for Adaptive {
     const NAME: &'static str = "adaptive";
-    const STEALS: u32 = 32;
+    const STEALS: u32 = 4;
     const MAX_THEFTS: u32 = 2;
     const TIMES_WAITS: bool = true;
 

@@ -4,8 +4,12 @@
 
 use crate::Platform;
 use crate::counters::{Counter, count};
-use crate::queue::{self, Discipline, Waiter};
-use crate::word::{FREE, Tail, Word};
+use crate::queue::{self, Discipline, Taken, Waiter};
+use crate::word::{FREE, Snapshot, Tail, Word};
+
+/// Looks at a lock that is being handed to the pending waiter. That one needs a few instructions, unless
+/// it was preempted in the middle of them.
+const HANDOVER_LOOKS: u32 = if cfg!(loom) { 1 } else { 8 };
 
 /// Takes the lock: as the pending waiter if nobody else waits, otherwise through the queue.
 ///
@@ -14,20 +18,31 @@ use crate::word::{FREE, Tail, Word};
 /// second CPU    (0,0,1) -> (0,1,1) -> (0,1,0) -> (0,0,1)     spins on the word, uses no node
 /// third, ...    exchange tail, spin on the own node, as head on the word
 /// ```
-pub(crate) fn acquire<P: Platform>(word: &Word) {
-    let mut seen = word.load();
-    loop {
-        if seen.is_free() && word.try_acquire() {
-            return;
+///
+/// `seen` is what the fast path found.
+pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
+    // The queue would cost more than the hand-over does, and the pending byte is free after it.
+    for _ in 0..HANDOVER_LOOKS {
+        if !seen.is_pending_only() {
+            break;
         }
-        if seen.pending() || seen.tail().is_some() {
-            return queue::acquire::<P, Native>(word);
-        }
-        // Only if nothing changed: the step is never taken back.
-        match word.try_set_pending(seen) {
-            Ok(()) => break,
-            Err(now) => seen = now,
-        }
+        queue::stand_back::<P>();
+        seen = word.load();
+    }
+    if seen.pending() || seen.tail().is_some() {
+        return queue::acquire::<P, Native>(word);
+    }
+    // One step that succeeds whatever the owner does meanwhile: the owner is just now pulling at the
+    // word's line to release it, and a second attempt would have to wait for the line again.
+    let before = word.exchange_pending();
+    if before.pending() {
+        return queue::acquire::<P, Native>(word);
+    }
+    if before.tail().is_some() {
+        // A queue has come up, and it comes first. Its head waits for a clear pending byte. If it was
+        // hindered in leaving as the last, it now waits for a successor: we are that.
+        word.clear_pending();
+        return queue::acquire::<P, Native>(word);
     }
     // The lock is ours next: a newcomer needs a word of 0, a head a clear pending byte.
     count::<P>(P::current_cpu(), Counter::LockPending);
@@ -39,7 +54,7 @@ pub(crate) fn acquire<P: Platform>(word: &Word) {
 
 /// Takes the lock in test-and-set mode: whoever comes first. One word, no order, no node.
 pub(crate) fn acquire_test_and_set<P: Platform>(word: &Word) {
-    while !(word.load().is_free() && word.try_acquire()) {
+    while !(word.load().is_free() && word.try_acquire().is_ok()) {
         P::relax();
     }
 }
@@ -54,16 +69,15 @@ impl Discipline for Native {
         }
     }
 
-    fn wait_as_head<P: Platform>(word: &Word, _waiter: &Waiter) {
+    fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) -> Taken {
         loop {
             let seen = word.load_acquire();
             if seen.locked() == FREE && !seen.pending() {
-                break;
+                // Only the head takes the lock now: who sets pending sees the queue, and backs out.
+                return queue::take_seen_free(word, seen, waiter);
             }
             P::relax();
         }
-        // With a queue nobody sets pending any more, and only its head takes the lock.
-        word.set_locked();
     }
 
     fn handed_over<P: Platform>(_word: &Word, _waiter: &Waiter, _next: Tail) {}

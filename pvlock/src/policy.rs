@@ -108,8 +108,8 @@ pub trait Policy: 'static {
     const HANDOVER: Handover = Handover::Register;
 
     /// Looks that a newcomer takes at the lock, to take it past the queue if it is free, before it
-    /// joins the queue. While a head spins it does not look. With 0 the order of the queue is the
-    /// order of acquisition.
+    /// joins the queue, each after a few turns of rest. While a head spins it does not look. With 0 the
+    /// order of the queue is the order of acquisition.
     const STEALS: u32 = 0;
 
     /// Whether a head that was kicked, and lost the lock to a thief, registers again. Without it

@@ -8,9 +8,9 @@ use core::marker::PhantomData;
 use crate::counters::{Counter, add, count, timed_kick, timed_wait};
 use crate::node::{Node, State};
 use crate::policy::{Handover, Policy, Spin, Stage};
-use crate::queue::{self, Discipline, Waiter};
+use crate::queue::{self, Discipline, Taken, Waiter};
 use crate::sync::{acquire_fence, full_fence, full_fence_before_rmw, step};
-use crate::word::{FREE, LEVELS, LOCKED, SLOW, Tail, Word};
+use crate::word::{FREE, LEVELS, LOCKED, SLOW, Snapshot, Tail, Word};
 use crate::{HashTable, Platform};
 
 /// Takes the lock: past the queue if the policy allows, otherwise through it.
@@ -18,31 +18,40 @@ use crate::{HashTable, Platform};
 /// # Panics
 ///
 /// When the hash table has room for less than four entries for each CPU, before anything is done.
-pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word) {
+///
+/// `seen` is what the fast path found.
+pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word, mut seen: Snapshot) {
     assert!(
         cfg!(loom) || P::hash().capacity() >= LEVELS * P::MAX_CPUS,
         "pvlock: Platform::hash() has {} entries, {} CPUs need {LEVELS} each",
         P::hash().capacity(),
         P::MAX_CPUS
     );
-    for look in 0..K::STEALS {
-        let seen = word.load();
-        if seen.pending() {
-            // A head spins: it is awake and comes first.
+    // Whatever the policy, a look at a lock that nobody queues for: a short critical section is soon over,
+    // the queue would cost more, and nobody is overtaken. A policy that steals looks at a queue too.
+    for look in 0..=K::STEALS.max(1) {
+        if look > 0 {
+            queue::stand_back::<P>();
+            seen = word.load();
+        }
+        if seen.pending() || (K::STEALS == 0 && seen.tail().is_some()) {
+            // A head spins: it is awake and comes first. Or the order of the queue is the order.
             break;
         }
-        if seen.locked() == FREE && word.try_steal() {
+        if seen.locked() == FREE && take_past_the_queue::<K>(word) {
             if seen.tail().is_some() {
                 count::<P>(P::current_cpu(), Counter::LockStealing);
                 step!(P::current_cpu(), "newcomer: steals");
             }
             return;
         }
-        if look + 1 < K::STEALS {
-            P::relax();
-        }
     }
     queue::acquire::<P, Pv<K>>(word);
+}
+
+/// Takes a free lock as a newcomer: past a queue only if the policy steals.
+fn take_past_the_queue<K: Policy>(word: &Word) -> bool {
+    if K::STEALS > 0 { word.try_steal() } else { word.try_acquire().is_ok() }
 }
 
 /// Releases a lock whose locked byte was not 1 when unlock looked.
@@ -110,14 +119,14 @@ impl<K: Policy> Discipline for Pv<K> {
         }
     }
 
-    fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) {
+    fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) -> Taken {
         let mut waits = 0;
         let mut thefts = 0;
         // Whether an entry was made for us in this acquisition, by us or by our predecessor.
         let mut registered = false;
         loop {
-            if spin_as_head::<P, K>(word, waiter) {
-                return;
+            if let Some(taken) = spin_as_head::<P, K>(word, waiter) {
+                return taken;
             }
             let state = waiter.node.state();
             let locked = word.load_acquire().locked();
@@ -147,7 +156,7 @@ impl<K: Policy> Discipline for Pv<K> {
                     step!(waiter.cpu, "head: lost to a thief, registers again");
                 }
                 if register::<P, K>(word, waiter) {
-                    return;
+                    return Taken::InQueue;
                 }
                 registered = true;
             }
@@ -215,19 +224,22 @@ fn wait<P: Platform, K: Policy>(cpu: usize, still_blocked: impl Fn() -> bool) {
     }
 }
 
-/// Spins on the word as the head: whether the lock was taken. Forbids thefts from here on.
-fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
+/// Spins on the word as the head, and takes the lock if it is released. Forbids thefts from here on.
+fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
     if K::STEALS > 0 {
         word.set_pending();
     }
     let mut spin = Spin::new(Stage::Head, waiter.cpu, waiter.predecessor);
     loop {
         // At least one look: the caller may come from a kick.
-        if word.load_acquire().locked() == FREE && take::<K>(word) {
-            return true;
+        let seen = word.load_acquire();
+        if seen.locked() == FREE
+            && let Some(taken) = take::<K>(word, seen, waiter)
+        {
+            return Some(taken);
         }
         if !K::keep_spinning::<P>(&mut spin) {
-            return false;
+            return None;
         }
         P::relax();
         spin.advance();
@@ -235,14 +247,15 @@ fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
 }
 
 /// Takes a lock that was seen free, as the head.
-fn take<K: Policy>(word: &Word) -> bool {
-    if K::STEALS > 0 {
-        word.try_take_as_head()
-    } else {
+fn take<K: Policy>(word: &Word, seen: Snapshot, waiter: &Waiter) -> Option<Taken> {
+    if K::STEALS == 0 {
         // FIFO: while there is a queue, nobody but its head takes the lock.
-        word.set_locked();
-        true
+        return Some(queue::take_seen_free(word, seen, waiter));
     }
+    if seen.tail() == Some(waiter.tail) && word.try_take_alone(seen) {
+        return Some(Taken::Alone);
+    }
+    word.try_take_as_head().then_some(Taken::InQueue)
 }
 
 /// Registers the head itself; true if the lock turned out to be free and is taken.

@@ -6,14 +6,38 @@ use crate::Platform;
 use crate::counters::{Counter, count};
 use crate::node::Node;
 use crate::sync::step;
-use crate::word::{LEVELS, Tail, Word};
+use crate::word::{LEVELS, Snapshot, Tail, Word};
 
 /// The waiter itself.
 pub(crate) struct Waiter {
     pub(crate) cpu: usize,
     pub(crate) node: &'static Node,
+    /// The name of `node`.
+    pub(crate) tail: Tail,
     /// Who was the queue's last when this one came.
     pub(crate) predecessor: Option<Tail>,
+}
+
+/// Leaves the word's cache line to who needs it now, for about as long as the line takes from one core
+/// to another and back.
+///
+/// Whoever looks at a word that is just being released or taken pulls its line away, and the owner has to
+/// get it back before it can go on. With two CPUs on one lock that halves the throughput.
+#[inline]
+pub(crate) fn stand_back<P: Platform>() {
+    // The model checker takes a turn as leave to run others first, and would miss orders.
+    const TURNS: u32 = if cfg!(loom) { 0 } else { 8 };
+    for _ in 0..TURNS {
+        P::relax();
+    }
+}
+
+/// How a head took the lock.
+pub(crate) enum Taken {
+    /// It was alone in the queue, which is empty now.
+    Alone,
+    /// It still is in the queue, and somebody may stand behind it.
+    InQueue,
 }
 
 /// How waiters wait, and what a new owner does for the next.
@@ -22,7 +46,7 @@ pub(crate) trait Discipline {
     fn wait_behind<P: Platform>(waiter: &Waiter);
 
     /// Returns when the lock is taken: the locked byte is 1, pending is clear, and the lock is the caller's.
-    fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter);
+    fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) -> Taken;
 
     /// The caller owns the lock and has just made `next` the head.
     fn handed_over<P: Platform>(word: &Word, waiter: &Waiter, next: Tail);
@@ -45,7 +69,7 @@ pub(crate) fn acquire<P: Platform, D: Discipline>(word: &Word) {
     } else {
         // A fifth level of nesting: no node left. Nobody waits for this one, so it may starve, but
         // it is as rare as a machine check inside an NMI inside an interrupt inside a soft one.
-        while !(word.load().is_free() && word.try_acquire()) {
+        while !(word.load().is_free() && word.try_acquire().is_ok()) {
             P::relax();
         }
     }
@@ -55,21 +79,24 @@ pub(crate) fn acquire<P: Platform, D: Discipline>(word: &Word) {
 fn queue_up<P: Platform, D: Discipline>(word: &Word, cpu: usize, own: &'static Node, tail: Tail) {
     own.reset();
     // The node's line may have been cold; the lock may be free by now.
-    if word.load().is_free() && word.try_acquire() {
+    if word.load().is_free() && word.try_acquire().is_ok() {
         return;
     }
     let predecessor = word.exchange_tail(tail);
     step!(cpu, "joins the queue behind {:?}", predecessor.map(Tail::cpu));
-    let waiter = Waiter { cpu, node: own, predecessor };
+    let waiter = Waiter { cpu, node: own, tail, predecessor };
     if let Some(predecessor) = predecessor {
         node::<P>(predecessor).set_next(tail);
         D::wait_behind::<P>(&waiter);
     }
-    D::wait_as_head::<P>(word, &waiter);
-
+    let taken = D::wait_as_head::<P>(word, &waiter);
     step!(cpu, "owner: took the lock as head");
-    // The lock is ours. Leave the queue: it is empty behind us, or the next is the new head.
-    if word.load().tail() == Some(tail) && word.try_clear_tail(tail) {
+    // The lock is ours. Leave the queue: it is empty behind us, or the next is the new head. The look
+    // at the own node first, because the word is the line that everybody pulls at.
+    if let Taken::Alone = taken {
+        return;
+    }
+    if own.next().is_none() && word.load().tail() == Some(tail) && word.try_clear_tail(tail) {
         return;
     }
     let next = loop {
@@ -82,6 +109,17 @@ fn queue_up<P: Platform, D: Discipline>(word: &Word, cpu: usize, own: &'static N
     node::<P>(next).hand_over();
     step!(cpu, "owner: hands the head over to cpu {}", next.cpu());
     D::handed_over::<P>(word, &waiter, next);
+}
+
+/// Takes a lock that nobody but the calling head may take, and that it has just seen free.
+#[inline]
+pub(crate) fn take_seen_free(word: &Word, seen: Snapshot, waiter: &Waiter) -> Taken {
+    // One step on the word for both, where the head is alone: two would wait for its line twice.
+    if seen.tail() == Some(waiter.tail) && word.try_take_alone(seen) {
+        return Taken::Alone;
+    }
+    word.set_locked();
+    Taken::InQueue
 }
 
 fn count_level<P: Platform>(cpu: usize, level: usize) {

@@ -36,17 +36,17 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// table has less than four entries for each CPU.
     #[inline]
     pub fn lock(&self) {
-        if !self.word.try_acquire() {
-            self.lock_slow();
+        if let Err(seen) = self.word.try_acquire() {
+            self.lock_slow(seen);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn lock_slow(&self) {
+    fn lock_slow(&self, seen: Snapshot) {
         match P::mode() {
-            Mode::Pv => pv::acquire::<P, K>(&self.word),
-            Mode::Native => native::acquire::<P>(&self.word),
+            Mode::Pv => pv::acquire::<P, K>(&self.word, seen),
+            Mode::Native => native::acquire::<P>(&self.word, seen),
             Mode::TestAndSet => native::acquire_test_and_set::<P>(&self.word),
         }
     }
@@ -55,7 +55,7 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     #[inline]
     pub fn try_lock(&self) -> bool {
         // The look first keeps a polled lock's cache line shared.
-        self.word.load().is_free() && self.word.try_acquire()
+        self.word.load().is_free() && self.word.try_acquire().is_ok()
     }
 
     /// Releases the lock, and wakes the head of the queue if it sleeps.

@@ -85,7 +85,7 @@ impl Tail {
 }
 
 /// The word at one moment.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot(u32);
 
 impl Snapshot {
@@ -101,8 +101,15 @@ impl Snapshot {
         Tail::from_bits((self.0 >> TAIL_SHIFT) as u16)
     }
 
+    #[inline]
     pub(crate) fn is_free(self) -> bool {
         self.0 == 0
+    }
+
+    /// Being handed to the pending waiter, with no queue behind it.
+    #[inline]
+    pub(crate) fn is_pending_only(self) -> bool {
+        self.0 == PENDING
     }
 }
 
@@ -145,9 +152,11 @@ mod tests {
             #[test]
             fn $name() {
                 let word = <$word>::new();
-                assert!(word.try_acquire() && !word.try_acquire());
+                assert_eq!(word.try_acquire(), Ok(()));
+                assert_eq!(word.try_acquire(), Err(Snapshot(1)));
                 assert_eq!(word.load_acquire().0, 1);
-                assert!(word.try_set_pending(word.load()).is_ok());
+                assert_eq!(word.exchange_pending(), Snapshot(1));
+                assert_eq!(word.exchange_pending(), Snapshot(0x101));
                 assert_eq!(word.load().0, 0x101);
                 word.release();
                 assert_eq!(word.load().0, 0x100);
@@ -183,6 +192,15 @@ mod tests {
                 assert_eq!(word.load().0, 1);
                 word.release();
                 word.set_locked();
+                assert_eq!(word.load().0, 1);
+
+                word.release();
+                word.exchange_tail(tail);
+                let alone = word.load();
+                word.exchange_tail(Tail::new(3, 0));
+                assert!(!word.try_take_alone(alone), "somebody stands behind");
+                word.set_pending();
+                assert!(word.try_take_alone(word.load()));
                 assert_eq!(word.load().0, 1);
             }
         };

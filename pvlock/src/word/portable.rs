@@ -31,10 +31,13 @@ impl Word {
         Snapshot(self.0.load(ord!("word-load", Acquire)))
     }
 
-    /// (0,0,0) -> (0,0,1). Acquire, with the last owner's release.
+    /// (0,0,0) -> (0,0,1), or what it is instead. Acquire, with the last owner's release.
     #[inline]
-    pub(crate) fn try_acquire(&self) -> bool {
-        self.0.compare_exchange(0, u32::from(LOCKED), ord!("try-acquire", Acquire), Relaxed).is_ok()
+    pub(crate) fn try_acquire(&self) -> Result<(), Snapshot> {
+        match self.0.compare_exchange(0, u32::from(LOCKED), ord!("try-acquire", Acquire), Relaxed) {
+            Ok(_) => Ok(()),
+            Err(now) => Err(Snapshot(now)),
+        }
     }
 
     /// locked -> 0. Release, with the next owner's acquire. The caller owns the lock.
@@ -62,13 +65,10 @@ impl Word {
         Err(Snapshot(seen).locked())
     }
 
-    /// pending 0 -> 1 if the word still is `seen`. Relaxed: the pending waiter acquires by
-    /// `load_acquire` when it sees the locked byte clear.
-    pub(crate) fn try_set_pending(&self, seen: Snapshot) -> Result<(), Snapshot> {
-        match self.0.compare_exchange(seen.0, seen.0 | PENDING, Relaxed, Relaxed) {
-            Ok(_) => Ok(()),
-            Err(now) => Err(Snapshot(now)),
-        }
+    /// pending -> 1, and the word before. Relaxed: the pending waiter acquires by `load_acquire` when it
+    /// sees the locked byte clear.
+    pub(crate) fn exchange_pending(&self) -> Snapshot {
+        Snapshot(self.0.fetch_or(PENDING, Relaxed))
     }
 
     /// (pending, locked) (1,0) -> (0,1) by the pending waiter, who alone may. Relaxed, it acquired before.
@@ -93,6 +93,12 @@ impl Word {
     pub(crate) fn try_clear_tail(&self, tail: Tail) -> bool {
         let whole = u32::from(tail.0) << TAIL_SHIFT | u32::from(LOCKED);
         self.0.compare_exchange(whole, u32::from(LOCKED), Relaxed, Relaxed).is_ok()
+    }
+
+    /// `seen` -> (0,0,1) by the head of the queue that saw itself alone in it and the lock free, where
+    /// nobody else may take the lock. Relaxed, it acquired before.
+    pub(crate) fn try_take_alone(&self, seen: Snapshot) -> bool {
+        self.0.compare_exchange(seen.0, u32::from(LOCKED), Relaxed, Relaxed).is_ok()
     }
 
     /// locked 0 -> 1 by the head of the queue where nobody else may take the lock. Relaxed, it acquired before.

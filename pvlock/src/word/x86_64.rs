@@ -97,8 +97,9 @@ impl Word {
     }
 
     #[inline]
-    pub(crate) fn try_acquire(&self) -> bool {
-        self.compare_exchange(0, u32::from(LOCKED)) == 0
+    pub(crate) fn try_acquire(&self) -> Result<(), Snapshot> {
+        let was = self.compare_exchange(0, u32::from(LOCKED));
+        if was == 0 { Ok(()) } else { Err(Snapshot(was)) }
     }
 
     #[inline]
@@ -122,9 +123,15 @@ impl Word {
         if was == LOCKED { Ok(()) } else { Err(was) }
     }
 
-    pub(crate) fn try_set_pending(&self, seen: Snapshot) -> Result<(), Snapshot> {
-        let was = self.compare_exchange(seen.0, seen.0 | PENDING);
-        if was == seen.0 { Ok(()) } else { Err(Snapshot(was)) }
+    pub(crate) fn exchange_pending(&self) -> Snapshot {
+        let was: u8;
+        // SAFETY: accesses the second of the four bytes that `self` owns.
+        unsafe {
+            asm!("xchg byte ptr [{p}], {v}", p = in(reg) self.at(PENDING_BYTE),
+                 v = inout(reg_byte) 1_u8 => was, options(nostack, preserves_flags));
+        }
+        // The other fields a moment later. A queue that came up in between is as good as one before.
+        Snapshot(self.load().0 & !PENDING | u32::from(was) << PENDING.trailing_zeros())
     }
 
     pub(crate) fn clear_pending_set_locked(&self) {
@@ -148,6 +155,10 @@ impl Word {
     pub(crate) fn try_clear_tail(&self, tail: Tail) -> bool {
         let whole = u32::from(tail.0) << TAIL_SHIFT | u32::from(LOCKED);
         self.compare_exchange(whole, u32::from(LOCKED)) == whole
+    }
+
+    pub(crate) fn try_take_alone(&self, seen: Snapshot) -> bool {
+        self.compare_exchange(seen.0, u32::from(LOCKED)) == seen.0
     }
 
     pub(crate) fn set_locked(&self) {

@@ -121,8 +121,12 @@ unsafe impl Platform for Threads {
     }
 }
 
-/// Runs the next interrupt of this thread, if one is due.
+/// Runs the next interrupt of this thread, if one is due: not before the context it interrupts has
+/// claimed its queue node.
 fn interrupt() {
+    if NODES[Threads::current_cpu()].depth() <= DEPTH.get() {
+        return;
+    }
     if let Some(context) = INTERRUPTS.with_borrow_mut(Vec::pop) {
         DEPTH.set(DEPTH.get() + 1);
         context();

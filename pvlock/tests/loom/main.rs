@@ -113,8 +113,10 @@ fn thefts_are_explored() {
 #[test]
 fn native_mode() {
     let native = Bounds { mode: Mode::Native, ..SPIN };
-    explore::<KickAtUnlock>(&[2, 2], native);
-    explore::<KickAtUnlock>(&[1, 1, 1], Bounds { preemptions: 2, ..native });
+    explore::<KickAtUnlock>(&[2, 2], Bounds { preemptions: 5, ..native });
+    // Three, so that the pending waiter meets a queue, and a queue the pending waiter.
+    explore::<KickAtUnlock>(&[1, 1, 1], Bounds { preemptions: 3, ..native });
+    explore::<KickAtUnlock>(&[2, 1, 1], Bounds { preemptions: 1, ..native });
 }
 
 /// S1: after the owner handed the head over, and before it looks whether the new head sleeps, that
