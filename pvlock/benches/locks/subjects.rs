@@ -48,7 +48,7 @@ impl Subject for std::sync::Mutex<u64> {
     }
     #[inline]
     fn locked(&self, body: impl FnOnce(&mut u64)) {
-        body(&mut *self.lock().unwrap());
+        body(&mut self.lock().unwrap());
     }
 }
 
