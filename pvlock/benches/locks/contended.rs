@@ -6,10 +6,9 @@
 //! threads are pinned, and a round in which one of them had to wait for its core is left out.
 //! `-- --rounds 20` makes it shorter, `-- --threads 2` measures one number of threads alone.
 #![cfg(not(loom))]
-#![allow(missing_docs)]
-#![allow(dead_code)] // The other benchmark uses the rest of the shared modules.
 
 mod machine;
+#[allow(dead_code)] // The bare instructions are measured by the other benchmark.
 mod subjects;
 
 use machine::{CPUS, native, pv};

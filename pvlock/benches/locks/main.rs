@@ -5,6 +5,7 @@
 #![cfg(not(loom))]
 #![allow(missing_docs)] // `criterion_group!` makes a public function.
 
+#[allow(dead_code)] // Without contention nobody asks who is who.
 mod machine;
 mod subjects;
 
