@@ -75,6 +75,10 @@ pub struct Config {
     /// How long something else keeps the pCPU
     #[arg(long, default_value_t = Dist::Exponential(1_000_000), value_name = "DIST")]
     pub preempt_for: Dist,
+    /// Time between two upcalls of a vCPU, whose handler takes a lock of its own kind; a handler may
+    /// be interrupted once more. They end every other sleep at most
+    #[arg(long, default_value_t = Dist::Never, value_name = "DIST")]
+    pub interrupt_every: Dist,
     /// What a waiter spins before it sleeps, in policies that count turns
     #[arg(long, default_value_t = Time(10_000), value_name = "TIME")]
     pub spin: Time,
@@ -90,8 +94,9 @@ pub struct Config {
     /// Time without one acquisition that counts as a failure
     #[arg(long, default_value_t = Time(10_000_000_000), value_name = "TIME")]
     pub watchdog: Time,
-    /// A defect of the platform, to see that it is found: lose-kick=N (one kick in N gets lost) or
-    /// no-latch (a kick that meets no sleeper is forgotten)
+    /// A defect of the platform, to see that it is found: lose-kick=N (one kick in N gets lost),
+    /// no-latch (a kick that meets no sleeper is forgotten) or nested-clears (the wait of an
+    /// interrupt handler takes the kick of the wait it interrupted)
     #[arg(long, default_value_t = Fault::None, value_name = "FAULT")]
     pub fault: Fault,
 }
@@ -137,6 +142,7 @@ impl Config {
             preempt_every,
             preempt_one_in,
             preempt_for,
+            interrupt_every,
             spin,
             turn,
             step,
@@ -144,7 +150,7 @@ impl Config {
             watchdog,
             fault,
         } = self;
-        let all: [(&str, &dyn fmt::Display); 22] = [
+        let all: [(&str, &dyn fmt::Display); 23] = [
             ("seed", seed),
             ("vcpus", vcpus),
             ("pcpus", pcpus),
@@ -161,6 +167,7 @@ impl Config {
             ("preempt-every", preempt_every),
             ("preempt-one-in", preempt_one_in),
             ("preempt-for", preempt_for),
+            ("interrupt-every", interrupt_every),
             ("spin", spin),
             ("turn", turn),
             ("step", step),
@@ -225,6 +232,12 @@ impl Config {
             if dist == Dist::Never {
                 return Err(format!("--{name} never: the run would not end"));
             }
+        }
+        if matches!(
+            self.interrupt_every,
+            Dist::Fixed(0) | Dist::Exponential(0) | Dist::Uniform(_, 0)
+        ) {
+            return Err("--interrupt-every 0ns: nothing else would ever run".into());
         }
         if matches!(self.slice, Dist::Fixed(0) | Dist::Exponential(0) | Dist::Uniform(_, 0)) {
             return Err(format!("--slice {}: nobody would ever run", self.slice));
@@ -305,6 +318,8 @@ pub enum Fault {
     LoseKick(u64),
     /// A kick that meets no sleeper is forgotten.
     NoLatch,
+    /// The wait of an interrupt handler takes the kick of the wait it interrupted.
+    NestedClears,
 }
 
 impl fmt::Display for Fault {
@@ -313,6 +328,7 @@ impl fmt::Display for Fault {
             Self::None => f.write_str("none"),
             Self::LoseKick(n) => write!(f, "lose-kick={n}"),
             Self::NoLatch => f.write_str("no-latch"),
+            Self::NestedClears => f.write_str("nested-clears"),
         }
     }
 }
@@ -325,9 +341,12 @@ impl FromStr for Fault {
         match text {
             "none" => Some(Self::None),
             "no-latch" => Some(Self::NoLatch),
+            "nested-clears" => Some(Self::NestedClears),
             _ => text.strip_prefix("lose-kick=").and_then(lose),
         }
-        .ok_or_else(|| format!("`{text}` is none of: none, no-latch, lose-kick=N with N > 0"))
+        .ok_or_else(|| {
+            format!("`{text}` is none of: none, lose-kick=N with N > 0, no-latch, nested-clears")
+        })
     }
 }
 
@@ -364,6 +383,7 @@ mod tests {
             (Config { turn: Time(0), ..default() }, "--turn"),
             (Config { critical: Dist::Never, ..default() }, "--critical never"),
             (Config { slice: Dist::Fixed(0), ..default() }, "--slice 0ns"),
+            (Config { interrupt_every: Dist::Fixed(0), ..default() }, "--interrupt-every 0ns"),
         ] {
             assert!(config.check().unwrap_err().starts_with(name));
         }

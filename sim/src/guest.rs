@@ -10,13 +10,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ptr;
+use std::rc::Rc;
 
 use corosensei::Yielder;
 use evtchn::{Abi, Errno, EventChannelOp, Hypercalls, Kicker, Port, SchedOp};
 use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
 
-use crate::config::Config;
-use crate::dist::Random;
+use crate::config::{Config, Fault};
+use crate::dist::{NEVER, Random};
 
 /// Why a vCPU's code gives control to the scheduler.
 #[derive(Debug)]
@@ -54,12 +55,24 @@ pub(crate) struct Guest {
     pub(crate) wants: Vec<Cell<Option<usize>>>,
     /// By vCPU: the lock it waited for last.
     about: Vec<Cell<Option<usize>>>,
+    /// By vCPU: when its next upcall is due.
+    pub(crate) upcall_at: Vec<Cell<u64>>,
+    /// By vCPU: how many handlers are under way.
+    level: Vec<Cell<usize>>,
+    /// By vCPU: what an upcall does, at a level from 1 on.
+    handlers: RefCell<Vec<Handler>>,
     /// What happened last.
     history: RefCell<VecDeque<Note>>,
     chance: RefCell<Random>,
     config: Config,
     mode: Mode,
 }
+
+/// What an upcall does on a vCPU, at a level of nesting; returns how long it is until the next.
+pub(crate) type Handler = Rc<dyn Fn(usize) -> u64>;
+
+/// Handlers that may be under way on a vCPU at once.
+pub(crate) const LEVELS: usize = 2;
 
 /// A step, when it was, whose, and which lock that vCPU had to do with last.
 pub(crate) struct Note {
@@ -81,6 +94,7 @@ pub(crate) enum Event {
     Wakes,
     Preempted,
     GoesOn,
+    Upcall,
     Done,
 }
 
@@ -96,6 +110,7 @@ impl std::fmt::Display for Event {
             Self::Wakes => f.write_str("wakes up"),
             Self::Preempted => f.write_str("is preempted"),
             Self::GoesOn => f.write_str("goes on"),
+            Self::Upcall => f.write_str("takes an upcall"),
             Self::Done => f.write_str("is done"),
         }
     }
@@ -134,6 +149,9 @@ impl Guest {
             woken: vec![Cell::new(0); vcpus],
             wants: vec![Cell::new(None); vcpus],
             about: vec![Cell::new(None); vcpus],
+            upcall_at: vec![Cell::new(NEVER); vcpus],
+            level: vec![Cell::new(0); vcpus],
+            handlers: RefCell::default(),
             history: RefCell::default(),
             chance: RefCell::new(chance),
             config: config.clone(),
@@ -144,6 +162,37 @@ impl Guest {
             kicker.bind(&Xen, &Latches(guest), vcpu as u32).expect("a port for each vCPU");
         }
         guest
+    }
+
+    /// Upcalls from now on; without handlers there are none.
+    pub(crate) fn set_handlers(&self, handlers: Vec<Handler>) {
+        self.handlers.replace(handlers);
+    }
+
+    /// Runs the handler of the running vCPU if an upcall is due and may come.
+    pub(crate) fn take_upcall(&self) {
+        let vcpu = VCPU.get();
+        if vcpu == NONE || NOW.get() < self.upcall_at[vcpu].get() {
+            return;
+        }
+        let level = self.level[vcpu].get() + 1;
+        if level > LEVELS {
+            return;
+        }
+        let handler = self.handlers.borrow()[vcpu].clone();
+        self.upcall_at[vcpu].set(NEVER);
+        self.level[vcpu].set(level);
+        let (wants, about) = (self.wants[vcpu].get(), self.about[vcpu].get());
+        let (slept, woken) = (self.slept[vcpu].get(), self.woken[vcpu].get());
+        self.note(NOW.get(), vcpu, Event::Upcall);
+        let until_next = handler(level);
+        // The handler's sleeps are told with its own acquisition.
+        self.slept[vcpu].set(slept);
+        self.woken[vcpu].set(woken);
+        self.wants[vcpu].set(wants);
+        self.about[vcpu].set(about);
+        self.level[vcpu].set(level - 1);
+        self.upcall_at[vcpu].set(NOW.get() + until_next);
     }
 
     pub(crate) fn nodes_in_use(&self) -> usize {
@@ -259,6 +308,7 @@ fn step(nanoseconds: u64) -> &'static Guest {
     if one_in != 0 && VCPU.get() != NONE && guest.chance.borrow_mut().one_in(one_in) {
         give(Request::Preempt);
     }
+    guest.take_upcall();
     guest
 }
 
@@ -266,8 +316,8 @@ fn step(nanoseconds: u64) -> &'static Guest {
 pub(crate) struct Vm<const CPUS: usize>;
 
 // SAFETY: 1. A coroutine is one vCPU for ever. 2. The guest's memory is leaked, and its simulation's
-// alone; its thread has no other guest while the simulation lasts. 3. There are no
-// interrupts. 4., 5. As `Kicker`'s documentation promises: `Request::Send` latches before
+// alone; its thread has no other guest while the simulation lasts. 3. An upcall is a call from a
+// step. 4., 5. As `Kicker`'s documentation promises: `Request::Send` latches before
 // anything else happens, and `Request::Poll` looks at the latch before it sleeps. All on one
 // thread, so every step is a full barrier.
 unsafe impl<const CPUS: usize> Platform for Vm<CPUS> {
@@ -288,7 +338,20 @@ unsafe impl<const CPUS: usize> Platform for Vm<CPUS> {
 
     fn wait(still_blocked: impl Fn() -> bool) {
         let guest = step(0);
-        guest.kickers[VCPU.get()].wait(&Xen, &Latches(guest), 0, still_blocked);
+        if guest.config.fault == Fault::NestedClears && guest.level[VCPU.get()].get() > 0 {
+            Latches(guest).clear(port_of(VCPU.get()));
+        }
+        let looked = || {
+            let blocked = still_blocked();
+            // The worst moment: after the look, before the poll. By chance it would come too seldom.
+            let at = &guest.upcall_at[VCPU.get()];
+            if at.get() < NEVER && guest.chance.borrow_mut().one_in(4) {
+                at.set(NOW.get());
+            }
+            guest.take_upcall();
+            blocked
+        };
+        guest.kickers[VCPU.get()].wait(&Xen, &Latches(guest), 0, looked);
     }
 
     fn kick(cpu: usize) {

@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use evtchn::Port;
 
 use crate::config::{Config, Fault, WakeOrder};
-use crate::dist::Random;
+use crate::dist::{NEVER, Random};
 use crate::guest::{Event, Guest, port_of, vcpu_of};
 
 /// What a vCPU does, to the scheduler.
@@ -57,6 +57,8 @@ enum Due {
     Pcpu(usize, u64),
     /// This vCPU can run from now on.
     Wakes(usize),
+    /// An upcall ends the poll of this vCPU, if it sleeps since this moment.
+    Upcall(usize, u64),
 }
 
 /// What happens next.
@@ -142,6 +144,12 @@ impl Host {
                     }
                     self.make_ready(vcpu, self.config.wake_order);
                 }
+                Due::Upcall(vcpu, since) => {
+                    if self.vcpus[vcpu].task == Task::Polling(since) {
+                        self.now = at;
+                        self.make_ready(vcpu, self.config.wake_order);
+                    }
+                }
                 Due::Pcpu(number, ticket) => {
                     let valid = |pcpu: &&mut Pcpu| pcpu.ticket == ticket;
                     let Some(pcpu) = self.pcpus[number].as_mut().filter(valid) else { continue };
@@ -186,6 +194,12 @@ impl Host {
         }
         self.guest.slept[vcpu].update(|slept| slept + 1);
         self.guest.note(at, vcpu, Event::Sleeps);
+        let upcall_at = self.guest.upcall_at[vcpu].get();
+        // Only every other time: an upcall that ends each poll in the end would make good for a
+        // kick that was lost.
+        if upcall_at < NEVER && self.random.one_in(2) {
+            self.decide(at.max(upcall_at), Due::Upcall(vcpu, at));
+        }
         self.leave_pcpu(vcpu, at, Task::Polling(at));
     }
 
@@ -194,7 +208,7 @@ impl Host {
         let target = vcpu_of(port);
         let polling = matches!(self.vcpus[target].task, Task::Polling(_));
         let lost = match self.config.fault {
-            Fault::None => false,
+            Fault::None | Fault::NestedClears => false,
             Fault::LoseKick(one_in) => self.random.one_in(one_in),
             Fault::NoLatch => !polling,
         };

@@ -15,8 +15,8 @@ use pvlock::{Counter, Mode, RawPvLock};
 
 use crate::arena::{self, Arena};
 use crate::config::{Config, Policy};
-use crate::dist::{NEVER, Random};
-use crate::guest::{self, Event, Guest, Request, Vm};
+use crate::dist::{Dist, NEVER, Random};
+use crate::guest::{self, Event, Guest, Handler, LEVELS, Request, Vm};
 use crate::host::{Host, Next, Task, describe};
 use crate::report::{Failure, Report};
 
@@ -29,7 +29,7 @@ pub(crate) struct Guarded<const CPUS: usize, K> {
 }
 
 /// As many locks as there is room for.
-pub(crate) const MAX_LOCKS: usize = arena::SIZE / 64;
+pub(crate) const MAX_LOCKS: usize = arena::SIZE / 64 / (1 + LEVELS);
 
 /// Lines of each part of a failure.
 const SHOWN: usize = 40;
@@ -50,6 +50,22 @@ pub(crate) struct Tally {
     /// slept twice or more.
     pub(crate) slept: (u64, u64),
     pub(crate) slept_twice: (u64, u64),
+}
+
+impl Tally {
+    /// An acquisition of `vcpu` at `now`, after it waited, slept and was woken so long and so often.
+    fn add(&mut self, vcpu: usize, now: u64, waited: u64, slept: u64, woken: u64) {
+        self.acquisitions += 1;
+        self.by_vcpu[vcpu] += 1;
+        self.last = now;
+        self.waits.record(waited).expect("no run lasts so long");
+        if slept > 0 {
+            self.slept = (self.slept.0 + 1, self.slept.1 + woken);
+        }
+        if slept > 1 {
+            self.slept_twice = (self.slept_twice.0 + 1, self.slept_twice.1 + woken);
+        }
+    }
 }
 
 /// Runs `config` with `policy`.
@@ -149,7 +165,8 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
     fn new(config: &Config, name: Name, mode: Mode) -> Self {
         let mut streams = Random::streams(config.seed);
         let mut stream = || streams.next().expect("streams never end");
-        let locks = Arena::new(config.locks, || Guarded {
+        let kinds = if config.interrupt_every == Dist::Never { 1 } else { 1 + LEVELS };
+        let locks = Arena::new(config.locks * kinds, || Guarded {
             lock: RawPvLock::new(),
             owner: Cell::new(None),
             count: Cell::new(0),
@@ -165,18 +182,26 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             slept: (0, 0),
             slept_twice: (0, 0),
         }));
-        let vcpus = (0..config.vcpus).map(|vcpu| {
-            let code = Vcpu {
-                vcpu,
-                random: stream(),
-                config: config.clone(),
-                guest,
-                locks: locks.clone(),
-                tally: tally.clone(),
+        let tasks: Vec<Random> = (0..config.vcpus).map(|_| stream()).collect();
+        let codes = tasks.into_iter().enumerate().map(|(vcpu, task)| {
+            let random = RefCell::new(task);
+            let upcalls = RefCell::new(stream());
+            let (config, locks, tally) = (config.clone(), locks.clone(), tally.clone());
+            Rc::new(Vcpu { vcpu, random, upcalls, config, guest, locks, tally })
+        });
+        let codes: Vec<_> = codes.collect();
+        if config.interrupt_every != Dist::Never {
+            let handler = |code: &Rc<Vcpu<CPUS, K>>| -> Handler {
+                let code = code.clone();
+                code.guest.upcall_at[code.vcpu].set(code.until_upcall());
+                Rc::new(move |level| code.upcall(level))
             };
+            guest.set_handlers(codes.iter().map(handler).collect());
+        }
+        let vcpus = codes.into_iter().enumerate().map(|(vcpu, code)| {
             let stack = DefaultStack::new(STACK)
                 .unwrap_or_else(|error| panic!("no memory for the stack of vCPU {vcpu}: {error}"));
-            Coroutine::with_stack(stack, |door, ()| {
+            Coroutine::with_stack(stack, move |door, ()| {
                 guest::begin(door);
                 code.work();
             })
@@ -299,10 +324,20 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
     }
 }
 
+impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Drop for Machine<CPUS, LINES, K> {
+    fn drop(&mut self) {
+        // The guest lives for ever; the locks must not.
+        self.vcpus.clear();
+        self.guest.set_handlers(Vec::new());
+    }
+}
+
 /// What one vCPU does.
 struct Vcpu<const CPUS: usize, K: pvlock::Policy> {
     vcpu: usize,
-    random: Random,
+    random: RefCell<Random>,
+    /// For handlers, so that the task does the same with and without them.
+    upcalls: RefCell<Random>,
     config: Config,
     guest: &'static Guest,
     locks: Rc<Arena<Guarded<CPUS, K>>>,
@@ -310,22 +345,36 @@ struct Vcpu<const CPUS: usize, K: pvlock::Policy> {
 }
 
 impl<const CPUS: usize, K: pvlock::Policy> Vcpu<CPUS, K> {
-    fn work(mut self) {
+    fn work(&self) {
+        let sample = |dist: Dist| dist.sample(&mut self.random.borrow_mut());
         for _ in 0..self.config.acquisitions {
-            guest::spend(self.config.outside.sample(&mut self.random));
-            let idle = self.config.idle.sample(&mut self.random);
+            guest::spend(sample(self.config.outside));
+            let idle = sample(self.config.idle);
             if idle > 0 {
                 guest::give(Request::Idle(idle));
             }
             if self.config.duration.0 != 0 && guest::now() >= self.config.duration.0 {
                 break;
             }
-            let lock = self.random.below(self.config.locks as u64) as usize;
-            self.acquire(lock);
+            self.guest.take_upcall();
+            let lock = self.random.borrow_mut().below(self.config.locks as u64);
+            self.acquire(lock as usize, &self.random);
         }
     }
 
-    fn acquire(&mut self, number: usize) {
+    /// The handler of an upcall: takes a lock that only handlers of this level take. Returns how
+    /// long it is until the next one.
+    fn upcall(&self, level: usize) -> u64 {
+        let lock = self.upcalls.borrow_mut().below(self.config.locks as u64) as usize;
+        self.acquire(level * self.config.locks + lock, &self.upcalls);
+        self.until_upcall()
+    }
+
+    fn until_upcall(&self) -> u64 {
+        self.config.interrupt_every.sample(&mut self.upcalls.borrow_mut())
+    }
+
+    fn acquire(&self, number: usize, random: &RefCell<Random>) {
         let (vcpu, guest) = (self.vcpu, self.guest);
         let guarded = self.locks.get(number);
         let begin = guest::now();
@@ -339,28 +388,18 @@ impl<const CPUS: usize, K: pvlock::Policy> Vcpu<CPUS, K> {
         guest.wants[vcpu].set(None);
         let now = guest::now();
         guest.note(now, vcpu, Event::Owns(number));
-        {
-            let mut tally = self.tally.borrow_mut();
-            tally.acquisitions += 1;
-            tally.by_vcpu[vcpu] += 1;
-            tally.last = now;
-            tally.waits.record(now - begin).expect("no run lasts so long");
-            let slept = guest.slept[vcpu].get() - slept;
-            let woken = guest.woken[vcpu].get() - woken;
-            if slept > 0 {
-                tally.slept = (tally.slept.0 + 1, tally.slept.1 + woken);
-            }
-            if slept > 1 {
-                tally.slept_twice = (tally.slept_twice.0 + 1, tally.slept_twice.1 + woken);
-            }
-        }
+        let (slept, woken) = (guest.slept[vcpu].get() - slept, guest.woken[vcpu].get() - woken);
+        self.tally.borrow_mut().add(vcpu, now, now - begin, slept, woken);
+
         // Not one step: a second owner would come between the two.
         let count = guarded.count.get();
-        guest::spend(self.config.critical.sample(&mut self.random));
+        let critical = self.config.critical.sample(&mut random.borrow_mut());
+        guest::spend(critical);
+        guest.take_upcall();
         guarded.count.set(count + 1);
         guarded.owner.set(None);
         guest.note(guest::now(), vcpu, Event::Releases(number));
-        // SAFETY: locked above, by this vCPU.
+        // SAFETY: locked above, by this context.
         unsafe { guarded.lock.unlock() };
     }
 }

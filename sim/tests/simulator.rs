@@ -100,6 +100,26 @@ fn all_policies_hold_whatever_is_preempted_where() {
     }
 }
 
+/// Handlers take locks while their vCPU's task spins, sleeps, hands over or owns a lock, and are
+/// interrupted themselves.
+#[test]
+fn interrupts_that_take_locks_lose_no_wake_up() {
+    for policy in PV {
+        for seed in 1..=20 {
+            let config = Config {
+                seed,
+                acquisitions: 30,
+                interrupt_every: "exp:50us".parse().unwrap(),
+                ..restless()
+            };
+            let report = run(&config, policy);
+            assert!(report.acquisitions > 24 * 30 + 100, "{report:?}");
+            assert!(report.counter("lock_use_node2") > 0, "{report:?}");
+            assert_eq!(run(&config, policy), report);
+        }
+    }
+}
+
 #[test]
 fn a_duration_ends_a_run() {
     let config = Config { acquisitions: u64::MAX, duration: Time(5_000_000), ..Config::default() };
@@ -134,6 +154,18 @@ fn a_lost_kick_is_found_and_replayed() {
 fn a_kick_that_is_not_latched_is_found_and_replayed() {
     let config =
         Config { fault: Fault::NoLatch, acquisitions: 2_000, spin: Time(1_000), ..restless() };
+    found_and_replayed(&config, Policy::KickAtUnlock, "lost wake-up");
+}
+
+/// Why a nested wait must leave the latch alone.
+#[test]
+fn a_kick_taken_by_a_nested_wait_is_found_and_replayed() {
+    let config = Config {
+        fault: Fault::NestedClears,
+        interrupt_every: "exp:50us".parse().unwrap(),
+        acquisitions: 2_000,
+        ..restless()
+    };
     found_and_replayed(&config, Policy::KickAtUnlock, "lost wake-up");
 }
 
