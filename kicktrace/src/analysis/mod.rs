@@ -242,11 +242,14 @@ fn short(record: &Record<'_>, needed: u32) -> Error {
 
 impl<O: Observe> Visit for Analyser<O> {
     /// Between two changes of its runstate a vCPU belongs to its pCPU: what it does there concerns
-    /// others only through a wake. So only these need their place among all records.
+    /// others only through a wake. So only these need their place among all records. What an idle
+    /// vCPU does concerns its own pCPU alone.
     #[inline]
-    fn is_local(event: u32) -> bool {
-        event & event::GROUP_MASK != event::SCHED_MIN
-            && !matches!(event, event::WAKE | event::BLOCK | event::LOST_RECORDS)
+    fn is_local(event: u32, words: &[u32]) -> bool {
+        if event & event::GROUP_MASK == event::SCHED_MIN {
+            return words.first().is_some_and(|key| key >> 16 == event::DOMID_IDLE);
+        }
+        !matches!(event, event::WAKE | event::LOST_RECORDS)
     }
 
     #[inline]

@@ -156,7 +156,13 @@ impl<O: Observe> Analyser<O> {
     pub(super) fn block(&mut self, record: &Record<'_>) -> Result<(), Error> {
         let index = self.named(record)?;
         if index != NOBODY {
-            self.vcpus[index as usize].block(record.tsc);
+            let kick = self.vcpus[index as usize].block(record.tsc);
+            if let Some(Kick { by, .. }) = kick {
+                // When it came, it seemed to wake nobody's poll.
+                let raw = &mut self.vcpus[by as usize].raw;
+                raw.idle_kicks = raw.idle_kicks.saturating_sub(1);
+                raw.waking_kicks += 1;
+            }
         }
         Ok(())
     }

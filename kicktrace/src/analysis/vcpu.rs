@@ -130,6 +130,8 @@ pub(super) struct Vcpu {
     left_tsc: u64,
     wake_tsc: u64,
     aborted: bool,
+    /// A wake between the poll and its block: Xen lets the vCPU be woken just before it writes BLOCK.
+    early_wake: Option<(u64, Option<Kick>)>,
     kicked_by: Option<Kick>,
     /// Running time when the last wait ended.
     ran_at_wait_end: Option<u64>,
@@ -304,6 +306,7 @@ impl Vcpu {
         self.gaps_at_poll = gaps.up_to(tsc);
         self.kicked_by = None;
         self.aborted = false;
+        self.early_wake = None;
         if let Some(ran) = self.ran_at_wait_end.take() {
             let spun = self.ran(tsc).saturating_sub(ran);
             self.times.spinning = self.times.spinning.saturating_add(spun);
@@ -320,13 +323,17 @@ impl Vcpu {
         }
     }
 
-    pub(super) fn block(&mut self, tsc: u64) {
-        if self.poll == Poll::Entered {
-            self.poll = Poll::Blocking;
-            self.block_tsc = tsc;
-        } else {
+    /// It blocks. Returns the kick that had woken it just before, if one had.
+    pub(super) fn block(&mut self, tsc: u64) -> Option<Kick> {
+        if self.poll != Poll::Entered {
             self.raw.idle_blocks += 1;
+            return None;
         }
+        self.poll = Poll::Blocking;
+        self.block_tsc = tsc;
+        let (woken, kick) = self.early_wake.take()?;
+        self.wake(woken.max(tsc), kick);
+        kick
     }
 
     /// Woken, by `kick` if it was one; returns whether that ended a poll.
@@ -334,7 +341,11 @@ impl Vcpu {
         match self.poll {
             Poll::Blocking => self.aborted = true,
             Poll::Blocked => {}
-            _ => return false,
+            Poll::Entered => {
+                self.early_wake = Some((tsc, kick));
+                return false;
+            }
+            Poll::None | Poll::Woken => return false,
         }
         self.poll = Poll::Woken;
         self.wake_tsc = tsc;

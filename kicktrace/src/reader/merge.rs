@@ -7,12 +7,13 @@
 //! a moment known to be later: about one pass after it was read. Nothing else is held back.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::mpsc::Sender;
 
 use crate::error::Error;
 use crate::event;
 use crate::reader::tournament::{NOTHING, Tournament};
-use crate::reader::window::{Block, End, record_words};
+use crate::reader::window::{Block, End, FULL, record_words};
 use crate::reader::{PcpuReading, ReadOptions, Reading, Record, Visit};
 
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
@@ -38,8 +39,9 @@ fn prefetch(words: &[u32], at: usize) {
 /// One pCPU's records that were read and not yet delivered.
 #[derive(Default)]
 struct Stream {
-    /// The block under way.
+    /// The block under way, and where its records end.
     words: Vec<u32>,
+    end: usize,
     /// Where it stands in the input.
     offset: u64,
     /// Word where the next record starts.
@@ -48,8 +50,10 @@ struct Stream {
     blocks: VecDeque<Block>,
     /// Sort key of the next record: its TSC, or the start of its gap. [`NOTHING`] if there is none.
     key: u64,
-    /// Event of the next record.
-    event: u32,
+    /// First word of the next record.
+    header: u32,
+    /// Its corrected TSC, or that of its predecessor if it has none.
+    next_tsc: u64,
     /// Correction of this pCPU's TSC.
     tsc_offset: i64,
     /// The last corrected TSC delivered, for records without one.
@@ -110,8 +114,10 @@ struct Buffer {
 impl Buffer {
     fn release(&mut self, words: Vec<u32>) {
         self.held -= words.len() * 4;
-        // The reading thread may have ended already.
-        let _ = self.spare.send(words);
+        if words.len() == FULL {
+            // The reading thread may have ended already.
+            let _ = self.spare.send(words);
+        }
     }
 }
 
@@ -251,87 +257,95 @@ impl Stream {
         visitor: &mut V,
     ) -> Result<(), Error> {
         loop {
-            let at = self.at;
-            let Some(record) = self.words.get(at..) else { return Ok(()) };
-            let &[header, ref rest @ ..] = record else { return Ok(()) };
-            let size = record_words(header);
-            let timed = header >> 31 != 0;
-            let mut payload = &rest[..size - 1];
-            if let (true, &[lo, hi, ref words @ ..]) = (timed, payload) {
-                let raw = u64::from(lo) | u64::from(hi) << 32;
-                let tsc = raw.wrapping_add_signed(self.tsc_offset);
-                self.reading.backwards += u64::from(tsc < self.tsc);
-                self.tsc = tsc;
-                payload = words;
-            }
+            let header = self.header;
+            let Some(words) = self.words.get(payload(self.at, header)) else { return Ok(()) };
+            self.reading.backwards += u64::from(self.next_tsc < self.tsc);
+            self.tsc = self.next_tsc;
+            self.reading.records += 1;
             let record = Record {
                 cpu: self.reading.cpu,
                 tsc: self.tsc,
                 event: header & event::EVENT_MASK,
-                timed,
-                words: payload,
-                offset: self.offset + 4 * at as u64,
+                timed: header >> 31 != 0,
+                words,
+                offset: self.offset + 4 * self.at as u64,
             };
-            self.reading.records += 1;
             if record.event == event::LOST_RECORDS {
                 self.reading.note_lost(&record, self.tsc_offset);
             }
             visitor.record(&record)?;
-            self.at = at + size;
+            self.at += record_words(header);
             // With many pCPUs it is long until this one's turn comes again: have its records ready.
             prefetch(&self.words, self.at + AHEAD);
             self.find_next(buffer);
-            if self.key == NOTHING || self.key > until && !V::is_local(self.event) {
+            if self.key > until && (self.key == NOTHING || !self.next_is_local::<V>()) {
                 return Ok(());
             }
         }
     }
 
-    /// Computes the key of the next record that is not padding.
+    #[inline]
+    fn next_is_local<V: Visit>(&self) -> bool {
+        let words = self.words.get(payload(self.at, self.header)).unwrap_or_default();
+        V::is_local(self.header & event::EVENT_MASK, words)
+    }
+
+    /// Decodes the next record that is not padding, as far as its place among the others needs.
     #[inline]
     fn find_next(&mut self, buffer: &mut Buffer) {
         loop {
-            let Some(&[header, ref rest @ ..]) = self.words.get(self.at..) else {
-                if !self.next_block(buffer) {
-                    return;
+            if self.at >= self.end {
+                if self.next_block(buffer) {
+                    continue;
                 }
-                continue;
-            };
-            let event = header & event::EVENT_MASK;
-            let time = match (header >> 31, rest) {
-                _ if event & event::GROUP_MASK == event::GENERAL => {
-                    if event == event::WRAP_BUFFER {
+                return;
+            }
+            // A block ends with two words more than its records.
+            let Some(&[header, lo, hi, ..]) = self.words.get(self.at..) else { return };
+            let time = (u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(self.tsc_offset);
+            let tsc = if header >> 31 != 0 { time } else { self.tsc };
+            let mut key = tsc;
+            if header & event::GROUP_MASK == event::GENERAL {
+                match header & event::EVENT_MASK {
+                    event::WRAP_BUFFER => {
                         self.at += record_words(header);
                         continue;
                     }
-                    match (event, rest) {
-                        (event::LOST_RECORDS, &[_, _, _, _, lo, hi, ..]) => Some((lo, hi)),
-                        (_, &[lo, hi, ..]) if header >> 31 != 0 => Some((lo, hi)),
-                        _ => None,
-                    }
+                    event::LOST_RECORDS => key = self.gap_start().unwrap_or(tsc),
+                    _ => {}
                 }
-                (1, &[lo, hi, ..]) => Some((lo, hi)),
-                _ => None,
-            };
-            let key = time.map_or(self.tsc, |(lo, hi)| {
-                (u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(self.tsc_offset)
-            });
+            }
+            self.header = header;
+            self.next_tsc = tsc;
             self.key = key.min(NOTHING - 1);
-            self.event = event;
             return;
         }
+    }
+
+    /// The start of the gap that the lost record at hand tells of.
+    #[cold]
+    fn gap_start(&self) -> Option<u64> {
+        let &[_, _, _, _, _, lo, hi, ..] = self.words.get(self.at..)? else { return None };
+        Some((u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(self.tsc_offset))
     }
 
     /// Goes on to the next block; false if there is none.
     fn next_block(&mut self, buffer: &mut Buffer) -> bool {
         let Some(block) = self.blocks.pop_front() else {
-            self.at = self.words.len();
             self.key = NOTHING;
             return false;
         };
         self.offset = block.offset;
         self.at = 0;
+        self.end = block.end;
         buffer.release(std::mem::replace(&mut self.words, block.words));
         true
     }
+}
+
+/// The words of the payload of the record at `at`.
+#[inline]
+fn payload(at: usize, header: u32) -> Range<usize> {
+    let start = at + 1 + 2 * (header >> 31) as usize;
+    start..start + (header >> 28 & 7) as usize
 }

@@ -96,12 +96,13 @@ pub trait Visit {
     /// An error ends the reading and is returned by [`read`].
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error>;
 
-    /// Whether records of this event need their place among those of *their own* pCPU only. They
-    /// may then come before earlier records of other pCPUs, which makes the merge faster.
+    /// Whether a record of this event with this payload needs its place among those of *its own*
+    /// pCPU only. It may then come before earlier records of other pCPUs, which makes the merge
+    /// faster.
     #[inline]
     #[must_use]
-    fn is_local(event: u32) -> bool {
-        let _ = event;
+    fn is_local(event: u32, words: &[u32]) -> bool {
+        let _ = (event, words);
         false
     }
 }

@@ -10,17 +10,18 @@ pub(super) const NOTHING: u64 = u64::MAX;
 pub(super) struct Tournament {
     /// Leaves from `leaves` on; node `n` holds the winner of `2n` and `2n + 1`. Key and stream are
     /// packed into one number, so that a match is one comparison without a branch, and the lower
-    /// stream wins among equal keys.
+    /// stream wins among equal keys. Each has a half of its own: a key that straddled both could not
+    /// be forwarded from the store just before.
     nodes: Vec<u128>,
     leaves: usize,
 }
 
 const fn pack(key: u64, stream: u32) -> u128 {
-    (key as u128) << 32 | stream as u128
+    (key as u128) << 64 | stream as u128
 }
 
 const fn unpack(packed: u128) -> (u64, u32) {
-    ((packed >> 32) as u64, packed as u32)
+    ((packed >> 64) as u64, packed as u32)
 }
 
 impl Tournament {
@@ -66,7 +67,7 @@ impl Tournament {
         let mut node = self.leaves + self.winner().1 as usize;
         let mut lowest = NOTHING;
         while node > 1 {
-            lowest = lowest.min((self.nodes[node ^ 1] >> 32) as u64);
+            lowest = lowest.min((self.nodes[node ^ 1] >> 64) as u64);
             node /= 2;
         }
         lowest

@@ -10,8 +10,17 @@ use crate::error::{Error, ErrorKind};
 use crate::event;
 use crate::reader::{MAX_PCPUS, Truncation};
 
-/// Words of a block. A window larger than this comes as several blocks.
+/// Words read at a time. A window larger than this comes as several blocks.
 const BLOCK_WORDS: usize = 64 << 10;
+
+/// Words behind the records of a block: a look at the first three words of a record needs no check.
+const PADDING: usize = 2;
+
+/// The longest record: header, TSC, seven words.
+const LONGEST: usize = 10;
+
+/// Room of a full block; buffers of this size go round, smaller ones fit their window exactly.
+pub(super) const FULL: usize = LONGEST + BLOCK_WORDS + PADDING;
 
 /// Whole records of one pCPU, in the order they were written.
 #[derive(Debug)]
@@ -19,7 +28,10 @@ pub(super) struct Block {
     pub(super) cpu: u32,
     /// Where the first word stands in the input, in bytes.
     pub(super) offset: u64,
+    /// The records, and behind `end` words that mean nothing, two at least.
     pub(super) words: Vec<u32>,
+    /// Where the records end.
+    pub(super) end: usize,
     /// The latest TSC in the block; 0 if no record carries one.
     pub(super) max_tsc: u64,
     /// Whether the window ends with this block.
@@ -108,50 +120,57 @@ impl<R: Read> Windows<R> {
     fn window(&mut self, cpu: u32, size: u64) -> Result<Flow, Error> {
         let window_end = self.offset + size;
         let mut left = (size / 4) as usize;
-        let mut carry = Vec::new();
+        // The words of a record that the block before held the start of.
+        let mut carry = ([0; LONGEST], 0);
         loop {
-            let mut words = self.spare.try_recv().unwrap_or_default();
-            words.clear();
-            words.append(&mut carry);
-            let start = self.offset - 4 * words.len() as u64;
             let take = left.min(BLOCK_WORDS);
-            let kept = words.len();
-            words.resize(kept + take, 0);
-            let got = self.fill(bytemuck::cast_slice_mut(&mut words[kept..]))?;
+            let kept = carry.1;
+            let mut words = self.buffer(kept + take);
+            words[..kept].copy_from_slice(&carry.0[..kept]);
+            let start = self.offset - 4 * kept as u64;
+            let got = self.fill(bytemuck::cast_slice_mut(&mut words[kept..kept + take]))?;
             left -= take;
-            let cut = got < take * 4;
-            words.truncate(kept + got / 4);
+            let read = kept + got / 4;
             if cfg!(target_endian = "big") {
-                words[kept..].iter_mut().for_each(|word| *word = u32::from_le(*word));
+                words[kept..read].iter_mut().for_each(|word| *word = u32::from_le(*word));
             }
-            let (whole, max_tsc) = self.scan(&words, start)?;
-            let unused = words.split_off(whole);
+            let (end, max_tsc) = self.scan(&words[..read], start)?;
+            let unused = read - end;
+            carry.0[..unused].copy_from_slice(&words[end..read]);
+            carry.1 = unused;
+            let cut = got < take * 4;
+            let last = left == 0 || cut;
+            let block = Block { cpu, offset: start, words, end, max_tsc, last };
+            // What stands before damage is good: send it first.
+            let hung_up = self.out.send(block).is_err();
             if cut {
-                let block = Block { cpu, offset: start, words, max_tsc, last: true };
-                let _ = self.out.send(block);
                 return Ok(Flow::Cut(Truncation {
                     offset: self.offset,
                     missing: window_end - self.offset,
-                    unused: unused.len() as u64 * 4 + (got % 4) as u64,
+                    unused: unused as u64 * 4 + (got % 4) as u64,
                 }));
             }
-            let last = left == 0;
-            if let (true, Some(&header)) = (last, unused.first()) {
-                let offset = start + 4 * whole as u64;
+            if last && unused > 0 {
+                let header = carry.0[0];
+                let offset = start + 4 * end as u64;
                 let size = 4 * record_words(header) as u32;
-                let kind = ErrorKind::RecordPastWindow { offset, header, size, window_end };
-                // What stands before the damage is good.
-                let _ = self.out.send(Block { cpu, offset: start, words, max_tsc, last });
-                return Err(kind.into());
+                return Err(ErrorKind::RecordPastWindow { offset, header, size, window_end }.into());
             }
-            carry = unused;
-            if self.out.send(Block { cpu, offset: start, words, max_tsc, last }).is_err() {
+            if hung_up {
                 return Ok(Flow::HungUp);
             }
             if last {
                 return Ok(Flow::Next);
             }
         }
+    }
+
+    /// Room for so many words and the padding. What it holds means nothing.
+    fn buffer(&mut self, words: usize) -> Vec<u32> {
+        if words <= BLOCK_WORDS / 2 {
+            return vec![0; words + PADDING];
+        }
+        self.spare.try_recv().unwrap_or_else(|_| vec![0; FULL])
     }
 
     /// Walks the records: returns how many words hold whole records and the latest TSC.
