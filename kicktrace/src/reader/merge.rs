@@ -257,76 +257,76 @@ impl Stream {
         visitor: &mut V,
     ) -> Result<(), Error> {
         loop {
-            let header = self.header;
-            let Some(words) = self.words.get(payload(self.at, header)) else { return Ok(()) };
-            self.reading.backwards += u64::from(self.next_tsc < self.tsc);
-            self.tsc = self.next_tsc;
-            self.reading.records += 1;
-            let record = Record {
-                cpu: self.reading.cpu,
-                tsc: self.tsc,
-                event: header & event::EVENT_MASK,
-                timed: header >> 31 != 0,
-                words,
-                offset: self.offset + 4 * self.at as u64,
+            // What changes with each record stays in registers while one block lasts.
+            let (words, end, cpu) = (&self.words[..], self.end, self.reading.cpu);
+            let (mut at, mut header, mut tsc) = (self.at, self.header, self.tsc);
+            let (mut next_tsc, mut records, mut backwards) = (self.next_tsc, 0, 0);
+            let mut key = self.key;
+            let stop = loop {
+                let Some(words_of) = words.get(payload(at, header)) else { break Stop::Due };
+                backwards += u64::from(next_tsc < tsc);
+                tsc = next_tsc;
+                records += 1;
+                let record = Record {
+                    cpu,
+                    tsc,
+                    event: header & event::EVENT_MASK,
+                    timed: header >> 31 != 0,
+                    words: words_of,
+                    offset: self.offset + 4 * at as u64,
+                };
+                if record.event == event::LOST_RECORDS {
+                    self.reading.note_lost(&record, self.tsc_offset);
+                }
+                if let Err(error) = visitor.record(&record) {
+                    break Stop::Failed(error);
+                }
+                at += record_words(header);
+                // With many pCPUs it is long until this one's turn comes again: have its records
+                // ready.
+                prefetch(words, at + AHEAD);
+                match next(words, &mut at, end, tsc, self.tsc_offset) {
+                    Some(next) => Next { header, tsc: next_tsc, key } = next,
+                    None => break Stop::EndOfBlock,
+                }
+                if key > until
+                    && !V::is_local(header & event::EVENT_MASK, payload_of(words, at, header))
+                {
+                    break Stop::Due;
+                }
             };
-            if record.event == event::LOST_RECORDS {
-                self.reading.note_lost(&record, self.tsc_offset);
+            (self.at, self.header, self.tsc) = (at, header, tsc);
+            (self.next_tsc, self.key) = (next_tsc, key);
+            self.reading.records += records;
+            self.reading.backwards += backwards;
+            match stop {
+                Stop::Due => return Ok(()),
+                Stop::Failed(error) => return Err(error),
+                Stop::EndOfBlock => self.find_next(buffer),
             }
-            visitor.record(&record)?;
-            self.at += record_words(header);
-            // With many pCPUs it is long until this one's turn comes again: have its records ready.
-            prefetch(&self.words, self.at + AHEAD);
-            self.find_next(buffer);
-            if self.key > until && (self.key == NOTHING || !self.next_is_local::<V>()) {
+            if self.key == NOTHING {
+                return Ok(());
+            }
+            let words = payload_of(&self.words, self.at, self.header);
+            if self.key > until && !V::is_local(self.header & event::EVENT_MASK, words) {
                 return Ok(());
             }
         }
     }
 
-    #[inline]
-    fn next_is_local<V: Visit>(&self) -> bool {
-        let words = self.words.get(payload(self.at, self.header)).unwrap_or_default();
-        V::is_local(self.header & event::EVENT_MASK, words)
-    }
-
-    /// Decodes the next record that is not padding, as far as its place among the others needs.
-    #[inline]
+    /// Decodes the next record that is not padding, in this block or the next, as far as its place
+    /// among the others needs.
     fn find_next(&mut self, buffer: &mut Buffer) {
         loop {
-            if self.at >= self.end {
-                if self.next_block(buffer) {
-                    continue;
-                }
+            if let Some(next) = next(&self.words, &mut self.at, self.end, self.tsc, self.tsc_offset)
+            {
+                Next { header: self.header, tsc: self.next_tsc, key: self.key } = next;
                 return;
             }
-            // A block ends with two words more than its records.
-            let Some(&[header, lo, hi, ..]) = self.words.get(self.at..) else { return };
-            let time = (u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(self.tsc_offset);
-            let tsc = if header >> 31 != 0 { time } else { self.tsc };
-            let mut key = tsc;
-            if header & event::GROUP_MASK == event::GENERAL {
-                match header & event::EVENT_MASK {
-                    event::WRAP_BUFFER => {
-                        self.at += record_words(header);
-                        continue;
-                    }
-                    event::LOST_RECORDS => key = self.gap_start().unwrap_or(tsc),
-                    _ => {}
-                }
+            if !self.next_block(buffer) {
+                return;
             }
-            self.header = header;
-            self.next_tsc = tsc;
-            self.key = key.min(NOTHING - 1);
-            return;
         }
-    }
-
-    /// The start of the gap that the lost record at hand tells of.
-    #[cold]
-    fn gap_start(&self) -> Option<u64> {
-        let &[_, _, _, _, _, lo, hi, ..] = self.words.get(self.at..)? else { return None };
-        Some((u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(self.tsc_offset))
     }
 
     /// Goes on to the next block; false if there is none.
@@ -341,6 +341,57 @@ impl Stream {
         buffer.release(std::mem::replace(&mut self.words, block.words));
         true
     }
+}
+
+/// Why a run of records ends.
+enum Stop {
+    /// Another pCPU's record comes first.
+    Due,
+    EndOfBlock,
+    Failed(Error),
+}
+
+/// The next record, as far as its place among the others needs it.
+struct Next {
+    header: u32,
+    tsc: u64,
+    key: u64,
+}
+
+/// Finds the next record that is not padding from word `at` on; `None` at the end of the block.
+#[inline]
+fn next(words: &[u32], at: &mut usize, end: usize, tsc_before: u64, offset: i64) -> Option<Next> {
+    while *at < end {
+        // A block ends with two words more than its records.
+        let &[header, lo, hi, ..] = words.get(*at..)? else { return None };
+        let time = (u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(offset);
+        let tsc = if header >> 31 != 0 { time } else { tsc_before };
+        let mut key = tsc;
+        if header & event::GROUP_MASK == event::GENERAL {
+            match header & event::EVENT_MASK {
+                event::WRAP_BUFFER => {
+                    *at += record_words(header);
+                    continue;
+                }
+                event::LOST_RECORDS => key = gap_start(words, *at, offset).unwrap_or(tsc),
+                _ => {}
+            }
+        }
+        return Some(Next { header, tsc, key: key.min(NOTHING - 1) });
+    }
+    None
+}
+
+/// The start of the gap that the lost record at `at` tells of.
+#[cold]
+fn gap_start(words: &[u32], at: usize, offset: i64) -> Option<u64> {
+    let &[_, _, _, _, _, lo, hi, ..] = words.get(at..)? else { return None };
+    Some((u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(offset))
+}
+
+#[inline]
+fn payload_of(words: &[u32], at: usize, header: u32) -> &[u32] {
+    words.get(payload(at, header)).unwrap_or_default()
 }
 
 /// The words of the payload of the record at `at`.
