@@ -3,11 +3,12 @@
 //! Owns the statistics. Every figure comes with its 95 % interval: a mean's from its standard
 //! deviation, a rate's from its count, a quantile's from the ranks around it. A change is the ratio
 //! of two figures; its interval goes from the lowest to the highest ratio the two intervals allow,
-//! so it is wide rather than narrow.
+//! so it is wide rather than narrow. Latencies are compared as a whole too, by the rank test of Mann
+//! and Whitney: whether one of them tends to be longer, whatever their distribution.
 
 use serde::Serialize;
 
-use crate::summary::{Acquisitions, Certainty, Distribution, Summary};
+use crate::summary::{Acquisitions, Certainty, Distribution, Latencies, Summary};
 
 /// Standard deviations of a normal distribution on each side that hold 95 % of it.
 const Z: f64 = 1.96;
@@ -38,6 +39,23 @@ pub struct Change {
     pub percent: Estimate,
     /// How far to trust the figures themselves.
     pub certainty: Certainty,
+    /// For a latency: the rank test of all its values.
+    pub rank: Option<RankTest>,
+}
+
+/// The rank test of Mann and Whitney on all values of a latency in two traces.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RankTest {
+    /// Values in the first trace.
+    pub before: u64,
+    /// Values in the second.
+    pub after: u64,
+    /// How likely a value of the second trace is longer than one of the first, equal ones counted
+    /// half: 0.5 is no difference.
+    pub longer: f64,
+    /// How likely a difference at least so large is by chance alone (two-sided, normal
+    /// approximation; values are taken as independent).
+    pub p_value: f64,
 }
 
 impl Change {
@@ -57,7 +75,7 @@ struct Side {
     stolen: u64,
     in_poll: u64,
     acquisitions: Option<Together>,
-    latencies: [(Pooled, &'static [&'static str; 2]); 3],
+    latencies: [(Pooled, Certainty, &'static [&'static str; 2]); 3],
     ns: Option<f64>,
 }
 
@@ -81,9 +99,9 @@ struct Pooled(Vec<(u64, u64)>);
 /// out.
 #[must_use]
 pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
-    let (before, after) = (Side::new(before), Side::new(after));
-    let pairs = before.figures().into_iter();
-    let after = after.figures();
+    let (before_side, after_side) = (Side::new(before), Side::new(after));
+    let pairs = before_side.figures().into_iter();
+    let after = after_side.figures();
     pairs
         .filter_map(|(name, unit, a, certainty)| {
             let &(.., b, other) = after.iter().find(|(other, ..)| *other == name)?;
@@ -95,7 +113,9 @@ pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
             };
             let comparable = a.value > 0.0 && percent.value.is_finite();
             let certainty = certainty.max(other);
-            comparable.then_some(Change { name, unit, before: a, after: b, percent, certainty })
+            let rank = before_side.rank_test(&after_side, name);
+            let change = Change { name, unit, before: a, after: b, percent, certainty, rank };
+            comparable.then_some(change)
         })
         .collect()
 }
@@ -106,6 +126,11 @@ impl Side {
         let marked: Vec<_> = guests().filter_map(|domain| domain.marked.as_ref()).collect();
         let inferred: Vec<_> = guests().map(|domain| &domain.inferred).collect();
         let sum = |of: fn(&crate::summary::Domain) -> u64| guests().map(of).sum::<u64>();
+        let latency = |of: &dyn Fn(&Latencies) -> &Distribution, names| {
+            let all = || guests().map(|domain| of(&domain.latencies));
+            let certainty = all().map(|of| of.certainty).max().unwrap_or(Certainty::Exact);
+            (Pooled::of(all()), certainty, names)
+        };
         Self {
             seconds: summary.seconds,
             ns: summary.clock.hz.map(|hz| 1e9 / hz),
@@ -117,18 +142,9 @@ impl Side {
             in_poll: sum(|domain| domain.times.blocked_in_poll),
             acquisitions: Together::of(if marked.is_empty() { &inferred } else { &marked }),
             latencies: [
-                (
-                    Pooled::of(guests().map(|domain| &domain.latencies.kick_to_run)),
-                    &["kick_to_run_p50", "kick_to_run_p99"],
-                ),
-                (
-                    Pooled::of(guests().map(|domain| &domain.latencies.wake_to_run)),
-                    &["wake_to_run_p50", "wake_to_run_p99"],
-                ),
-                (
-                    Pooled::of(guests().map(|domain| &domain.latencies.wait)),
-                    &["block_to_run_p50", "block_to_run_p99"],
-                ),
+                latency(&|of| &of.kick_to_run, &["kick_to_run_p50", "kick_to_run_p99"]),
+                latency(&|of| &of.wake_to_run, &["wake_to_run_p50", "wake_to_run_p99"]),
+                latency(&|of| &of.wait, &["block_to_run_p50", "block_to_run_p99"]),
             ],
         }
     }
@@ -145,7 +161,7 @@ impl Side {
             figures.push((
                 "waits_per_acquisition",
                 "",
-                around(waits, Z * (waits / n).sqrt() * 0.5),
+                around(waits, Z * (of.waits_variance() / n).sqrt()),
                 of.certainty,
             ));
             let twice = proportion(of.slept_twice as f64, n);
@@ -180,14 +196,22 @@ impl Side {
             Some(ns) => ("us", ns / 1e3),
             None => ("ticks", 1.0),
         };
-        for (pooled, names) in &self.latencies {
+        for (pooled, certainty, names) in &self.latencies {
             for (name, q) in names.iter().zip([0.5, 0.99]) {
                 if let Some(estimate) = pooled.quantile(q) {
-                    figures.push((name, unit, scaled(estimate, ns), Certainty::Inferred));
+                    figures.push((name, unit, scaled(estimate, ns), *certainty));
                 }
             }
         }
         figures
+    }
+
+    /// The rank test of the latency whose median has this name.
+    fn rank_test(&self, after: &Self, name: &str) -> Option<RankTest> {
+        let at = self.latencies.iter().position(|(.., names)| names[0] == name)?;
+        let scale = |side: &Self| side.ns.unwrap_or(1.0);
+        let (before, other) = (&self.latencies[at].0, &after.latencies[at].0);
+        before.rank_test(scale(self), other, scale(after))
     }
 }
 
@@ -216,6 +240,18 @@ impl Together {
                 of.waking_kicks_per_slept_twice.unwrap_or(0.0) * of.slept_twice as f64;
         }
         (sum.blocked > 0).then_some(sum)
+    }
+}
+
+impl Together {
+    /// Variance of the waits of one acquisition; those with three or more are taken at their mean.
+    fn waits_variance(&self) -> f64 {
+        let [one, two, more] = self.by_waits.map(|count| count as f64);
+        let n = self.blocked as f64;
+        let rest = self.waits as f64 - one - 2.0 * two;
+        let squares = one + 4.0 * two + if more > 0.0 { rest * rest / more } else { 0.0 };
+        let mean = self.waits as f64 / n;
+        ((squares / n - mean * mean) * n / (n - 1.0).max(1.0)).max(0.0)
     }
 }
 
@@ -248,6 +284,52 @@ impl Pooled {
     }
 }
 
+impl Pooled {
+    /// Mann and Whitney's U from the classes of two histograms; values of one class are ties. Each
+    /// side's values are multiplied by its scale, so that traces of hosts with different clocks
+    /// compare.
+    fn rank_test(&self, scale: f64, other: &Self, other_scale: f64) -> Option<RankTest> {
+        let count = |of: &Self| of.0.iter().map(|&(_, n)| n).sum::<u64>();
+        let (before, after) = (count(self), count(other));
+        if before == 0 || after == 0 {
+            return None;
+        }
+        // Value, how many in the first, how many in the second.
+        let mine = self.0.iter().map(|&(value, n)| (value as f64 * scale, n as f64, 0.0));
+        let others = other.0.iter().map(|&(value, n)| (value as f64 * other_scale, 0.0, n as f64));
+        let mut values: Vec<(f64, f64, f64)> = mine.chain(others).collect();
+        values.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (n1, n2) = (before as f64, after as f64);
+        let (mut u, mut below, mut ties) = (0.0, 0.0, 0.0);
+        for class in values.chunk_by(|a, b| a.0 == b.0) {
+            let of_first: f64 = class.iter().map(|of| of.1).sum();
+            let of_second: f64 = class.iter().map(|of| of.2).sum();
+            // Each value of the second is longer than all of the first below, and ties with these.
+            u += of_second * (below + of_first / 2.0);
+            below += of_first;
+            let tied = of_first + of_second;
+            ties += tied * tied * tied - tied;
+        }
+        let n = n1 + n2;
+        let variance = n1 * n2 / 12.0 * (n + 1.0 - ties / (n * (n - 1.0)));
+        let distance = (u - n1 * n2 / 2.0).abs();
+        // Corrected for continuity.
+        let z = if variance > 0.0 { (distance - 0.5).max(0.0) / variance.sqrt() } else { 0.0 };
+        Some(RankTest { before, after, longer: u / (n1 * n2), p_value: two_sided(z) })
+    }
+}
+
+/// How likely a standard normal value is at least `z` away from 0 (Abramowitz and Stegun 7.1.26, off
+/// by 1.5e-7 at most).
+fn two_sided(z: f64) -> f64 {
+    let x = z / std::f64::consts::SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * x);
+    let coefficients =
+        [1.061_405_429, -1.453_152_027, 1.421_413_741, -0.284_496_736, 0.254_829_592];
+    let polynomial = coefficients.iter().fold(0.0, |sum, c| (sum + c) * t);
+    (polynomial * (-x * x).exp()).clamp(0.0, 1.0)
+}
+
 fn around(value: f64, error: f64) -> Estimate {
     Estimate { value, low: (value - error).max(0.0), high: value + error }
 }
@@ -267,7 +349,31 @@ fn proportion(part: f64, whole: f64) -> Estimate {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pooled, proportion};
+    use super::{Pooled, proportion, two_sided};
+
+    #[test]
+    fn rank_test_by_hand() {
+        let of = |values: &[u64]| Pooled(values.iter().map(|&value| (value, 1)).collect());
+        // All of the second are longer: U = 5 * 5.
+        let test = of(&[1, 2, 3, 4, 5]).rank_test(1.0, &of(&[6, 7, 8, 9, 10]), 1.0).unwrap();
+        assert_eq!((test.before, test.after, test.longer), (5, 5, 1.0));
+        // z = (25 - 12.5 - 0.5) / sqrt(25 * 11 / 12) = 2.5067, two-sided 0.0122.
+        assert!((test.p_value - 0.0122).abs() < 1e-4, "{}", test.p_value);
+        // The same values in other units are the same.
+        let test = of(&[10, 20, 30]).rank_test(0.1, &of(&[1, 2, 3]), 1.0).unwrap();
+        assert_eq!((test.longer, test.p_value), (0.5, 1.0));
+        // Nothing but ties has no variance.
+        let test = of(&[7, 7]).rank_test(1.0, &of(&[7, 7, 7]), 1.0).unwrap();
+        assert_eq!((test.longer, test.p_value), (0.5, 1.0));
+        assert!(of(&[]).rank_test(1.0, &of(&[1]), 1.0).is_none());
+    }
+
+    #[test]
+    fn two_sided_normal() {
+        for (z, p) in [(0.0, 1.0), (1.0, 0.317_311), (1.96, 0.049_996), (3.0, 0.002_700)] {
+            assert!((two_sided(z) - p).abs() < 1e-6, "{z}: {}", two_sided(z));
+        }
+    }
 
     #[test]
     fn quantiles_lie_in_their_interval() {

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use crate::event;
 use crate::reader::Reading;
 
 /// Version of the JSON schema: it grows when a field is removed or changes its meaning.
@@ -158,6 +159,25 @@ pub struct Classes {
     pub hvm_hypercalls: bool,
     /// The guest's marks of pvlock (see [`crate::markers`]).
     pub markers: bool,
+}
+
+impl Classes {
+    /// The first class without which kicks and waits cannot be told, and the bits of `xentrace -e`
+    /// that bring it; `None` when all are there.
+    #[must_use]
+    pub const fn missing(&self) -> Option<(&'static str, u32)> {
+        if !self.runstates {
+            Some(("runstate change", event::SCHED_MIN))
+        } else if !self.wakes {
+            Some(("wake or block", event::SCHED_VERBOSE))
+        } else if self.hvm_exits && !self.pv_hypercalls && !self.hvm_hypercalls {
+            Some(("hypercall of an HVM or PVH guest", event::HVM_HANDLER))
+        } else if !self.pv_hypercalls && !self.hvm_hypercalls {
+            Some(("hypercall", event::PV_ENTRY))
+        } else {
+            None
+        }
+    }
 }
 
 /// How a domain enters Xen, as its records show it.

@@ -252,6 +252,11 @@ impl<O: Observe> Visit for Analyser<O> {
         !matches!(event, event::WAKE | event::LOST_RECORDS)
     }
 
+    fn caught_up(&mut self) -> Result<(), Error> {
+        self.observer.caught_up();
+        Ok(())
+    }
+
     #[inline]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
         if !self.started {

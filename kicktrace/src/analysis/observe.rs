@@ -110,6 +110,9 @@ pub trait Observe {
         let _ = wait;
     }
 
+    /// See [`Visit::caught_up`](crate::reader::Visit::caught_up).
+    fn caught_up(&mut self) {}
+
     /// An acquisition that blocked is over, as its guest marked it. Those that began before the
     /// trace, or that lost records make doubtful, are not told. They come in each vCPU's order.
     fn acquisition(&mut self, acquisition: &AcquisitionStory) {

@@ -13,7 +13,7 @@ use crate::summary::{ClockSource, DomainKind};
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
-    input: Input,
+    pub(super) input: Input,
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,

@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 
 use super::Failure;
 use super::input::{Input, Reading};
-use crate::compare::{Change, Estimate, compare};
+use crate::compare::{Change, Estimate, RankTest, compare};
 use crate::summary::Certainty;
 
 #[derive(Debug, ClapArgs)]
@@ -16,7 +16,7 @@ pub(super) struct Args {
     /// The trace to judge
     after: String,
     #[command(flatten)]
-    reading: Reading,
+    pub(super) reading: Reading,
     /// End with exit code 1 if a figure rose (NAME>PERCENT) or fell (NAME<PERCENT) by more than so
     /// many percent, beyond its 95 % interval (may be repeated)
     #[arg(long, value_name = "NAME>PERCENT", value_parser = parse_gate)]
@@ -50,6 +50,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     for (file, summary) in [(&args.before, &before), (&args.after, &after)] {
         for warning in &summary.warnings {
             eprintln!("kicktrace: {file}: warning: {warning}");
+        }
+    }
+    for (file, summary) in [(&args.before, &before), (&args.after, &after)] {
+        if let Some(cut) = summary.reading.truncated {
+            return Err(Failure::Cut { name: file.clone(), cut });
         }
     }
     let mut failed = Vec::new();
@@ -87,6 +92,14 @@ fn table(out: &mut dyn Write, changes: &[Change]) -> io::Result<()> {
             side(change.after),
             if change.is_significant() { "" } else { "  no significant change" }
         )?;
+        if let Some(RankTest { before, after, longer, p_value }) = change.rank {
+            let p = if p_value < 0.001 { "< 0.001".into() } else { format!("= {p_value:.3}") };
+            writeln!(
+                out,
+                "  all {before} and {after} values: one after is longer than one before with \
+                 probability {mark}{longer:.3} (rank test: p {p})"
+            )?;
+        }
     }
     if changes.is_empty() {
         writeln!(out, "nothing to compare: no guest waits in both traces")?;

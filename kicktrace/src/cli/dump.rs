@@ -4,18 +4,18 @@ use std::io::{self, BufWriter, Write};
 
 use clap::Args as ClapArgs;
 
-use super::Failure;
 use super::input::{Input, Window, parse_vcpu};
+use super::{Failure, finished};
 use crate::analysis::VcpuId;
 use crate::error::{Error, ErrorKind};
 use crate::event;
 use crate::output::record::{WhoRuns, name, subjects, text};
-use crate::reader::{Record, read};
+use crate::reader::{Record, Visit, read};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
-    input: Input,
+    pub(super) input: Input,
     #[command(flatten)]
     window: Window,
     /// Only records of this vCPU, d1v0: those that name it, and those of the pCPU it is on (may be
@@ -34,54 +34,81 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let clock = if args.ticks { None } else { args.input.clock()? };
-    let mut out = BufWriter::new(io::stdout().lock());
-    let mut who = WhoRuns::default();
-    let mut first = None;
-    let domains = &args.input.reading.domains;
-    let mut line = |record: &Record<'_>| -> Result<(), Error> {
-        let before = who.on(record.cpu);
-        who.record(record);
-        let start = *first.get_or_insert(record.tsc);
-        if !args.window.holds(record.tsc, start, clock) {
-            return Ok(());
-        }
-        let concerned = [before, who.on(record.cpu)].into_iter().chain(subjects(record)).flatten();
-        let wanted = |id: VcpuId| {
-            (domains.is_empty() || domains.contains(&id.domain))
-                && (args.vcpus.is_empty() || args.vcpus.contains(&id))
-        };
-        let everyone = domains.is_empty() && args.vcpus.is_empty();
-        if !everyone && !concerned.into_iter().any(wanted)
-            || !args.pcpus.is_empty() && !args.pcpus.contains(&record.cpu)
-            || !args.events.is_empty() && !named(record.event, &args.events)
+    let mut lines = Lines {
+        args,
+        clock: if args.ticks { None } else { args.input.clock()? },
+        out: BufWriter::new(io::stdout().lock()),
+        who: WhoRuns::default(),
+        first: None,
+    };
+    let done = read(args.input.open()?, &args.input.reading.options().read, &mut lines);
+    lines.out.flush()?;
+    let reading = done.map_err(|source| args.input.failure(source))?;
+    finished(&args.input, &reading)
+}
+
+/// Prints the records that are asked for, one a line.
+struct Lines<'a, W> {
+    args: &'a Args,
+    clock: Option<f64>,
+    out: W,
+    who: WhoRuns,
+    first: Option<u64>,
+}
+
+impl<W: Write> Visit for Lines<'_, W> {
+    fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        let before = self.who.on(record.cpu);
+        self.who.record(record);
+        let start = *self.first.get_or_insert(record.tsc);
+        let on = self.who.on(record.cpu);
+        if !self.args.window.holds(record.tsc, start, self.clock)
+            || !self.args.wants(record, [before, on])
         {
             return Ok(());
         }
         let ticks = record.tsc.saturating_sub(start);
-        let print = |out: &mut dyn Write| -> io::Result<()> {
-            match clock {
-                Some(hz) => write!(out, "{:>14.9}", ticks as f64 / hz)?,
-                None if args.ticks => write!(out, "{:>18}", record.tsc)?,
-                None => write!(out, "{ticks:>14}")?,
-            }
-            let on = who.on(record.cpu).or(before);
-            let on = on.map_or_else(
-                || "?".into(),
-                |id| match u32::from(id.domain) {
-                    event::DOMID_IDLE => "idle".into(),
-                    _ => id.to_string(),
-                },
-            );
-            writeln!(out, " p{:<3} {on:<7} {}", record.cpu, text(record))
+        self.line(record, ticks, on.or(before)).map_err(|error| ErrorKind::Output(error).into())
+    }
+
+    /// Whoever watches a live trace sees each record as soon as its place is known.
+    fn caught_up(&mut self) -> Result<(), Error> {
+        self.out.flush().map_err(|error| ErrorKind::Output(error).into())
+    }
+}
+
+impl<W: Write> Lines<'_, W> {
+    fn line(&mut self, record: &Record<'_>, ticks: u64, on: Option<VcpuId>) -> io::Result<()> {
+        match self.clock {
+            Some(hz) => write!(self.out, "{:>14.9}", ticks as f64 / hz)?,
+            None if self.args.ticks => write!(self.out, "{:>18}", record.tsc)?,
+            None => write!(self.out, "{ticks:>14}")?,
+        }
+        let on = on.map_or_else(
+            || "?".into(),
+            |id| match u32::from(id.domain) {
+                event::DOMID_IDLE => "idle".into(),
+                _ => id.to_string(),
+            },
+        );
+        writeln!(self.out, " p{:<3} {on:<7} {}", record.cpu, text(record))
+    }
+}
+
+impl Args {
+    /// Whether the record is asked for; `on` ran on its pCPU before and after it.
+    fn wants(&self, record: &Record<'_>, on: [Option<VcpuId>; 2]) -> bool {
+        let domains = &self.input.reading.domains;
+        let wanted = |id: VcpuId| {
+            (domains.is_empty() || domains.contains(&id.domain))
+                && (self.vcpus.is_empty() || self.vcpus.contains(&id))
         };
-        print(&mut out).map_err(|error| ErrorKind::Output(error).into())
-    };
-    let options = args.input.reading.options();
-    let done = read(args.input.open()?, &options.read, &mut line);
-    out.flush()?;
-    done.map_err(|source| args.input.failure(source))?;
-    Ok(())
+        let everyone = domains.is_empty() && self.vcpus.is_empty();
+        let mut concerned = on.into_iter().chain(subjects(record)).flatten();
+        (everyone || concerned.any(wanted))
+            && (self.pcpus.is_empty() || self.pcpus.contains(&record.cpu))
+            && (self.events.is_empty() || named(record.event, &self.events))
+    }
 }
 
 fn named(event: u32, prefixes: &[String]) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -24,6 +25,9 @@ pub(super) struct Reading {
     /// TSC frequency in Hz (2.8e9, 2.8G, 2800M), instead of measuring it on the trace
     #[arg(long, value_name = "HZ", value_parser = parse_hz)]
     cpu_hz: Option<f64>,
+    /// Take the TSC frequency from the output of `xl dmesg` in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "cpu_hz")]
+    xl_dmesg: Option<PathBuf>,
     /// Only this domain (may be repeated)
     #[arg(long = "dom", value_name = "ID")]
     pub(super) domains: Vec<u16>,
@@ -40,6 +44,22 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    /// Reads the frequency from the file it stands in, if it was given so.
+    pub(super) fn resolve(&mut self) -> Result<(), Failure> {
+        let Some(path) = &self.xl_dmesg else { return Ok(()) };
+        let name = path.display().to_string();
+        let log = std::fs::read(path);
+        let log = log.map_err(|source| Failure::Open { name: name.clone(), source })?;
+        let hz = hz_in_log(&String::from_utf8_lossy(&log));
+        self.cpu_hz = Some(hz.ok_or_else(|| {
+            Failure::Usage(format!(
+                "{name}: no line \"Detected ... MHz processor\": it is in the output of `xl dmesg` \
+                 until the ring wraps; without it the frequency is measured on the trace"
+            ))
+        })?);
+        Ok(())
+    }
+
     pub(super) fn options(&self) -> Options {
         Options {
             read: ReadOptions {
@@ -154,6 +174,15 @@ fn parse_hz(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Xen writes "Detected 2793.437 MHz processor." when it boots.
+fn hz_in_log(log: &str) -> Option<f64> {
+    let found = log.lines().rev().find_map(|line| {
+        let (_, after) = line.split_once("Detected ")?;
+        after.split_once(" MHz processor")?.0.trim().parse::<f64>().ok()
+    });
+    found.map(|mhz| mhz * 1e6).filter(|hz| (1e6..1e12).contains(hz))
+}
+
 fn parse_offset(text: &str) -> Result<(u32, i64), String> {
     text.split_once('=')
         .and_then(|(cpu, ticks)| Some((cpu.parse().ok()?, ticks.parse().ok()?)))
@@ -168,4 +197,17 @@ pub(super) fn parse_vcpu(text: &str) -> Result<VcpuId, String> {
             Some(VcpuId { domain: domain.parse().ok()?, vcpu: vcpu.parse().ok()? })
         })
         .ok_or_else(|| "a vCPU as d1v0: domain 1, vCPU 0".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hz_in_log;
+
+    #[test]
+    fn frequency_of_xens_log() {
+        let log = "(XEN) Xen version 4.17\n(XEN) Detected 2793.437 MHz processor.\n(XEN) EFI\n";
+        assert_eq!(hz_in_log(log), Some(2_793_437_000.0));
+        assert_eq!(hz_in_log("(XEN) Xen version 4.17"), None);
+        assert_eq!(hz_in_log("Detected many MHz processor."), None);
+    }
 }

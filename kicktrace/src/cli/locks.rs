@@ -17,7 +17,7 @@ use crate::summary::{Lock, SCHEMA};
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
-    input: Input,
+    pub(super) input: Input,
     /// Each acquisition that blocked, one a line, instead of sums
     #[arg(long)]
     each: bool,
@@ -99,7 +99,7 @@ fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
     let (summary, windowed) = analyser.finish(reading);
     match (windowed.to.failed, windowed.to.to) {
         (Some(error), _) => return Err(error.into()),
-        (None, Some(to)) => to.finish()?,
+        (None, Some(mut to)) => to.flush()?,
         (None, None) => {}
     }
     Ok(summary)
@@ -131,6 +131,14 @@ impl<W: Write> Observe for Writer<W> {
             && let Some(to) = &mut self.to
         {
             self.failed = to.write(of).err();
+        }
+    }
+
+    fn caught_up(&mut self) {
+        if self.failed.is_none()
+            && let Some(to) = &mut self.to
+        {
+            self.failed = to.flush().err();
         }
     }
 }

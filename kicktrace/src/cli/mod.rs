@@ -50,6 +50,21 @@ enum Command {
     Generate(generate::Args),
 }
 
+impl Command {
+    /// The options of a command that reads a trace.
+    fn reading(&mut self) -> Option<&mut input::Reading> {
+        match self {
+            Self::Summary(args) => Some(&mut args.input.reading),
+            Self::Locks(args) => Some(&mut args.input.reading),
+            Self::Timeline(args) => Some(&mut args.input.reading),
+            Self::Diff(args) => Some(&mut args.reading),
+            Self::Check(args) => Some(&mut args.input.reading),
+            Self::Dump(args) => Some(&mut args.input.reading),
+            Self::Capture(_) | Self::Generate(_) => None,
+        }
+    }
+}
+
 /// What ends a command without a result.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -64,6 +79,12 @@ enum Failure {
         cut.offset, cut.missing
     )]
     Cut { name: String, cut: Truncation },
+    /// The figures are out, but the ones people come for are missing.
+    #[error(
+        "{name}: no {what} from byte 0 to {bytes}: kicks and waits cannot be told from this trace; \
+         capture again with {mask:#010x} in the mask (see kicktrace capture and kicktrace check)"
+    )]
+    Classes { name: String, bytes: u64, what: &'static str, mask: u32 },
     #[error("{0}")]
     Usage(String),
     /// A condition the user asked for does not hold.
@@ -81,7 +102,11 @@ impl Failure {
             Self::Trace { source, .. } => source.is_broken_pipe(),
             Self::Output(source) => source.kind() == std::io::ErrorKind::BrokenPipe,
             Self::Json(source) => source.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe),
-            Self::Open { .. } | Self::Cut { .. } | Self::Usage(_) | Self::Check(_) => false,
+            Self::Open { .. }
+            | Self::Cut { .. }
+            | Self::Classes { .. }
+            | Self::Usage(_)
+            | Self::Check(_) => false,
         }
     }
 }
@@ -106,7 +131,7 @@ fn finished(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
 /// }
 /// ```
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let mut cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             let code = error.exit_code();
@@ -115,6 +140,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(code as u8);
         }
     };
+    if let Some(Err(failure)) = cli.command.reading().map(input::Reading::resolve) {
+        eprintln!("kicktrace: {failure}");
+        return ExitCode::from(2);
+    }
     let done = match cli.command {
         Command::Summary(args) => summary::run(&args),
         Command::Locks(args) => locks::run(&args),

@@ -11,7 +11,7 @@ use super::{Failure, finished};
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
-    input: Input,
+    pub(super) input: Input,
     /// Print the summary as JSON (schema in the book)
     #[arg(long, conflicts_with = "csv")]
     json: bool,
@@ -51,5 +51,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         write!(out, "{summary}")?;
     }
     out.flush()?;
-    finished(&input, &summary.reading)
+    finished(&input, &summary.reading)?;
+    match summary.classes.missing() {
+        None => Ok(()),
+        Some((what, mask)) => {
+            let (name, bytes) = (input.file.clone(), summary.reading.bytes);
+            Err(Failure::Classes { name, bytes, what, mask })
+        }
+    }
 }

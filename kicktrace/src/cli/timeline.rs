@@ -6,18 +6,18 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::Failure;
 use super::input::{Input, Window};
+use super::{Failure, finished};
 use crate::Clock;
 use crate::analysis::{AcquisitionStory, Analyser, Interval, Observe, WaitStory};
 use crate::output::perfetto::Perfetto;
 use crate::output::{gantt, story::Story};
-use crate::reader::read;
+use crate::reader::{Reading, read};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
-    input: Input,
+    pub(super) input: Input,
     #[command(flatten)]
     window: Window,
     /// Write a trace for ui.perfetto.dev (protobuf) instead of a chart
@@ -38,33 +38,37 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let file = BufWriter::new(File::create(path).map_err(open)?);
         // Without a frequency a tick is told as a nanosecond.
         let perfetto = Perfetto::new(file, hz.unwrap_or(1e9));
-        let windowed = Windowed::new(args.window, hz, perfetto);
-        return observe(args, windowed)?.to.finish().map_err(Failure::Output);
+        let (reading, perfetto) = observe(args, Windowed::new(args.window, hz, perfetto))?;
+        perfetto.finish()?;
+        return finished(&args.input, &reading);
     }
     if args.json {
         let out = BufWriter::new(io::stdout().lock());
-        let windowed = Windowed::new(args.window, hz, Lines { out, failed: None });
-        let mut lines = observe(args, windowed)?.to;
+        let lines = Lines { out, failed: None };
+        let (reading, mut lines) = observe(args, Windowed::new(args.window, hz, lines))?;
         if let Some(error) = lines.failed {
             return Err(error.into());
         }
-        return Ok(lines.out.flush()?);
+        lines.out.flush()?;
+        return finished(&args.input, &reading);
     }
     // A chart of 100 columns needs no more than this many intervals to be read.
-    let windowed = Windowed::new(args.window, hz, Story::with_limit(2_000_000));
-    let story = observe(args, windowed)?.to;
+    let story = Story::with_limit(2_000_000);
+    let (reading, story) = observe(args, Windowed::new(args.window, hz, story))?;
     let clock = Clock::known(hz);
     let mut out = BufWriter::new(io::stdout().lock());
     gantt::write(&mut out, &story, &clock, usize::from(args.width))?;
-    Ok(out.flush()?)
+    out.flush()?;
+    finished(&args.input, &reading)
 }
 
-fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<Windowed<O>, Failure> {
+fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<(Reading, O), Failure> {
     let options = args.input.reading.options();
     let mut analyser = Analyser::observed(&options, observer);
     let reading = read(args.input.open()?, &options.read, &mut analyser)
         .map_err(|source| args.input.failure(source))?;
-    Ok(analyser.finish(reading).1)
+    let (summary, windowed) = analyser.finish(reading);
+    Ok((summary.reading, windowed.to))
 }
 
 /// Passes on what lies in the window, cut to it.
@@ -106,6 +110,10 @@ impl<O: Observe> Observe for Windowed<O> {
         }
     }
 
+    fn caught_up(&mut self) {
+        self.to.caught_up();
+    }
+
     fn acquisition(&mut self, acquisition: &AcquisitionStory) {
         if acquisition.blocked < self.end && acquisition.marked >= self.from {
             self.to.acquisition(acquisition);
@@ -144,5 +152,11 @@ impl<W: Write> Observe for Lines<W> {
 
     fn acquisition(&mut self, acquisition: &AcquisitionStory) {
         self.line("acquisition", acquisition);
+    }
+
+    fn caught_up(&mut self) {
+        if self.failed.is_none() {
+            self.failed = self.out.flush().map_err(serde_json::Error::io).err();
+        }
     }
 }

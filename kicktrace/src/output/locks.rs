@@ -261,11 +261,11 @@ impl<W: Write> Acquisitions<W> {
         }
     }
 
-    /// Ends the output.
+    /// Hands on what is written so far.
     ///
     /// # Errors
     /// Whatever `out` returns.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }

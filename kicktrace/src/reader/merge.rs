@@ -173,6 +173,11 @@ impl<'v, V: Visit> Merge<'v, V> {
         Ok(())
     }
 
+    /// Nothing more is there for now.
+    pub(super) fn caught_up(&mut self) -> Result<(), Error> {
+        self.visitor.caught_up()
+    }
+
     /// Makes sure that `cpu` has a stream.
     fn grow(&mut self, cpu: u32) {
         while self.streams.len() <= cpu as usize {

@@ -105,6 +105,15 @@ pub trait Visit {
         let _ = (event, words);
         false
     }
+
+    /// Called when all that could be read so far has been delivered, as far as it is final, and more
+    /// is not there yet: the moment to flush an output, so that a live trace is seen as it grows.
+    ///
+    /// # Errors
+    /// An error ends the reading and is returned by [`read`].
+    fn caught_up(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 impl<F: FnMut(&Record<'_>) -> Result<(), Error>> Visit for F {
@@ -212,14 +221,26 @@ pub fn read<R: Read + Send, V: Visit>(
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || window::Windows::new(input, full, spare).run());
         let mut merge = merge::Merge::new(options, empties, visitor);
-        let mut visited = Ok(());
-        for block in blocks {
-            visited = merge.push(block);
-            if visited.is_err() {
-                break;
+        let visited = loop {
+            let block = match blocks.try_recv() {
+                Ok(block) => block,
+                Err(mpsc::TryRecvError::Disconnected) => break Ok(()),
+                Err(mpsc::TryRecvError::Empty) => {
+                    if let Err(error) = merge.caught_up() {
+                        break Err(error);
+                    }
+                    match blocks.recv() {
+                        Ok(block) => block,
+                        Err(mpsc::RecvError) => break Ok(()),
+                    }
+                }
+            };
+            if let Err(error) = merge.push(block) {
+                break Err(error);
             }
-        }
-        // `blocks` is gone: the thread's next send fails and it ends.
+        };
+        // The thread's next send fails and it ends.
+        drop(blocks);
         let end = match reader.join() {
             Ok(end) => end,
             Err(panic) => std::panic::resume_unwind(panic),
