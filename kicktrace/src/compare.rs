@@ -360,11 +360,11 @@ mod tests {
         // z = (25 - 12.5 - 0.5) / sqrt(25 * 11 / 12) = 2.5067, two-sided 0.0122.
         assert!((test.p_value - 0.0122).abs() < 1e-4, "{}", test.p_value);
         // The same values in other units are the same.
-        let test = of(&[10, 20, 30]).rank_test(0.1, &of(&[1, 2, 3]), 1.0).unwrap();
-        assert_eq!((test.longer, test.p_value), (0.5, 1.0));
+        let test = of(&[10, 20, 30]).rank_test(1.0, &of(&[5, 10, 15]), 2.0).unwrap();
+        assert!(test.longer == 0.5 && test.p_value > 0.999_999, "{test:?}");
         // Nothing but ties has no variance.
         let test = of(&[7, 7]).rank_test(1.0, &of(&[7, 7, 7]), 1.0).unwrap();
-        assert_eq!((test.longer, test.p_value), (0.5, 1.0));
+        assert!(test.longer == 0.5 && test.p_value > 0.999_999, "{test:?}");
         assert!(of(&[]).rank_test(1.0, &of(&[1]), 1.0).is_none());
     }
 

@@ -1,7 +1,8 @@
 //! The commands as a user runs them: output, exit codes, messages.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 const TWICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/kick-twice-pv.xentrace.bin");
 const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/mini-pv.xentrace.bin");
@@ -224,6 +225,9 @@ fn diff_shows_the_patch_and_gates_on_it() {
     let same = good(&["diff", TWICE, TWICE, "--json"]);
     let changes: Vec<serde_json::Value> = serde_json::from_str(&same).unwrap();
     assert!(changes.iter().all(|of| of["percent"]["value"] == 0.0));
+    let ranked = changes.iter().filter(|of| !of["rank"].is_null());
+    assert_eq!(ranked.filter(|of| of["rank"]["longer"] == 0.5).count(), 3, "no latency changed");
+    assert!(table.contains("rank test: p < 0.001"), "{table}");
 }
 
 #[test]
@@ -255,17 +259,184 @@ fn capture_prints_the_masks_of_xen() {
 #[test]
 fn bad_input_ends_with_2_and_says_where() {
     assert!(bad(&["summary", "/nonexistent"], 2).contains("/nonexistent"));
-    let path = temporary("elf");
-    std::fs::write(&path, b"\x7fELF\x02\x01\x01\0\0\0\0\0").unwrap();
-    let message = bad(&["summary", &path], 2);
-    assert!(message.contains("byte 0") && message.contains("not an xentrace file"), "{message}");
-    std::fs::write(&path, b"").unwrap();
-    assert!(bad(&["summary", &path], 2).contains("empty"));
-    std::fs::write(&path, &std::fs::read(TWICE).unwrap()[..100_001]).unwrap();
-    assert!(bad(&["summary", "--strict", &path], 2).contains("byte 100001"));
-    assert!(bad(&["summary", &path], 2).contains("byte 100001"));
+    let path = temporary("bad.bin");
+    let message_of = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        // Every command that reads a trace says the same.
+        let message = bad(&["summary", &path], 2);
+        for command in ["locks", "check", "dump", "timeline"] {
+            assert_eq!(bad(&[command, &path], 2), message, "{command}");
+        }
+        assert_eq!(bad(&["diff", &path, TWICE], 2), message);
+        assert!(!message.contains("panicked"), "{message}");
+        message
+    };
+    let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
+    let real = std::fs::read(TWICE).unwrap();
+    for (what, bytes, told) in [
+        (
+            "another file type",
+            b"\x7fELF\x02\x01\x01\0\0\0\0\0".to_vec(),
+            ["byte 0", "not an xentrace file"],
+        ),
+        (
+            "a compressed trace",
+            vec![0xfd, b'7', b'z', b'X', b'Z', 0, 0, 4],
+            ["byte 0", "decompress"],
+        ),
+        ("nothing", vec![], ["empty", "xentrace"]),
+        (
+            "garbage behind a window",
+            [&words(&[0x2001_f003, 0, 0]), &b"tail"[..]].concat(),
+            ["byte 12", "head -c 12"],
+        ),
+        ("a pCPU that cannot be", words(&[0x2001_f003, 1 << 30, 0]), ["byte 0", "head -c 0"]),
+        ("a size that is no number of words", words(&[0x2001_f003, 0, 7]), ["byte 0", "7 bytes"]),
+        (
+            "a record larger than its window",
+            words(&[0x2001_f003, 0, 8, 0xf002_8004, 1]),
+            ["byte 12", "byte 20"],
+        ),
+        (
+            "a record too short for its event",
+            words(&[0x2001_f003, 0, 12, 0x8002_8004, 1, 0]),
+            ["byte 12", "4.17"],
+        ),
+        (
+            "vCPU 2^32 - 1",
+            words(&[0x2001_f003, 0, 20, 0xa002_8004, 1, 0, 1, u32::MAX]),
+            ["byte 12", "d1v4294967295"],
+        ),
+        (
+            "domain 2^32 - 1",
+            words(&[0x2001_f003, 0, 20, 0xa002_8004, 1, 0, u32::MAX, 1]),
+            ["byte 12", "d4294967295v1"],
+        ),
+        (
+            "damage far inside",
+            [&real[..200_000], &b"four"[..], &real[200_000..]].concat(),
+            ["byte ", "damaged"],
+        ),
+    ] {
+        if what.contains("2^32") || what.contains("too short") || what.contains("far inside") {
+            // Only those who look at the payload see it.
+            std::fs::write(&path, bytes).unwrap();
+            let message = bad(&["summary", &path], 2);
+            assert!(told.iter().all(|told| message.contains(told)), "{what}: {message}");
+            continue;
+        }
+        let message = message_of(&bytes);
+        assert!(told.iter().all(|told| message.contains(told)), "{what}: {message}");
+    }
+    std::fs::write(&path, &real[..100_001]).unwrap();
+    for command in ["summary", "locks", "dump", "timeline"] {
+        assert!(bad(&[command, "--strict", &path], 2).contains("byte 100001"), "{command}");
+        assert!(bad(&[command, &path], 2).contains("byte 100001"), "{command}");
+    }
     bad(&["summary", TWICE, "--cpu-hz", "fast"], 2);
     bad(&["frobnicate"], 2);
+}
+
+/// The trace without the records of one group of events.
+fn without(trace: &[u8], group: u32) -> Vec<u8> {
+    let words: Vec<u32> =
+        trace.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < words.len() {
+        let end = at + 3 + words[at + 2] as usize / 4;
+        let header = out.len();
+        out.extend(&words[at..at + 3]);
+        at += 3;
+        while at < end {
+            let size = (1 + 2 * (words[at] >> 31) + (words[at] >> 28 & 7)) as usize;
+            if words[at] & 0x0fff_f000 != group {
+                out.extend(&words[at..at + size]);
+            }
+            at += size;
+        }
+        out[header + 2] = (out.len() - header - 3) as u32 * 4;
+    }
+    out.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+#[test]
+fn a_trace_without_a_needed_class_says_which_mask_brings_it() {
+    let real = std::fs::read(TWICE).unwrap();
+    let path = temporary("classes.bin");
+    for (group, what) in
+        [(0x0002_1000, "runstate"), (0x0002_8000, "wake or block"), (0x0020_1000, "hypercall")]
+    {
+        let trace = without(&real, group);
+        std::fs::write(&path, &trace).unwrap();
+        let out = kicktrace(&["summary", &path]);
+        assert_eq!(out.status.code(), Some(2), "{what}");
+        assert!(!out.stdout.is_empty(), "what there is, is shown");
+        let message = String::from_utf8(out.stderr).unwrap();
+        let range = format!("no {what}");
+        assert!(message.contains(&range), "{message}");
+        assert!(message.contains(&format!("to {}", trace.len())), "{message}");
+        assert!(message.contains(&format!("{group:#010x}")), "{message}");
+        bad(&["check", &path], 1);
+    }
+}
+
+#[test]
+fn frequency_from_the_log_of_xen() {
+    let log = temporary("dmesg.txt");
+    std::fs::write(&log, "(XEN) Detected 2500.000 MHz processor.\n").unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&good(&["summary", "--json", "--xl-dmesg", &log, TWICE])).unwrap();
+    assert_eq!((&json["clock"]["hz"], &json["clock"]["source"]), (&2.5e9.into(), &"given".into()));
+    std::fs::write(&log, "nothing of use\n").unwrap();
+    assert!(bad(&["summary", "--xl-dmesg", &log, TWICE], 2).contains("xl dmesg"));
+    assert!(bad(&["summary", "--xl-dmesg", "/nonexistent", TWICE], 2).contains("/nonexistent"));
+}
+
+/// The lines below are read while the writer holds its end of the pipe open. A program that waits for
+/// the end would block for ever: it is killed after a minute, and the lines are missing.
+#[test]
+fn a_live_pipe_is_told_while_it_is_written() {
+    let trace = std::fs::read(TWICE).unwrap();
+    // Whole windows, most of them.
+    let mut middle = 0;
+    while middle < trace.len() / 10 * 8 {
+        let size = u32::from_le_bytes(trace[middle + 8..middle + 12].try_into().unwrap());
+        middle += 12 + size as usize;
+    }
+    for args in [
+        &["dump", "-"][..],
+        &["dump", "--event", "wake", "-"],
+        &["timeline", "--json", "-"],
+        &["locks", "--each", "--cpu-hz", "2.6G", "-"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kicktrace"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut to = child.stdin.take().unwrap();
+        let from = child.stdout.take().unwrap();
+        let (ended, end) = std::sync::mpsc::channel();
+        let watchdog = std::thread::spawn(move || {
+            if end.recv_timeout(Duration::from_secs(60)).is_err() {
+                child.kill().expect("it is our child");
+            }
+            child.wait().expect("it is our child")
+        });
+        to.write_all(&trace[..middle]).expect("it reads along");
+        let mut lines = std::io::BufReader::new(from).lines();
+        for _ in 0..5 {
+            let line = lines.next().expect("more lines").expect("text");
+            assert!(!line.is_empty());
+        }
+        let rest = std::thread::spawn(move || lines.count());
+        to.write_all(&trace[middle..]).expect("it reads on");
+        drop(to);
+        assert!(rest.join().unwrap() > 5, "{args:?}");
+        ended.send(()).expect("the watchdog waits");
+        assert!(watchdog.join().unwrap().success(), "{args:?}");
+    }
 }
 
 #[test]

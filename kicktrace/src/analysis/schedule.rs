@@ -217,6 +217,8 @@ pub(super) fn tell_interval(
     to: u64,
 ) {
     if let Some((state, from)) = ended {
+        // Skewed TSCs may put the end before the begin.
+        let to = to.max(from);
         observer.interval(&Interval { vcpu: vcpu.name(), state, cpu: vcpu.cpu, from, to });
     }
 }

@@ -51,7 +51,8 @@ pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O
 }
 
 fn percent(part: u128, whole: u128) -> f64 {
-    if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 }
+    // Divided first: a whole over itself is 1, but a hundred of them may round to a bit more.
+    if whole == 0 { 100.0 } else { part as f64 / whole as f64 * 100.0 }
 }
 
 fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u128, u128) {
