@@ -219,6 +219,7 @@ mod tests {
             table.insert(lock * 4, lock);
         }
         assert_eq!(table.entries().count(), 256);
+        assert!(!table.is_empty());
         for lock in (1..=table.capacity()).rev() {
             assert_eq!(table.remove(lock * 4).0, lock);
         }

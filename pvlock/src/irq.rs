@@ -135,6 +135,7 @@ mod tests {
     thread_local! {
         static EVENTS: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
         static ENABLED: Cell<bool> = const { Cell::new(true) };
+        static HELD: Cell<u32> = const { Cell::new(0) };
     }
 
     fn event(name: &'static str) {
@@ -171,6 +172,7 @@ mod tests {
         type Guard = GuardNoSend;
 
         fn lock(&self) -> GuardNoSend {
+            HELD.set(HELD.get() + 1);
             event("lock");
             GuardNoSend::new()
         }
@@ -181,11 +183,12 @@ mod tests {
         }
 
         unsafe fn unlock(&self, _: GuardNoSend) {
+            HELD.set(HELD.get() - 1);
             event("unlock");
         }
 
         fn is_locked(&self) -> bool {
-            false
+            HELD.get() > 0
         }
     }
 
@@ -194,9 +197,11 @@ mod tests {
         let outer = lock_api::Mutex::<RawIrqLock<Spy, Flag>, ()>::new(());
         let inner = lock_api::Mutex::<RawIrqLock<Spy, Flag>, ()>::new(());
         let held = outer.lock();
+        assert!(outer.is_locked(), "says the inner lock");
         drop(inner.lock());
         assert!(inner.try_lock().is_none());
         drop(held);
+        assert!(!outer.is_locked());
         let events = EVENTS.take();
         assert_eq!(
             events,

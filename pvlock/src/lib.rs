@@ -31,6 +31,8 @@ mod native;
 mod node;
 mod platform;
 mod policy;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod policy_tests;
 mod pv;
 mod queue;
 mod raw;

@@ -232,6 +232,56 @@ mod tests {
     }
 
     #[test]
+    fn a_state_is_what_was_stored() {
+        let cpu = CpuNodes::new();
+        let node = cpu.node(0);
+        for state in [State::Halted, State::Registering, State::Hashed, State::Running] {
+            node.set_state(state);
+            assert_eq!(node.state(), state);
+        }
+        node.set_hashed();
+        assert_eq!(node.state(), State::Hashed);
+    }
+
+    #[test]
+    fn waiter_and_predecessor_cannot_both_end_a_halt() {
+        let cpu = CpuNodes::new();
+        let node = cpu.node(0);
+        assert!(!node.claim_halted(State::Registering), "it runs");
+        node.set_state(State::Halted);
+        assert!(node.claim_halted(State::Registering));
+        node.unhalt();
+        assert_eq!(node.state(), State::Registering, "that stands");
+        node.set_state(State::Halted);
+        node.unhalt();
+        assert_eq!(node.state(), State::Running);
+        assert!(!node.claim_halted(State::Registering));
+    }
+
+    #[test]
+    fn a_reset_node_is_linked_to_nobody() {
+        let cpu = CpuNodes::new();
+        let node = cpu.node(1);
+        assert_eq!((node.next(), node.is_handed()), (None, false));
+        node.set_next(Tail::new(3, 2));
+        node.hand_over();
+        node.set_state(State::Halted);
+        assert_eq!((node.next(), node.is_handed()), (Some(Tail::new(3, 2)), true));
+        node.reset();
+        assert_eq!((node.next(), node.is_handed()), (None, false));
+        assert_eq!(node.state(), State::Running);
+        assert!(!cpu.node(0).is_handed());
+    }
+
+    #[test]
+    fn a_policy_finds_what_it_kept() {
+        let cpu = CpuNodes::new();
+        assert_eq!(cpu.learned(), 0);
+        cpu.set_learned(77);
+        assert_eq!((cpu.learned(), cpu.depth()), (77, 0));
+    }
+
+    #[test]
     fn levels_nest() {
         let cpu = CpuNodes::new();
         assert_eq!((cpu.enter(), cpu.enter(), cpu.depth()), (0, 1, 2));

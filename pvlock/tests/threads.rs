@@ -27,10 +27,17 @@ impl<K: Policy> Counter<K> {
         Self { lock: RawPvLock::new(), value: UnsafeCell::new(0) }
     }
 
-    fn add_one(&self) {
+    /// Adds one. With `linger` the owner lets others run between reading and writing, so that they
+    /// queue up behind it, and a lock that lets two in loses a count for certain.
+    fn add_one(&self, linger: bool) {
         self.lock.lock();
         // SAFETY: the lock is held.
-        unsafe { *self.value.get() += 1 };
+        let value = unsafe { *self.value.get() };
+        if linger {
+            std::thread::yield_now();
+        }
+        // SAFETY: the lock is held.
+        unsafe { *self.value.get() = value + 1 };
         // SAFETY: taken above.
         unsafe { self.lock.unlock() };
     }
@@ -54,7 +61,8 @@ fn hammer<K: Policy>(vcpus: usize, locks: usize, rounds: u64) {
             let counters = &counters;
             scope.spawn(move || {
                 for round in 0..rounds {
-                    counters[(vcpu + round as usize) % locks].add_one();
+                    let linger = round.is_multiple_of(64);
+                    counters[(vcpu + round as usize) % locks].add_one(linger);
                 }
             });
         }

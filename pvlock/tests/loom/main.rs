@@ -13,6 +13,7 @@
 mod contexts;
 mod explore;
 mod machine;
+mod mode;
 
 use explore::{Bounds, SLEEP, SPIN, explore};
 use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, Spin};
