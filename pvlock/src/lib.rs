@@ -78,6 +78,24 @@ pub use raw::RawPvLock;
 /// fn send(_: impl Send) {}
 /// send(DATA.lock());
 /// ```
+///
+/// Nor does a guard unlock another kind of lock than its own, or the same lock twice:
+///
+/// ```compile_fail,E0308
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// static FIFO: pvlock::Mutex<u8, Threads, pvlock::KickAtUnlock> = pvlock::Mutex::new(1);
+/// let guard: pvlock::MutexGuard<u8, Threads, pvlock::Hybrid> = FIFO.lock();
+/// ```
+///
+/// ```compile_fail,E0382
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// static DATA: pvlock::Mutex<u8, Threads> = pvlock::Mutex::new(1);
+/// let guard = DATA.lock();
+/// drop(guard);
+/// drop(guard);
+/// ```
 #[cfg(not(loom))]
 pub type Mutex<T, P, K = KickAtUnlock> = lock_api::Mutex<RawPvLock<P, K>, T>;
 

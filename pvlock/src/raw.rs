@@ -63,8 +63,16 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// # Safety
     ///
     /// The calling context owns the lock.
+    ///
+    /// # Panics
+    ///
+    /// When the lock is free: in PV mode always, in the other modes in debug builds.
     #[inline]
     pub unsafe fn unlock(&self) {
+        debug_assert!(
+            self.is_locked(),
+            "pvlock: unlock of a lock that is not held (locked byte 0)"
+        );
         if P::plain_unlock() {
             self.word.release();
         } else if let Err(seen) = self.word.try_release() {

@@ -153,6 +153,15 @@ fn unlock_of_a_free_lock_is_named() {
     unsafe { RawPvLock::<Threads, KickAtUnlock>::new().unlock() };
 }
 
+#[cfg(debug_assertions)]
+#[test]
+#[should_panic(expected = "unlock of a lock that is not held (locked byte 0)")]
+fn debug_builds_name_it_in_native_mode_too() {
+    let _machine = machine(1, 0);
+    // SAFETY: as above.
+    unsafe { RawPvLock::<Threads, KickAtUnlock>::new().unlock() };
+}
+
 #[test]
 fn lock_api_mutex_guards_data() {
     let _machine = machine(0, 20);
