@@ -70,11 +70,9 @@ fn run(arguments: &Arguments) -> ExitCode {
             reports.clear();
         }
     }
-    let commands: Vec<String> =
-        policies.iter().map(|policy| arguments.config.command(*policy)).collect();
     let shown = match arguments.seeds {
         _ if arguments.json => {
-            format!("{:#}", json!({ "schema": 1, "commands": commands, "policies": reports }))
+            format!("{:#}", json!({ "schema": 1, "runs": reports }))
         }
         Some(seeds) => format!("{seeds} seeds, {} policies each: all held", policies.len()),
         None => table(&reports),

@@ -19,6 +19,8 @@ use crate::run::Tally;
 pub struct Report {
     /// Its name.
     pub policy: String,
+    /// The command that runs it again.
+    pub command: String,
     /// Virtual time at the end, in nanoseconds.
     pub virtual_ns: u64,
     /// Acquisitions of all vCPUs.
@@ -76,7 +78,7 @@ impl Blocked {
 
 impl Report {
     pub(crate) fn new(
-        policy: String,
+        (policy, command): (String, String),
         virtual_ns: u64,
         tally: &Tally,
         switches: Switches,
@@ -85,6 +87,7 @@ impl Report {
         let quantile = |q| tally.waits.value_at_quantile(q);
         Self {
             policy,
+            command,
             virtual_ns,
             acquisitions: tally.acquisitions,
             acquisitions_fewest: tally.by_vcpu.iter().copied().min().unwrap_or(0),

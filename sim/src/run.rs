@@ -233,7 +233,7 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             },
         );
         let (tally, host) = (self.tally.borrow(), &self.host);
-        Ok(Report::new(self.name.0.clone(), host.now(), &tally, host.switches, counters))
+        Ok(Report::new(self.name.clone(), host.now(), &tally, host.switches, counters))
     }
 
     /// Lets a vCPU's code go on until it has to wait for something.

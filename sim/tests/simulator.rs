@@ -55,9 +55,10 @@ fn two_processes_are_equal() {
     let (first, second) = (program(&arguments), program(&arguments));
     assert!(first.status.success(), "{}", text(&first.stderr));
     let json: serde_json::Value = serde_json::from_slice(&first.stdout).expect("JSON");
-    assert_eq!(json["policies"].as_array().map(Vec::len), Some(6));
-    assert_eq!(json["policies"][1]["acquisitions"], 3_000);
-    assert!(json["policies"][1]["counters"]["pv_kick_unlock"].as_u64() > Some(0));
+    assert_eq!(json["runs"].as_array().map(Vec::len), Some(6));
+    assert_eq!(json["runs"][1]["acquisitions"], 3_000);
+    assert!(json["runs"][1]["counters"]["pv_kick_unlock"].as_u64() > Some(0));
+    assert!(json["runs"][1]["command"].as_str().unwrap().contains("--policy kick-at-unlock"));
     assert_eq!(text(&first.stdout), text(&second.stdout));
 }
 
