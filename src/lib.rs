@@ -13,6 +13,7 @@
 //! - [`host`]: drives a Xen host from its dom0: `xl`, `xentrace`, xenstore
 //! - [`report`]: results as a table and as JSON
 //! - [`run`]: one run from request to results
+//! - [`storm`]: all that a toolstack does to a domain, in random order, under full lock load
 //! - [`image`]: the guest image inside this program
 //! - [`interrupt`]: Ctrl-C, told to whoever waits
 //! - [`progress`]: what a person sees meanwhile, on standard error
@@ -28,3 +29,4 @@ pub mod progress;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod storm;

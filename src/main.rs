@@ -13,13 +13,15 @@ use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use pvlab::host::{self, Event, Toolstack};
-use pvlab::lab::{Boot, Mode, Repeatable, commands};
+use pvlab::lab::{Boot, Lab, Mode, Repeatable, commands};
 use pvlab::plan::{Choices, Plan};
 use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
 use pvlab::run::{self, Request};
 use pvlab::scenario::{Library, POLICIES, Setting};
+use pvlab::storm::{self, Storm};
 use pvlab::{image, interrupt};
+use results::DomainType;
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
 #[derive(Parser)]
@@ -55,6 +57,8 @@ enum Command {
         /// The other's.
         b: PathBuf,
     },
+    /// Pause, pin, save, restore, trigger, hot-plug a domain in random order while it tortures its locks.
+    Storm(StormArguments),
     /// Write the guest image out, for `xl create` by hand.
     Image {
         /// The file to write.
@@ -170,6 +174,25 @@ struct RunArguments {
     configs: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct StormArguments {
+    /// Seed of the order and of the workload; the same again for the same seed. Without it: a new one.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long, in seconds.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// How the domain boots.
+    #[arg(long = "type", value_name = "TYPE", default_value = "pv", value_parser = PossibleValuesParser::new(["pv", "pvh"]))]
+    kind: String,
+    /// The lock under test.
+    #[arg(long, default_value = "kick-at-unlock", value_parser = PossibleValuesParser::new(POLICIES))]
+    policy: String,
+    /// Where the consoles go.
+    #[arg(long, value_name = "DIR", default_value = "pvlab-out/storm")]
+    out: PathBuf,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match perform(arguments.command) {
@@ -197,6 +220,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             show(&results, json)
         }
         Command::Compare { a, b } => compare(&a, &b),
+        Command::Storm(arguments) => storm(arguments),
         Command::Image { output } => {
             fs::write(&output, image::load(None)?)
                 .with_context(|| format!("cannot write {}", output.display()))?;
@@ -265,6 +289,55 @@ fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
         println!("  {difference}");
     }
     Ok(ExitCode::from(1))
+}
+
+/// Exit code 1 where the domain did not survive, or a lock did not.
+fn storm(arguments: StormArguments) -> Result<ExitCode> {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seed = arguments.seed.unwrap_or_else(|| clock.map_or(1, |time| time.as_secs()));
+    let kind = if arguments.kind == "pv" { DomainType::Pv } else { DomainType::Pvh };
+    println!("seed {seed}");
+    interrupt::install().context("cannot install signal handlers")?;
+    let progress = Progress::new();
+    let limit = Duration::from_secs(arguments.seconds);
+    let storm = Storm {
+        name: arguments.kind,
+        kind,
+        policy: arguments.policy,
+        seed,
+        // More than one a second cannot be done.
+        operations: storm::operations(seed, arguments.seconds as usize, kind),
+        limit: Some(limit),
+    };
+    let mut boot = Boot::script("", &arguments.out);
+    // Room for the last operation, and for booting.
+    boot.deadline = limit + Duration::from_secs(600);
+    let storms = [storm];
+    storm::prepare(&mut boot, &storms, image::load(None)?);
+    let lab = Lab::prepare(&progress)?;
+    let step = progress.step("waiting for the domain");
+    lab.run(&boot, &mut |line| {
+        if let Some((_, what)) = line.split_once("@storm ") {
+            step.update(what);
+        }
+    })?;
+    step.done("the storm is over");
+    match storms[0].verdict(&arguments.out) {
+        Ok((report, performed)) => {
+            let acquisitions = report.acquisitions;
+            println!(
+                "{performed} operations; {acquisitions} acquisitions since boot, counter exact"
+            );
+            for (name, n) in report.counters.iter().filter(|(_, n)| **n > 0) {
+                println!("{name:24} {n}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            println!("{error:#}");
+            Ok(ExitCode::from(1))
+        }
+    }
 }
 
 fn lab(command: LabCommand) -> Result<ExitCode> {

@@ -234,11 +234,16 @@ pub struct HvmUpcallVector {
 /// Parameters of a PVH domain. Xen public/hvm/params.h.
 #[allow(missing_docs, reason = "named by the header")]
 pub mod hvm_param {
+    pub const CALLBACK_IRQ: u32 = 0;
     pub const STORE_PFN: u32 = 1;
     pub const STORE_EVTCHN: u32 = 2;
     pub const CONSOLE_PFN: u32 = 17;
     pub const CONSOLE_EVTCHN: u32 = 18;
 }
+
+/// [`hvm_param::CALLBACK_IRQ`]: events of any vCPU come as the vector in the low byte.
+#[doc(alias = "HVM_PARAM_CALLBACK_TYPE_VECTOR")]
+pub const CALLBACK_TYPE_VECTOR: u64 = 2 << 56;
 
 /// `XENMEM_add_to_physmap`. Xen public/memory.h.
 pub const XENMEM_ADD_TO_PHYSMAP: usize = 7;

@@ -16,7 +16,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;
 
-use crate::{hypercall, trap, upcall};
+use crate::{abi, hypercall, trap, upcall};
 
 /// Vector of event upcalls. Any from 0x10 on will do; this one is above all exceptions.
 pub(crate) const UPCALL_VECTOR: u8 = 0x20;
@@ -134,6 +134,13 @@ pub(crate) fn init_upcalls(vcpu: u32) -> Result<(), Errno> {
     const ENABLE: u32 = 0x1ff;
     lapic::write(lapic::SPURIOUS_VECTOR, ENABLE);
     hypercall::set_upcall_vector(vcpu, UPCALL_VECTOR)
+}
+
+/// Tells Xen and the toolstack that the domain handles event upcalls: without it the toolstack takes it
+/// for one that cannot be told of a suspend that was cancelled. Each vCPU's own vector goes first.
+pub(crate) fn announce_upcalls() -> Result<(), Errno> {
+    let how = abi::CALLBACK_TYPE_VECTOR | u64::from(UPCALL_VECTOR);
+    hypercall::set_hvm_param(abi::hvm_param::CALLBACK_IRQ, how)
 }
 
 /// Tells the local APIC that the upcall is being served; without it no further one comes.

@@ -197,6 +197,16 @@ pub fn hvm_param(index: u32) -> Result<u64, Errno> {
     Ok(argument.value)
 }
 
+/// Sets a parameter of this PVH domain; see [`abi::hvm_param`].
+#[doc(alias = "HVMOP_set_param")]
+pub(crate) fn set_hvm_param(index: u32, value: u64) -> Result<(), Errno> {
+    let mut argument = abi::HvmParam { domid: abi::DOMID_SELF, index, value };
+    let arguments = [abi::HVMOP_SET_PARAM, address(&mut argument), 0, 0];
+    // SAFETY: the structure outlives the call, and Xen only reads it. No parameter a domain may set
+    // changes its memory.
+    unsafe { call(sys::__HYPERVISOR_hvm_op, arguments) }.map(drop)
+}
+
 /// Chooses the interrupt vector of `vcpu`'s event upcalls.
 #[doc(alias = "HVMOP_set_evtchn_upcall_vector")]
 pub(crate) fn set_upcall_vector(vcpu: u32, vector: u8) -> Result<(), Errno> {

@@ -94,6 +94,7 @@ pub unsafe extern "C" fn start(info: u32, main: Main) -> ! {
     shared.expect("the shared page can be mapped");
     vcpu_info.expect("vcpu_info of vCPU 0 can be registered");
     hvm::init_upcalls(0).expect("an upcall vector can be set");
+    hvm::announce_upcalls().expect("a PVH domain may choose how its events come");
 
     let info = info.expect("Xen passed a start_info with its magic number");
     let cmdline = info.cmdline().map_or(&[][..], |line| line.to_bytes());
