@@ -216,7 +216,7 @@ impl Kicker {
         still_blocked: impl Fn() -> bool,
     ) -> WaitOutcome {
         // A latched token ends the wait. Polling with it in place would return at once, for ever.
-        if let Some(outcome) = self.take_token(abi, port, outermost) {
+        if let Some(outcome) = self.take_token(xen, abi, port, outermost) {
             if outcome == WaitOutcome::Kicked {
                 count(&self.counts.latched);
             }
@@ -230,9 +230,14 @@ impl Kicker {
         }
         count(&self.counts.polls);
         let polled = poll(xen, port, deadline_ns);
+        if self.port() != Some(port) {
+            // Bound anew during the poll, by a restore: the old number says nothing any more, or is
+            // another's. The kick that follows a bind waits in the new port for the next wait.
+            return WaitOutcome::Early;
+        }
         // From here on a kick may be used up together with an earlier one: both were for this
         // wait, and the caller tests its condition after the take.
-        if let Some(outcome) = self.take_token(abi, port, outermost) {
+        if let Some(outcome) = self.take_token(xen, abi, port, outermost) {
             return outcome;
         }
         if polled.is_ok() && deadline_ns != 0 && xen.system_time_ns() >= deadline_ns {
@@ -246,12 +251,26 @@ impl Kicker {
     }
 
     /// How the wait ends if a token is latched. Only the outermost wait may use it up.
-    fn take_token(&self, abi: &impl Abi, port: Port, outermost: bool) -> Option<WaitOutcome> {
-        if outermost {
-            (abi.is_pending(port) && abi.clear(port)).then_some(WaitOutcome::Kicked)
-        } else {
-            abi.is_pending(port).then_some(WaitOutcome::Early)
+    fn take_token(
+        &self,
+        xen: &impl Hypercalls,
+        abi: &impl Abi,
+        port: Port,
+        outermost: bool,
+    ) -> Option<WaitOutcome> {
+        if !outermost {
+            return abi.is_pending(port).then_some(WaitOutcome::Early);
         }
+        if !(abi.is_pending(port) && abi.clear(port)) {
+            return None;
+        }
+        if self.port() == Some(port) {
+            return Some(WaitOutcome::Kicked);
+        }
+        // An interrupt suspended and restored the domain since `port` was read: the token was another
+        // vCPU's. It gets it back; an error says that nobody has the number now.
+        let _ = send(xen, port);
+        Some(WaitOutcome::Early)
     }
 
     /// Ends the present or the next wait of this kicker's vCPU. Any vCPU may call it.
@@ -387,6 +406,28 @@ mod tests {
         assert_eq!(outcome, WaitOutcome::Kicked);
         let expected = WaitCounts { polls: 1, kicked: 1, ..WaitCounts::default() };
         assert_eq!(kicker.counts(), expected);
+    }
+
+    /// Found on real Xen: after a restore, waiters went on with their old numbers and took the kicks of
+    /// those who had the numbers now.
+    #[test]
+    fn a_wait_during_a_restore_takes_no_kick_of_another_vcpu() {
+        let xen = FakeXen::with_virtual_clock(2);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let (waiter, other) = (Kicker::new(), Kicker::new());
+        let old = waiter.bind(&vcpu, &events, 0).unwrap();
+        let restored = || {
+            close(&vcpu, old).unwrap();
+            assert_eq!(other.bind(&vcpu, &events, 1).unwrap(), old, "the number is used again");
+            waiter.bind(&vcpu, &events, 0).unwrap();
+            other.kick(&vcpu).unwrap();
+            waiter.kick(&vcpu).unwrap();
+            true
+        };
+        assert_eq!(waiter.wait(&vcpu, &events, 5, restored), WaitOutcome::Early);
+        assert!(events.is_pending(old), "the other's kick");
+        assert_eq!(waiter.wait(&vcpu, &events, 5, || true), WaitOutcome::Kicked);
+        assert_eq!(other.wait(&xen.vcpu(1), &events, 5, || true), WaitOutcome::Kicked);
     }
 
     #[test]

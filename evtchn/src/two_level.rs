@@ -144,6 +144,11 @@ impl TwoLevel {
                 let masked = self.masks(word).load(Ordering::Acquire);
                 let due = self.pending(word).load(Ordering::Acquire) & !masked & mine.word(word);
                 for bit in Ones(due) {
+                    // Looked at again: a handler may have taken the port away, or all of them, when the
+                    // domain was restored meanwhile.
+                    if mine.word(word) & (1 << bit) == 0 {
+                        continue;
+                    }
                     // AcqRel: acquire what the sender wrote; a later event latches anew.
                     let before = self.pending(word).fetch_and(!(1 << bit), Ordering::AcqRel);
                     if before & (1 << bit) != 0
