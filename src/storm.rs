@@ -299,7 +299,7 @@ mod tests {
         let mut report = DomainReport { acquisitions: 3, counter: 3, ..DomainReport::default() };
         report.outcome = Outcome::Success;
         report.counters.insert("pv_poll_timeout".into(), 1);
-        let mut console = |report: &DomainReport| {
+        let console = |report: &DomainReport| {
             let mut log = String::new();
             let document = serde_json::to_string(report).unwrap();
             results::framing::console_lines(&document, |line| {
