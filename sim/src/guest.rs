@@ -7,6 +7,7 @@
 //! A vCPU's code runs in no time from one call of the platform to the next; every call costs
 //! what the configuration says, and the code behind it runs when the clock is there.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ptr;
@@ -38,7 +39,7 @@ pub(crate) enum Request {
 
 pub(crate) type Door = Yielder<(), Request>;
 
-/// What all vCPUs of a simulation share. Lives for ever, as [`Platform`] wants it.
+/// What all vCPUs of a simulation share.
 pub(crate) struct Guest {
     nodes: Vec<CpuNodes>,
     hash: HashTable,
@@ -132,16 +133,17 @@ thread_local! {
 }
 
 impl Guest {
-    /// The guest of this thread's simulation, from now on. Leaked: some 500 bytes a vCPU.
+    /// The guest of this thread's simulation, from now on.
     pub(crate) fn install<const CPUS: usize, const LINES: usize>(
         config: &Config,
         mode: Mode,
         chance: Random,
-    ) -> &'static Self {
+    ) -> Installed {
+        let storage = storage::<LINES>();
         let vcpus = config.vcpus;
-        let guest: &Self = Box::leak(Box::new(Self {
+        let guest = Box::into_raw(Box::new(Self {
             nodes: (0..CPUS).map(|_| CpuNodes::new()).collect(),
-            hash: HashTable::new(storage::<LINES>()),
+            hash: HashTable::new(storage),
             kickers: (0..vcpus).map(|_| Kicker::new()).collect(),
             latched: vec![Cell::new(false); vcpus + 1],
             running: vec![Cell::new(false); CPUS],
@@ -157,11 +159,13 @@ impl Guest {
             config: config.clone(),
             mode,
         }));
-        GUEST.set(Some(guest));
-        for (vcpu, kicker) in guest.kickers.iter().enumerate() {
-            kicker.bind(&Xen, &Latches(guest), vcpu as u32).expect("a port for each vCPU");
+        // SAFETY: from the box above, which lives until `Installed` goes.
+        let shared: &'static Self = unsafe { &*guest };
+        GUEST.set(Some(shared));
+        for (vcpu, kicker) in shared.kickers.iter().enumerate() {
+            kicker.bind(&Xen, &Latches(shared), vcpu as u32).expect("a port for each vCPU");
         }
-        guest
+        Installed { guest, storage }
     }
 
     /// Upcalls from now on; without handlers there are none.
@@ -242,14 +246,51 @@ pub(crate) fn vcpu_of(port: Port) -> usize {
     port.get() as usize - 1
 }
 
-/// Storage for a hash table, made on a stack that is large enough for a copy of it.
+/// The guest of this thread, until it is dropped. Nobody may use a reference to it after that: drop
+/// coroutines and scheduler first.
+pub(crate) struct Installed {
+    guest: *mut Guest,
+    storage: &'static dyn Any,
+}
+
+impl Installed {
+    pub(crate) fn guest(&self) -> &'static Guest {
+        // SAFETY: from a box that lives as long as `self`; who asks keeps to the rule above.
+        unsafe { &*self.guest }
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        GUEST.set(None);
+        if self.guest().hash.is_empty() {
+            SPARE.with_borrow_mut(|spare| spare.push(self.storage));
+        }
+        // SAFETY: the pointer came from a box; by the rule above all references are gone, those that
+        // `Platform::nodes` gave out with the coroutines they were in.
+        drop(unsafe { Box::from_raw(self.guest) });
+    }
+}
+
+thread_local! {
+    /// Storage of tables that were empty when their simulation ended. Only a failure leaks one.
+    static SPARE: RefCell<Vec<&'static dyn Any>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Storage for a hash table: a spare one, or one made on a stack that is large enough for a copy.
 fn storage<const LINES: usize>() -> &'static HashStorage<LINES> {
-    std::thread::Builder::new()
-        .stack_size(16 << 20)
-        .spawn(|| &*Box::leak(Box::new(HashStorage::new())))
-        .expect("a thread can be started")
-        .join()
-        .expect("a new table is made")
+    let spare = SPARE.with_borrow_mut(|spare| {
+        let index = spare.iter().position(|any| any.is::<HashStorage<LINES>>())?;
+        spare.swap_remove(index).downcast_ref()
+    });
+    spare.unwrap_or_else(|| {
+        std::thread::Builder::new()
+            .stack_size(16 << 20)
+            .spawn(|| &*Box::leak(Box::new(HashStorage::new())))
+            .expect("a thread can be started")
+            .join()
+            .expect("a new table is made")
+    })
 }
 
 /// Lets `vcpu`'s code run from `now` on; it gives control back before its clock passes `horizon`.
@@ -315,8 +356,8 @@ fn step(nanoseconds: u64) -> &'static Guest {
 /// The platform of a simulated guest with up to `CPUS` vCPUs.
 pub(crate) struct Vm<const CPUS: usize>;
 
-// SAFETY: 1. A coroutine is one vCPU for ever. 2. The guest's memory is leaked, and its simulation's
-// alone; its thread has no other guest while the simulation lasts. 3. An upcall is a call from a
+// SAFETY: 1. A coroutine is one vCPU for ever. 2. The guest's memory is its simulation's alone, and
+// outlives every coroutine in which a lock is used; its thread has no other guest while the simulation lasts. 3. An upcall is a call from a
 // step. 4., 5. As `Kicker`'s documentation promises: `Request::Send` latches before
 // anything else happens, and `Request::Poll` looks at the latch before it sleeps. All on one
 // thread, so every step is a full barrier.

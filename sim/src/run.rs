@@ -16,7 +16,7 @@ use pvlock::{Counter, Mode, RawPvLock};
 use crate::arena::{self, Arena};
 use crate::config::{Config, Policy};
 use crate::dist::{Dist, NEVER, Random};
-use crate::guest::{self, Event, Guest, Handler, LEVELS, Request, Vm};
+use crate::guest::{self, Event, Guest, Handler, Installed, LEVELS, Request, Vm};
 use crate::host::{Host, Next, Task, describe};
 use crate::report::{Failure, Report};
 
@@ -154,11 +154,13 @@ type VcpuCode = Coroutine<(), Request, (), DefaultStack>;
 struct Machine<const CPUS: usize, const LINES: usize, K: pvlock::Policy> {
     config: Config,
     name: Name,
+    tally: Rc<RefCell<Tally>>,
+    locks: Rc<Arena<Guarded<CPUS, K>>>,
     guest: &'static Guest,
     host: Host,
-    locks: Rc<Arena<Guarded<CPUS, K>>>,
-    tally: Rc<RefCell<Tally>>,
     vcpus: Vec<VcpuCode>,
+    /// Last: it goes after everything that refers to it.
+    _installed: Installed,
 }
 
 impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LINES, K> {
@@ -172,7 +174,8 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             count: Cell::new(0),
         });
         let locks = Rc::new(locks.unwrap_or_else(|error| panic!("{error}")));
-        let guest = Guest::install::<CPUS, LINES>(config, mode, stream());
+        let installed = Guest::install::<CPUS, LINES>(config, mode, stream());
+        let guest = installed.guest();
         let host = Host::new(config, guest, stream());
         let tally = Rc::new(RefCell::new(Tally {
             waits: Histogram::new_with_max(NEVER, 3).expect("three digits are possible"),
@@ -207,7 +210,16 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             })
         });
         let vcpus = vcpus.collect();
-        Self { config: config.clone(), name, guest, host, locks, tally, vcpus }
+        Self {
+            config: config.clone(),
+            name,
+            tally,
+            locks,
+            guest,
+            host,
+            vcpus,
+            _installed: installed,
+        }
     }
 
     fn run(mut self) -> Result<Report, Failure> {
@@ -321,14 +333,6 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             details,
             command: self.name.1.clone(),
         }
-    }
-}
-
-impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Drop for Machine<CPUS, LINES, K> {
-    fn drop(&mut self) {
-        // The guest lives for ever; the locks must not.
-        self.vcpus.clear();
-        self.guest.set_handlers(Vec::new());
     }
 }
 
