@@ -18,7 +18,7 @@ pub const POLICIES: [&str; 8] = [
     "spin-ticket",
 ];
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "workload",
     "policy",
     "vcpus",
@@ -34,6 +34,8 @@ const KEYS: [&str; 15] = [
     "trace",
     "start",
     "fault",
+    "timer",
+    "control",
 ];
 
 /// The guest's command line: `key=value` pairs in order.
