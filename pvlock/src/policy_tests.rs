@@ -15,7 +15,7 @@ thread_local! {
 
 /// Threads of the test program share the nodes, so each test takes CPUs of its own.
 fn cpus() -> (usize, usize) {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    static NEXT: AtomicUsize = AtomicUsize::new(2);
     let own = NEXT.fetch_add(2, Relaxed);
     (own, own + 1)
 }

@@ -146,6 +146,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_snapshot_has_three_fields() {
+        for (word, locked, pending, tail, free, pending_only) in [
+            (0, FREE, false, None, true, false),
+            (1, LOCKED, false, None, false, false),
+            (0x100, FREE, true, None, false, true),
+            (0x101, LOCKED, true, None, false, false),
+            (0x000d_0003, SLOW, false, Some(Tail::new(2, 1)), false, false),
+            (0x000d_0100, FREE, true, Some(Tail::new(2, 1)), false, false),
+        ] {
+            let seen = Snapshot(word);
+            assert_eq!((seen.locked(), seen.pending(), seen.tail()), (locked, pending, tail));
+            assert_eq!((seen.is_free(), seen.is_pending_only()), (free, pending_only));
+        }
+    }
+
     /// Every step on one implementation of the word.
     macro_rules! each_step_changes_its_own_field_only {
         ($name:ident, $word:ty) => {

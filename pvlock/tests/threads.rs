@@ -125,6 +125,8 @@ fn native_mode_counts_exactly() {
     let _machine = machine(1, 0);
     hammer::<KickAtUnlock>(2, 1, 5_000);
     hammer::<KickAtUnlock>(4, 2, 5_000);
+    // An owner, a pending waiter, a head, and others behind it.
+    hammer::<KickAtUnlock>(6, 1, 2_000);
 }
 
 #[test]
