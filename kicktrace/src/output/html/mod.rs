@@ -43,7 +43,10 @@ pub fn write(out: &mut dyn Write, summary: &Summary, parts: &Parts) -> io::Resul
          <h1>{title}</h1>\n"
     );
     head(&mut page, summary);
-    for domain in &summary.domains {
+    // What people came for first: domains whose vCPUs waited.
+    let (waited, quiet): (Vec<_>, Vec<_>) =
+        summary.domains.iter().partition(|domain| domain.counts.waits.value > 0);
+    for domain in waited {
         self::domain(&mut page, domain, summary);
     }
     if parts.window.span().is_some() {
@@ -51,6 +54,9 @@ pub fn write(out: &mut dyn Write, summary: &Summary, parts: &Parts) -> io::Resul
         svg::gantt(&mut page, &parts.window, &summary.clock);
     }
     worst(&mut page, &parts.worst, summary);
+    for domain in quiet {
+        self::domain(&mut page, domain, summary);
+    }
     page.push_str("</main></body></html>\n");
     out.write_all(page.as_bytes())
 }
@@ -98,6 +104,7 @@ fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
     if best.blocked > 0 {
         tiles(page, domain, best, clock);
     }
+    page.push_str("<div class=\"grid\">");
     for (title, of) in [
         ("Acquisitions, as the guest marked them", domain.marked.as_ref()),
         ("Acquisitions, inferred", Some(&domain.inferred)),
@@ -106,6 +113,7 @@ fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
             acquisitions(page, title, of);
         }
     }
+    page.push_str("</div>");
     locks(page, domain, summary);
     page.push_str("<h3>Where the time of each vCPU went</h3>");
     svg::runstates(page, domain, summary.ticks);
@@ -147,7 +155,7 @@ fn acquisitions(page: &mut String, title: &str, of: &Acquisitions) {
     let m = mark(of.certainty);
     let _ = write!(
         page,
-        "<h3>{title}</h3><table><tr><th>waits \\ waking kicks</th><th>0</th><th>1</th><th>2</th>\
+        "<div><h3>{title}</h3><table><tr><th>waits \\ waking kicks</th><th>0</th><th>1</th><th>2</th>\
          <th>3 or more</th></tr>"
     );
     for (waits, row) in of.table.iter().enumerate().skip(1) {
@@ -162,7 +170,7 @@ fn acquisitions(page: &mut String, title: &str, of: &Acquisitions) {
         page,
         "</table><p class=\"facts\">Kicked awake again by the same vCPU: {m}{}, by another: {m}{}. Left \
          out (cut by the trace's start or beside lost records): {}; guest and hypervisor disagree: \
-         {}.</p>",
+         {}.</p></div>",
         of.kicked_again_by_same_sender,
         of.kicked_again_by_other_sender,
         of.excluded,
@@ -222,7 +230,7 @@ fn locks(page: &mut String, domain: &Domain, summary: &Summary) {
 fn counts(page: &mut String, domain: &Domain, clock: &Clock) {
     let vcpus = &domain.vcpus[..domain.vcpus.len().min(COLUMNS)];
     page.push_str(
-        "<h3>Counts and times</h3><div class=\"wide\"><table><tr><th></th><th>domain</th>",
+        "<details><summary>Counts and times</summary><div class=\"wide\"><table><tr><th></th><th>domain</th>",
     );
     for vcpu in vcpus {
         let _ = write!(page, "<th>v{}</th>", vcpu.id);
@@ -249,7 +257,7 @@ fn counts(page: &mut String, domain: &Domain, clock: &Clock) {
         }
         page.push_str("</tr>");
     }
-    page.push_str("</table></div>");
+    page.push_str("</table></div></details>");
 }
 
 fn worst(page: &mut String, worst: &[WaitStory], summary: &Summary) {
