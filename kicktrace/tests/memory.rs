@@ -10,9 +10,11 @@ use std::time::Duration;
 /// The most memory resident at one time, in KiB, of `summary -` on a generated trace.
 fn peak(mb: u64, pcpus: u32) -> u64 {
     let program = env!("CARGO_BIN_EXE_kicktrace");
+    // Enough vCPUs to keep every pCPU's ring filling.
+    let domains = (pcpus / 4).to_string();
     let (mb, pcpus) = (mb.to_string(), pcpus.to_string());
     let mut writer = Command::new(program)
-        .args(["generate", "--mb", &mb, "--pcpus", &pcpus])
+        .args(["generate", "--mb", &mb, "--pcpus", &pcpus, "--domains", &domains, "--vcpus", "8"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("it starts");
