@@ -1,0 +1,102 @@
+//! Single rules, on traces of a few records written by hand.
+
+use kicktrace::summary::Domain;
+use kicktrace::{Certainty, Options, summarise};
+
+/// Records of two pCPUs; vCPU 0 of domain 1 runs on pCPU 0, vCPU 1 on pCPU 1.
+#[derive(Default)]
+struct Hand([Vec<u32>; 2]);
+
+const RUNS: u32 = 0x0002_1101;
+const BLOCKS: u32 = 0x0002_1021;
+const WAKES_UP: u32 = 0x0002_1211;
+const CONTINUES: u32 = 0x0002_1002;
+const WAKE: u32 = 0x0002_8004;
+const BLOCK: u32 = 0x0002_8006;
+const HYPERCALL: u32 = 0x0020_100d;
+const MARK_KICK: u32 = 0x0800_f703;
+const POLL: [u32; 2] = [29 | 1 << 20, 3];
+const EVTCHN_OP: [u32; 1] = [32];
+const HVM_OP: [u32; 1] = [34];
+
+impl Hand {
+    fn at(&mut self, tsc: u32, cpu: usize, event: u32, words: &[u32]) -> &mut Self {
+        // A guest's own record carries no TSC.
+        let timed = event & 0x0800_0000 == 0;
+        self.0[cpu].push(event | (words.len() as u32) << 28 | u32::from(timed) << 31);
+        if timed {
+            self.0[cpu].extend([tsc, 0]);
+        }
+        self.0[cpu].extend(words);
+        self
+    }
+
+    fn domain(&self) -> Domain {
+        let mut trace = Vec::new();
+        for (cpu, words) in self.0.iter().enumerate() {
+            trace.extend([0x2001_f003, cpu as u32, words.len() as u32 * 4]);
+            trace.extend(words);
+        }
+        let bytes: Vec<u8> = trace.into_iter().flat_map(u32::to_le_bytes).collect();
+        summarise(&bytes[..], &Options::default()).expect("a sound trace").domains.remove(0)
+    }
+}
+
+const V0: u32 = 1 << 16;
+const V1: u32 = 1 << 16 | 1;
+
+/// Both vCPUs run; vCPU 1 polls at 100.
+fn polling() -> Hand {
+    let mut hand = Hand::default();
+    hand.at(10, 0, RUNS, &[V0]).at(10, 1, RUNS, &[V1]).at(100, 1, HYPERCALL, &POLL);
+    hand
+}
+
+/// Xen sets the vCPU blocked, lets it be woken, and only then writes BLOCK.
+#[test]
+fn a_wake_just_before_the_block_aborts_the_poll() {
+    let mut hand = polling();
+    hand.at(105, 0, HYPERCALL, &EVTCHN_OP).at(110, 0, WAKE, &[1, 1]).at(112, 1, BLOCK, &[1, 1]);
+    hand.at(120, 1, CONTINUES, &[V1]).at(200, 0, HYPERCALL, &HVM_OP).at(200, 1, HYPERCALL, &HVM_OP);
+    let counts = hand.domain().counts;
+    assert_eq!((counts.polls_aborted.value, counts.polls_immediate.value), (1, 0));
+    assert_eq!((counts.waking_kicks.value, counts.idle_kicks.value), (1, 0));
+    assert_eq!((counts.waits.value, counts.waits_kicked.value), (1, 1));
+}
+
+/// The same poll, woken without a BLOCK: it returned at once.
+#[test]
+fn a_poll_without_a_block_returned_at_once() {
+    let mut hand = polling();
+    hand.at(105, 0, HYPERCALL, &EVTCHN_OP).at(110, 0, WAKE, &[1, 1]);
+    hand.at(200, 0, HYPERCALL, &HVM_OP).at(200, 1, HYPERCALL, &HVM_OP);
+    let counts = hand.domain().counts;
+    assert_eq!((counts.polls_aborted.value, counts.polls_immediate.value), (0, 1));
+    assert_eq!(counts.waits.value, 0);
+}
+
+/// vCPU 1 sleeps and vCPU 0 wakes it, by an operation that is not marked.
+fn slept_and_woken(marks: bool) -> Hand {
+    let mut hand = polling();
+    hand.at(110, 1, BLOCK, &[1, 1]).at(120, 1, BLOCKS, &[V1]);
+    if marks {
+        // A kick of somebody else, before: from here on the guest is known to mark.
+        hand.at(130, 0, HYPERCALL, &HVM_OP).at(0, 0, MARK_KICK, &[0, 7]);
+        hand.at(140, 0, HYPERCALL, &EVTCHN_OP);
+    }
+    hand.at(150, 0, HYPERCALL, &EVTCHN_OP).at(155, 0, WAKE, &[1, 1]).at(156, 0, WAKES_UP, &[V1]);
+    hand.at(170, 1, RUNS, &[V1]).at(200, 0, HYPERCALL, &HVM_OP).at(200, 1, HYPERCALL, &HVM_OP);
+    hand
+}
+
+#[test]
+fn what_a_marking_guest_does_not_mark_is_no_kick() {
+    let plain = slept_and_woken(false).domain().counts;
+    assert_eq!((plain.waking_kicks.value, plain.waits_kicked.value), (1, 1));
+    assert_eq!(plain.waking_kicks.certainty, Certainty::Inferred);
+    let marked = slept_and_woken(true).domain().counts;
+    assert_eq!((marked.waking_kicks.value, marked.waits_kicked.value), (0, 0));
+    assert_eq!((marked.waits.value, marked.waits_other.value), (1, 1));
+    assert_eq!(marked.waking_kicks.certainty, Certainty::Exact);
+    assert_eq!((marked.marked_kicks.value, marked.kicks_without_wake.value), (1, 1));
+}
