@@ -25,10 +25,6 @@ const SUCCEED: &[(&str, u32)] = &[
     ("nmi", 1),
 ];
 
-/// Of these, on PV only: on a crowded machine `timer` once hung on PVH, under the emulator's SVM, and its
-/// cause is not known. `nested-lock` needs the same timers. Both can be run by hand: `test=timer`.
-const PV_ONLY: &[&str] = &["timer", "nested-lock"];
-
 /// Tests that crash, and what the report says.
 const CRASH: &[(&str, &[&str])] = &[
     ("panic", &["panic on vCPU 0: as the test asked for", "selftest.rs:", "backtrace: 0x1"]),
@@ -70,15 +66,10 @@ run() {
 }
 "#;
 
-/// The tests that are to succeed in a domain of this type.
-fn to_succeed(kind: &str) -> impl Iterator<Item = (&'static str, u32)> {
-    let pv = kind == "pv";
-    SUCCEED.iter().copied().filter(move |(name, _)| pv || !PV_ONLY.contains(name))
-}
-
 fn boot(kind: &str, out: &Path) {
     let crash = CRASH.iter().map(|(name, _)| (*name, 1));
-    let tests: Vec<_> = to_succeed(kind).chain(crash).chain([("stack-overflow", 1)]).collect();
+    let tests: Vec<_> =
+        SUCCEED.iter().copied().chain(crash).chain([("stack-overflow", 1)]).collect();
     let mut script = String::from(RUN);
     let mut files = vec![Overlay::bytes("/guest/selftest", 0o644, IMAGE)];
     for (name, vcpus) in tests {
@@ -111,7 +102,7 @@ fn check(kind: &str) {
             wrong.push(format!("{name}: ended by {ended:?}, misses {missing:?}; console:\n{log}"));
         }
     };
-    for (name, _) in to_succeed(kind) {
+    for (name, _) in SUCCEED {
         test(name, "poweroff", &[&format!("selftest {name}: success")]);
     }
     for (name, parts) in CRASH {

@@ -5,11 +5,23 @@
 
 #![cfg(not(no_guest_image))]
 
+use std::fmt::Write;
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use pvlab::image;
-use pvlab::lab::{Boot, Lab};
+use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
 use pvlab::storm::{self, Operation, Storm};
-use results::DomainType;
+use results::framing::Decoder;
+use results::{DomainReport, DomainType, Outcome};
+
+/// One host at a time: two would share this machine's cores and slow each other down.
+fn alone() -> MutexGuard<'static, ()> {
+    static HOST: Mutex<()> = Mutex::new(());
+    // A test that failed has left no host behind.
+    HOST.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Each operation once, those that hang together in an order that can go wrong: a restore while two vCPUs
 /// are down, and their return afterwards; `save -c` last, since `xl` no longer restarts the domain then.
@@ -48,6 +60,7 @@ fn storm(name: &str, kind: DomainType, policy: &str, operations: Vec<Operation>)
 
 #[test]
 fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
+    let _alone = alone();
     let storms = [
         storm("pv", DomainType::Pv, "kick-at-unlock", each_once(DomainType::Pv)),
         storm("pvh", DomainType::Pvh, "kick-twice", each_once(DomainType::Pvh)),
@@ -72,5 +85,74 @@ fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
         assert!(count("interrupt_acquisitions") > 0, "{:?}", report.counters);
         let cancelled = u64::from(storm.kind == DomainType::Pv);
         assert_eq!(count("cancelled_suspends"), cancelled, "{:?}", report.counters);
+    }
+}
+
+/// Creates a domain, waits for its end, and leaves its console and how it ended in /out.
+const RUN: &str = r#"
+run() {
+    xl create -q /guest/$1.cfg || { echo "not created" > /out/$1.end; return; }
+    i=0
+    while [ $i -lt 1500 ]; do
+        state=$(xl list $1 2>/dev/null | tail -n 1 | grep -o '[-rbpscd]\{6\}')
+        case "$state" in
+            "") end=poweroff; break;;
+            ????c?) end=crash; break;;
+        esac
+        end=hang; i=$((i+1)); sleep 0.2
+    done
+    sleep 0.2
+    xl destroy $1 2>/dev/null
+    cp /var/log/xen/guest-$1.log /out/$1.log
+    echo $end > /out/$1.end
+}
+"#;
+
+#[test]
+fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
+    let _alone = alone();
+    // Name, vCPUs, command line, and of those that crash the one line.
+    let domains = [
+        ("big", 128, "critical=20us outside=100us spin=20us acquisitions=20 deadline=120s", None),
+        ("many", 129, "", Some("the domain has more than 128 vCPUs; set vcpus= to at most that")),
+        ("typo", 2, "critical=soon", Some("guest error: critical=soon: accepted values are an")),
+        (
+            "more",
+            2,
+            "vcpus=3",
+            Some("guest error: vcpus=3: accepted values are integers from 1 to 2"),
+        ),
+    ];
+    let out = tempfile::tempdir().unwrap();
+    let mut boot = Boot::script(RUN, out.path());
+    boot.deadline = std::time::Duration::from_secs(1800);
+    boot.files.push(Overlay::bytes("/guest/xen-guest.elf", 0o644, image::load(None).unwrap()));
+    for (name, vcpus, extra, _) in domains {
+        let config = format!(
+            "name = \"{name}\"\ntype = \"pv\"\nkernel = \"/guest/xen-guest.elf\"\nmemory = 32\n\
+             vcpus = {vcpus}\ncpus = \"1-2\"\ntsc_mode = \"native\"\nextra = \"{extra}\"\n\
+             on_poweroff = \"destroy\"\non_crash = \"preserve\"\n"
+        );
+        boot.files.push(Overlay::bytes(format!("/guest/{name}.cfg"), 0o644, config));
+        writeln!(boot.script, "run {name}").unwrap();
+    }
+    let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
+    lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
+    for (name, vcpus, _, line) in domains {
+        let read = |what: &str| fs::read_to_string(out.path().join(format!("{name}.{what}")));
+        let (end, console) = (read("end").unwrap_or_default(), read("log").unwrap_or_default());
+        if let Some(line) = line {
+            assert_eq!(end.trim(), "crash", "{name}: {console}");
+            let told = console.lines().filter(|told| told.contains(line)).count();
+            assert_eq!(told, 1, "{name}: {console}");
+            continue;
+        }
+        assert_eq!(end.trim(), "poweroff", "{name}: {console}");
+        let mut decoder = Decoder::default();
+        let document = console.lines().find_map(|line| decoder.line(line.trim_end()).unwrap());
+        let report: DomainReport = serde_json::from_str(&document.expect("a report")).unwrap();
+        assert_eq!(report.outcome, Outcome::Success);
+        assert_eq!((report.vcpus.len(), report.counter), (vcpus, 20 * vcpus as u64));
+        assert_eq!(report.counters["pv_poll_timeout"], 0);
     }
 }
