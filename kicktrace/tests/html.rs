@@ -34,6 +34,8 @@ fn chromium() -> Option<PathBuf> {
 fn browse(browser: &Path, profile: &str, args: &[&str]) -> String {
     let mut child = Command::new(browser)
         .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"])
+        // Containers have little shared memory.
+        .arg("--disable-dev-shm-usage")
         .arg(format!("--user-data-dir={}/{profile}", env!("CARGO_TARGET_TMPDIR")))
         .arg(format!("--window-size={WIDTH},{HEIGHT}"))
         .args(args)
