@@ -108,11 +108,12 @@ impl<O: Observe> Analyser<O> {
         };
         if let Some(Kick { by, cpu, tsc }) = wait.kick {
             let kicker = &self.vcpus[by as usize];
-            let stolen = kicker.preempted_between(wait.block_tsc, tsc);
+            let (stolen, all) = kicker.preempted_between(wait.block_tsc, tsc);
             story.kick = Some(KickStory { by: kicker.name(), cpu, tsc });
             story.kicker_stolen = stolen;
             let vcpu = &mut self.vcpus[index as usize];
             vcpu.raw.kicker_preempted += u64::from(stolen > 0);
+            vcpu.kicker_stolen_more |= !all;
             vcpu.times.kicker_stolen = vcpu.times.kicker_stolen.saturating_add(stolen);
         }
         if let Some(lock) = lock {

@@ -93,7 +93,11 @@ fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u128, u128) {
         times,
         times_certainty: TimesCertainty {
             blocked_in_poll: trust.polls,
-            kicker_stolen: trust.kicks,
+            kicker_stolen: if vcpus.iter().any(|vcpu| vcpu.kicker_stolen_more) {
+                Certainty::LowerBound
+            } else {
+                trust.kicks
+            },
             ..TimesCertainty::default()
         },
         latencies: self::latencies(&latencies, &trust),

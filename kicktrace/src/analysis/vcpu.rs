@@ -122,6 +122,8 @@ pub(super) struct Vcpu {
     preempted: VecDeque<(u64, u64)>,
     pub(super) times: Times,
     tainted: u64,
+    /// `times.kicker_stolen` misses preemptions that were no longer remembered.
+    pub(super) kicker_stolen_more: bool,
 
     pub(super) poll: Poll,
     poll_tsc: u64,
@@ -289,10 +291,14 @@ impl Vcpu {
         self.times.running.saturating_add(now)
     }
 
-    /// Ticks of `from..to` in which this vCPU was preempted, as far as remembered.
-    pub(super) fn preempted_between(&self, from: u64, to: u64) -> u64 {
+    /// Ticks of `from..to` in which this vCPU was preempted, and whether all of them are remembered.
+    pub(super) fn preempted_between(&self, from: u64, to: u64) -> (u64, bool) {
         let overlap = |&(start, end): &(u64, u64)| end.min(to).saturating_sub(start.max(from));
-        self.preempted.iter().rev().take_while(|&&(_, end)| end > from).map(overlap).sum()
+        let ticks =
+            self.preempted.iter().rev().take_while(|&&(_, end)| end > from).map(overlap).sum();
+        let forgotten = self.preempted.len() == RECENT
+            && self.preempted.front().is_some_and(|&(start, _)| start > from);
+        (ticks, !forgotten)
     }
 
     pub(super) fn poll_begins(&mut self, tsc: u64, gaps: &Gaps) {
