@@ -81,6 +81,10 @@ pub struct VcpuReport {
     pub kicked_waits: u64,
     /// The longest wait for a lock, in nanoseconds.
     pub longest_wait_ns: u64,
+    /// How long it could have run and the hypervisor ran somebody else, during the workload, in
+    /// nanoseconds: Xen's own account (`RUNSTATE_runnable`).
+    #[serde(default)]
+    pub stolen_ns: u64,
 }
 
 /// How fast the machine under a domain turned out to be; the times in [`Parameters`] become loops by it.

@@ -25,6 +25,7 @@ pub(super) const ROWS: &[(&str, &str, Figure)] = &[
     ("  p99", "guest", |c| c.quantile(0.99)),
     ("  p99.9", "guest", |c| c.quantile(0.999)),
     ("  longest", "guest", |c| c.quantile(1.0)),
+    ("time stolen from the vCPUs", "guest", |c| c.any().map(|()| duration(c.stolen_ns))),
     ("acquisitions that blocked", "guest", |c| c.any().map(|()| grouped(c.blocked))),
     ("kicks sent at unlock", "guest", |c| c.counter("pv_kick_unlock")),
     ("kicks sent to make a head", "guest", |c| c.counter("pv_kick_wake")),
@@ -67,6 +68,8 @@ pub(super) struct Column<'a> {
     acquisitions: u64,
     blocked: u64,
     elapsed_ns: u64,
+    /// Over all vCPUs.
+    stolen_ns: u64,
     pub(super) latency: Histogram,
 }
 
@@ -80,12 +83,14 @@ impl<'a> Column<'a> {
             acquisitions: 0,
             blocked: 0,
             elapsed_ns: 0,
+            stolen_ns: 0,
             latency: Histogram::default(),
         };
         for report in result.domains.iter().filter_map(|domain| domain.report.as_ref()) {
             column.acquisitions += report.acquisitions;
             column.blocked +=
                 report.vcpus.iter().map(|vcpu| vcpu.blocked_acquisitions).sum::<u64>();
+            column.stolen_ns += report.vcpus.iter().map(|vcpu| vcpu.stolen_ns).sum::<u64>();
             column.elapsed_ns = column.elapsed_ns.max(report.elapsed_ns);
             column.latency.merge(&report.latency);
         }

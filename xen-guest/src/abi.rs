@@ -126,6 +126,15 @@ impl RunstateInfo {
         }
     }
 }
+impl RunstateInfo {
+    /// Nanoseconds the vCPU could have run while somebody else did (steal time). Read it on that vCPU: Xen
+    /// brings it up to date before the vCPU runs again.
+    #[doc(alias = "RUNSTATE_runnable")]
+    pub fn stolen_ns(&self) -> u64 {
+        // Relaxed: a number, written by Xen while this vCPU does not run.
+        self.time[1].load(core::sync::atomic::Ordering::Relaxed)
+    }
+}
 const _: () = assert!(size_of::<RunstateInfo>() == 48);
 
 /// Numbers of `vcpu_op`. Xen public/vcpu.h.

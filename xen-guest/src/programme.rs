@@ -26,6 +26,7 @@ use spin::{Mutex, Once};
 use crate::glue::{self, XenPlatform};
 use crate::machine::{Machine, ShutdownReason};
 use crate::params::{Params, Policy};
+use crate::percpu::PerCpu;
 use crate::report::{self, Domain};
 use crate::watchdog::{self, Stuck, Watchdog};
 use crate::work::{Speed, work};
@@ -214,7 +215,8 @@ impl Run {
 
     /// The workload, on the vCPU this runs on.
     fn take_part(&self, vcpu: u32) {
-        let share = self.contest.take_part(
+        let stolen = PerCpu::of(vcpu).runstate.stolen_ns();
+        let mut share = self.contest.take_part(
             &RunningVcpu {
                 machine: self.machine,
                 number: vcpu,
@@ -223,6 +225,8 @@ impl Run {
             &self.plan,
             self.watchdog.progress(vcpu),
         );
+        // A restored domain's account begins again from 0.
+        share.stolen_ns = PerCpu::of(vcpu).runstate.stolen_ns().saturating_sub(stolen);
         *self.shares[vcpu as usize].lock() = Some(share);
         self.watchdog.done(vcpu);
     }

@@ -97,6 +97,7 @@ fn vcpu(id: u32, share: &Share) -> VcpuReport {
         waits: share.waits.waits,
         kicked_waits: share.waits.kicked,
         longest_wait_ns: share.latency.max(),
+        stolen_ns: share.stolen_ns,
     }
 }
 

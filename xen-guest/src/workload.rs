@@ -117,6 +117,8 @@ pub struct Share {
     pub waits: WaitCounts,
     /// Time from its start to its last release, in nanoseconds.
     pub elapsed_ns: u64,
+    /// How long the hypervisor ran somebody else although the vCPU could run, in nanoseconds.
+    pub stolen_ns: u64,
     /// Time from asking for a lock to owning it, in nanoseconds.
     pub latency: Histogram,
 }
