@@ -183,11 +183,56 @@ fn lock_api_mutex_guards_data() {
     assert_eq!(*DATA.lock(), 4 * ROUNDS);
 }
 
+#[test]
+fn lock_api_mutexes_try_and_tell() {
+    let _machine = machine(0, 20);
+    let data = pvlock::Mutex::<u64, Threads>::new(7);
+    let guard = data.try_lock().expect("a free lock");
+    assert!(data.is_locked() && data.try_lock().is_none());
+    drop(guard);
+    assert!(!data.is_locked());
+    #[cfg(feature = "lock_api_04")]
+    {
+        let data = pvlock::v04::Mutex::<u64, Threads>::new(7);
+        let guard = data.try_lock().expect("a free lock");
+        assert!(data.is_locked() && data.try_lock().is_none());
+        drop(guard);
+        assert!(!data.is_locked());
+    }
+}
+
+/// One waiter is pending in native mode, and queued in PV mode.
+#[test]
+fn a_waiter_can_be_seen_wherever_it_waits() {
+    for mode in [1, 0] {
+        let _machine = machine(mode, 0);
+        let lock = RawPvLock::<Threads, KickAtUnlock>::new();
+        lock.lock();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                lock.lock();
+                // SAFETY: taken just now.
+                unsafe { lock.unlock() };
+            });
+            while !lock.is_contended() {
+                std::thread::yield_now();
+            }
+            // SAFETY: taken above by this thread.
+            unsafe { lock.unlock() };
+        });
+        assert!(!lock.is_locked() && !lock.is_contended());
+    }
+}
+
 /// Four contexts on one CPU queue, each above the other's back, and a fifth finds no node.
 #[test]
 fn five_nested_contexts_find_four_nodes_and_a_fallback() {
     let _machine = machine(0, 0);
     static LOCKS: [RawPvLock<Threads, KickAtUnlock>; 5] = [const { RawPvLock::new() }; 5];
+    #[cfg(feature = "counters")]
+    use pvlock::Counter::{LockSlowpath, NoNode, UseNode2, UseNode3, UseNode4};
+    #[cfg(feature = "counters")]
+    let before = [LockSlowpath, UseNode2, UseNode3, UseNode4, NoNode].map(sum);
     for lock in &LOCKS {
         lock.lock();
     }
@@ -213,15 +258,24 @@ fn five_nested_contexts_find_four_nodes_and_a_fallback() {
         }
     });
     assert!(LOCKS.iter().all(|lock| !lock.is_locked()));
+    #[cfg(feature = "counters")]
+    {
+        let after = [LockSlowpath, UseNode2, UseNode3, UseNode4, NoNode].map(sum);
+        let more = std::array::from_fn(|level| after[level] - before[level]);
+        assert_eq!(more, [5, 1, 1, 1, 1], "five slow paths, one on each level above the first");
+    }
+}
+
+/// What all CPUs have counted.
+#[cfg(feature = "counters")]
+fn sum(counter: pvlock::Counter) -> u64 {
+    (0..machine::CPUS).map(|cpu| pvlock::counters::<Threads>(cpu)[counter as usize]).sum()
 }
 
 #[cfg(feature = "counters")]
 #[test]
 fn counters_name_what_happened() {
     let _machine = machine(0, 0);
-    let sum = |counter: pvlock::Counter| -> u64 {
-        (0..machine::CPUS).map(|cpu| pvlock::counters::<Threads>(cpu)[counter as usize]).sum()
-    };
     use pvlock::Counter::{KickUnlock, Rearm, WaitHead};
     static LOCK: RawPvLock<Threads, KickAtUnlock> = RawPvLock::new();
     let before = [KickUnlock, WaitHead, Rearm].map(sum);
