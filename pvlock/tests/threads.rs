@@ -187,6 +187,9 @@ fn lock_api_mutex_guards_data() {
 fn lock_api_mutexes_try_and_tell() {
     let _machine = machine(0, 20);
     let data = pvlock::Mutex::<u64, Threads>::new(7);
+    let guard = data.lock();
+    assert!(data.is_locked());
+    drop(guard);
     let guard = data.try_lock().expect("a free lock");
     assert!(data.is_locked() && data.try_lock().is_none());
     drop(guard);
@@ -194,6 +197,9 @@ fn lock_api_mutexes_try_and_tell() {
     #[cfg(feature = "lock_api_04")]
     {
         let data = pvlock::v04::Mutex::<u64, Threads>::new(7);
+        let guard = data.lock();
+        assert!(data.is_locked());
+        drop(guard);
         let guard = data.try_lock().expect("a free lock");
         assert!(data.is_locked() && data.try_lock().is_none());
         drop(guard);
