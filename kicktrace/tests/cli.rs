@@ -1,8 +1,13 @@
 //! The commands as a user runs them: output, exit codes, messages.
 
+#[path = "common/filter.rs"]
+mod filter;
+
 use std::io::{BufRead, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
+
+use filter::without;
 
 const TWICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/kick-twice-pv.xentrace.bin");
 const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/mini-pv.xentrace.bin");
@@ -335,28 +340,6 @@ fn bad_input_ends_with_2_and_says_where() {
     }
     bad(&["summary", TWICE, "--cpu-hz", "fast"], 2);
     bad(&["frobnicate"], 2);
-}
-
-/// The trace without the records of one group of events.
-fn without(trace: &[u8], group: u32) -> Vec<u8> {
-    let words: Vec<u32> =
-        trace.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < words.len() {
-        let end = at + 3 + words[at + 2] as usize / 4;
-        let header = out.len();
-        out.extend(&words[at..at + 3]);
-        at += 3;
-        while at < end {
-            let size = (1 + 2 * (words[at] >> 31) + (words[at] >> 28 & 7)) as usize;
-            if words[at] & 0x0fff_f000 != group {
-                out.extend(&words[at..at + size]);
-            }
-            at += size;
-        }
-        out[header + 2] = (out.len() - header - 3) as u32 * 4;
-    }
-    out.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
 #[test]

@@ -5,10 +5,14 @@
 //! `PATH`, and among the packages pvlab has unpacked into its cache. Where there is none these tests
 //! say so and compare nothing.
 
+#[path = "common/filter.rs"]
+mod filter;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use filter::without;
 use kicktrace::event;
 use kicktrace::output::record::subjects;
 use kicktrace::reader::{ReadOptions, Record, read};
@@ -113,33 +117,12 @@ fn aligned(mut story: Story) -> Story {
     story
 }
 
-/// xenalyze ends with an error at the first record a guest wrote, so those are taken out.
-fn without_marks(trace: &[u8]) -> Vec<u8> {
-    let words: Vec<u32> =
-        trace.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < words.len() {
-        let end = at + 3 + words[at + 2] as usize / 4;
-        let header = out.len();
-        out.extend(&words[at..at + 3]);
-        at += 3;
-        while at < end {
-            let size = 1 + 2 * (words[at] >> 31) + (words[at] >> 28 & 7);
-            if words[at] & 0x0fff_f000 != 0x0800_f000 {
-                out.extend(&words[at..at + size as usize]);
-            }
-            at += size as usize;
-        }
-        out[header + 2] = (out.len() - header - 3) as u32 * 4;
-    }
-    out.into_iter().flat_map(u32::to_le_bytes).collect()
-}
-
 /// xenalyze leaves out what comes before it knows who runs on a pCPU, so a few lines at the start
 /// may be ours alone; nothing may be its alone, and no time may differ.
 fn compare(name: &str, trace: &[u8], at_start: usize) {
     let Some(program) = xenalyze() else { return };
-    let trace = &without_marks(trace)[..];
+    // xenalyze ends with an error at the first record a guest wrote, so those are taken out.
+    let trace = &without(trace, 0x0800_f000)[..];
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let path = dir.join(format!("{name}.xentrace.bin"));
     std::fs::write(&path, trace).expect("the target directory is writable");
