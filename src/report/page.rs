@@ -20,7 +20,7 @@ const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 72rem;
        margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; } th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); }
-th { text-align: left; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+th { text-align: left; } td.name { white-space: pre; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.source, .soft { color: var(--soft); } .problem { color: #d62728; font-weight: bold; }
 figure { margin: 2rem 0; } figcaption { color: var(--soft); max-width: 60rem; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
@@ -63,7 +63,7 @@ fn table(columns: &[Column]) -> Markup {
             tr { th {} th { "source" } @for column in columns { th { (column.result.policy) } } }
             @for (name, source, figure) in ROWS {
                 tr {
-                    td { (name) }
+                    td class="name" { (name) }
                     td class="source" { (source) }
                     @for column in columns { td class="number" { (figure(column).unwrap_or_else(|| "-".into())) } }
                 }
