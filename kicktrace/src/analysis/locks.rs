@@ -6,8 +6,8 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::analysis::acquisition::{Episode, Tally};
+use crate::analysis::latency::Latency;
 use crate::analysis::observe::WaitStory;
-use crate::analysis::vcpu::Latency;
 use crate::summary::{Certainty, Lock, LongestWait};
 
 /// Locks told one by one; waits and acquisitions of further ones are told together for each domain.
@@ -57,7 +57,7 @@ impl Locks {
         let told = of_domain.map(|(&(_, lock), of)| Lock {
             lock,
             vcpus: of.vcpus.len() as u32,
-            waits: of.wait.get().map_or(0, hdrhistogram::Histogram::len),
+            waits: of.wait.len(),
             waits_kicked: of.kicked,
             acquisitions: of.tally.summary(Certainty::Exact),
             wait: super::tell::distribution(&of.wait, Certainty::Exact),

@@ -11,6 +11,7 @@ mod acquisition;
 mod clock;
 mod gaps;
 mod hypercall;
+mod latency;
 mod locks;
 mod observe;
 mod schedule;

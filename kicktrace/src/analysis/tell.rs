@@ -4,7 +4,8 @@
 
 use crate::analysis::Analyser;
 use crate::analysis::acquisition::Tally;
-use crate::analysis::vcpu::{Latency, LatencySet, Vcpu};
+use crate::analysis::latency::Latency;
+use crate::analysis::vcpu::{LatencySet, Vcpu};
 use crate::reader::Reading;
 use crate::summary::{
     self, Certainty, Count, Counts, Distribution, Domain, DomainKind, Latencies, Summary, Times,
@@ -184,7 +185,7 @@ fn latencies(set: &LatencySet, trust: &Trust) -> Latencies {
 }
 
 pub(super) fn distribution(latency: &Latency, certainty: Certainty) -> Distribution {
-    let Some(histogram) = latency.get() else {
+    let Some(histogram) = latency.histogram() else {
         return Distribution { certainty, ..Distribution::default() };
     };
     Distribution {

@@ -5,10 +5,9 @@
 
 use std::collections::VecDeque;
 
-use hdrhistogram::Histogram;
-
 use crate::analysis::acquisition::{Episode, Marked, Tally};
 use crate::analysis::gaps::Gaps;
+use crate::analysis::latency::Latency;
 use crate::analysis::observe::VcpuId;
 use crate::analysis::skew::Skew;
 use crate::event::Runstate;
@@ -64,36 +63,6 @@ pub(super) struct Raw {
     pub(super) spurious_wakes: u64,
     pub(super) kicker_preempted: u64,
     pub(super) inconsistent: u64,
-}
-
-/// A histogram that is only there once something was recorded.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Latency(Option<Box<Histogram<u32>>>);
-
-impl Latency {
-    #[inline]
-    pub(super) fn record(&mut self, ticks: u64) {
-        let histogram = self.0.get_or_insert_with(|| {
-            // Two digits: within 1 %, from one tick to 2^48 ticks (a day).
-            Box::new(Histogram::new_with_bounds(1, 1 << 48, 2).unwrap_or_else(|_| unreachable!()))
-        });
-        histogram.saturating_record(ticks);
-    }
-
-    pub(super) fn add(&mut self, other: &Self) {
-        match (&mut self.0, &other.0) {
-            (Some(mine), Some(other)) => {
-                // Same bounds, so it cannot fail.
-                let _ = mine.add(&**other);
-            }
-            (mine @ None, Some(other)) => *mine = Some(other.clone()),
-            (_, None) => {}
-        }
-    }
-
-    pub(super) fn get(&self) -> Option<&Histogram<u32>> {
-        self.0.as_deref()
-    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -7,17 +7,19 @@
 //! a moment known to be later: about one pass after it was read. Nothing else is held back.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::mpsc::Sender;
 
 use crate::error::Error;
 use crate::event;
 use crate::reader::tournament::{NOTHING, Tournament};
-use crate::reader::window::{Block, End, FULL, record_words};
+use crate::reader::window::{Block, End, FULL, LONGEST, payload, record_words, wide};
 use crate::reader::{PcpuReading, ReadOptions, Reading, Record, Visit};
 
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
 const AHEAD: usize = 32;
+
+/// Words of a cache line.
+const LINE: usize = 16;
 
 /// Bytes held back below which records wait longer than they must.
 const PATIENT_BELOW: usize = 16 << 20;
@@ -39,21 +41,16 @@ fn prefetch(words: &[u32], at: usize) {
 /// One pCPU's records that were read and not yet delivered.
 #[derive(Default)]
 struct Stream {
-    /// The block under way, and where its records end.
-    words: Vec<u32>,
-    end: usize,
-    /// Where it stands in the input.
-    offset: u64,
+    /// The block under way.
+    block: Block,
     /// Word where the next record starts.
     at: usize,
+    /// Index into the block's stops of the first one behind `at`.
+    stop: usize,
     /// Blocks behind it.
     blocks: VecDeque<Block>,
     /// Sort key of the next record: its TSC, or the start of its gap. [`NOTHING`] if there is none.
     key: u64,
-    /// First word of the next record.
-    header: u32,
-    /// Its corrected TSC, or that of its predecessor if it has none.
-    next_tsc: u64,
     /// Correction of this pCPU's TSC.
     tsc_offset: i64,
     /// The last corrected TSC delivered, for records without one.
@@ -108,21 +105,21 @@ pub(super) struct Merge<'v, V> {
 /// The bytes held back, and the way back for empty blocks.
 struct Buffer {
     held: usize,
-    spare: Sender<Vec<u32>>,
+    spare: Sender<Block>,
 }
 
 impl Buffer {
-    fn release(&mut self, words: Vec<u32>) {
-        self.held -= words.len() * 4;
-        if words.len() == FULL {
+    fn release(&mut self, block: Block) {
+        self.held -= block.bytes();
+        if block.words.len() == FULL {
             // The reading thread may have ended already.
-            let _ = self.spare.send(words);
+            let _ = self.spare.send(block);
         }
     }
 }
 
 impl<'v, V: Visit> Merge<'v, V> {
-    pub(super) fn new(options: &ReadOptions, spare: Sender<Vec<u32>>, visitor: &'v mut V) -> Self {
+    pub(super) fn new(options: &ReadOptions, spare: Sender<Block>, visitor: &'v mut V) -> Self {
         Self {
             streams: Vec::new(),
             next: Tournament::default(),
@@ -145,11 +142,13 @@ impl<'v, V: Visit> Merge<'v, V> {
             0 => 0,
             tsc => tsc.wrapping_add_signed(stream.tsc_offset),
         };
-        self.buffer.held += block.words.len() * 4;
+        stream.reading.records += block.records;
+        stream.reading.backwards += block.backwards;
+        self.buffer.held += block.bytes();
         self.reading.peak_buffered = self.reading.peak_buffered.max(self.buffer.held as u64);
         stream.blocks.push_back(block);
         if stream.key == NOTHING {
-            stream.find_next(&mut self.buffer);
+            stream.settle(&mut self.buffer);
             self.next.set(cpu, stream.key);
         }
         if last {
@@ -222,186 +221,119 @@ impl<'v, V: Visit> Merge<'v, V> {
             if key > limit || key == NOTHING {
                 return Ok(());
             }
-            // Stay with this pCPU until another one's record is due.
-            let until = self.next.runner_up().min(limit);
             self.reading.first_tsc = self.reading.first_tsc.min(key);
             let stream = &mut self.streams[cpu as usize];
-            let done = if key < self.delivered {
-                let before = stream.reading.records;
-                let done = stream.run(until, &mut self.buffer, self.visitor);
-                self.reading.late_records += stream.reading.records - before;
-                done
-            } else {
-                stream.run(until, &mut self.buffer, self.visitor)
-            };
-            self.delivered = self.delivered.max(until.min(stream.tsc));
+            let records = stream.advance(&mut self.buffer, self.visitor)?;
             self.next.set(cpu, stream.key);
-            done?;
-        }
-    }
-}
-
-impl PcpuReading {
-    #[cold]
-    fn note_lost(&mut self, record: &Record<'_>, tsc_offset: i64) {
-        if let Some(lost) = record.lost() {
-            let start = lost.first_tsc.wrapping_add_signed(tsc_offset);
-            self.lost_records += u64::from(lost.records);
-            self.gaps += 1;
-            self.gap_ticks = self.gap_ticks.saturating_add(record.tsc.saturating_sub(start));
+            if key < self.delivered {
+                self.reading.late_records += records;
+            } else {
+                self.delivered = key;
+            }
         }
     }
 }
 
 impl Stream {
-    /// Delivers records up to key `until`, at least one.
-    fn run<V: Visit>(
-        &mut self,
-        until: u64,
-        buffer: &mut Buffer,
-        visitor: &mut V,
-    ) -> Result<(), Error> {
-        loop {
-            // What changes with each record stays in registers while one block lasts.
-            let (words, end, cpu) = (&self.words[..], self.end, self.reading.cpu);
-            let (mut at, mut header, mut tsc) = (self.at, self.header, self.tsc);
-            let (mut next_tsc, mut records, mut backwards) = (self.next_tsc, 0, 0);
-            let mut key = self.key;
-            let stop = loop {
-                let Some(words_of) = words.get(payload(at, header)) else { break Stop::Due };
-                backwards += u64::from(next_tsc < tsc);
-                tsc = next_tsc;
-                records += 1;
-                let record = Record {
-                    cpu,
-                    tsc,
-                    event: header & event::EVENT_MASK,
-                    timed: header >> 31 != 0,
-                    words: words_of,
-                    offset: self.offset + 4 * at as u64,
-                };
-                if record.event == event::LOST_RECORDS {
-                    self.reading.note_lost(&record, self.tsc_offset);
-                }
-                if let Err(error) = visitor.record(&record) {
-                    break Stop::Failed(error);
-                }
-                at += record_words(header);
-                // With many pCPUs it is long until this one's turn comes again: have its records
-                // ready.
-                prefetch(words, at + AHEAD);
-                match next(words, &mut at, end, tsc, self.tsc_offset) {
-                    Some(next) => Next { header, tsc: next_tsc, key } = next,
-                    None => break Stop::EndOfBlock,
-                }
-                if key > until
-                    && !V::is_local(header & event::EVENT_MASK, payload_of(words, at, header))
-                {
-                    break Stop::Due;
-                }
-            };
-            (self.at, self.header, self.tsc) = (at, header, tsc);
-            (self.next_tsc, self.key) = (next_tsc, key);
-            self.reading.records += records;
-            self.reading.backwards += backwards;
-            match stop {
-                Stop::Due => return Ok(()),
-                Stop::Failed(error) => return Err(error),
-                Stop::EndOfBlock => self.find_next(buffer),
-            }
-            if self.key == NOTHING {
-                return Ok(());
-            }
-            let words = payload_of(&self.words, self.at, self.header);
-            if self.key > until && !V::is_local(self.header & event::EVENT_MASK, words) {
-                return Ok(());
-            }
+    /// Delivers the next record, whose key is due, and those up to the next stop: they need no place
+    /// among other pCPUs' records. Returns how many.
+    #[inline]
+    fn advance<V: Visit>(&mut self, buffer: &mut Buffer, visitor: &mut V) -> Result<u64, Error> {
+        let Block { cpu, ref words, offset, .. } = self.block;
+        let to = self.block.stop(self.stop);
+        // What changes with each record stays in registers.
+        let (mut at, mut tsc, mut records) = (self.at, self.tsc, 0);
+        while at < to {
+            // The padding behind a block has room for a record of any size.
+            let Some(of) = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) else { break };
+            let (header, payload) = (of[0], payload(of[0]));
+            tsc = tsc_of(of, self.tsc_offset, tsc);
+            records += 1;
+            visitor.record(&Record {
+                cpu,
+                tsc,
+                event: header & event::EVENT_MASK,
+                timed: header >> 31 != 0,
+                words: &of[payload.clone()],
+                offset: offset + 4 * at as u64,
+            })?;
+            at += payload.end;
         }
+        // With many pCPUs it is long until this one's turn comes again: have its records ready.
+        prefetch(words, at + AHEAD);
+        prefetch(words, at + AHEAD + LINE);
+        (self.at, self.tsc) = (at, tsc);
+        self.stop += 1;
+        self.settle(buffer);
+        Ok(records)
     }
 
-    /// Decodes the next record that is not padding, in this block or the next, as far as its place
-    /// among the others needs.
-    fn find_next(&mut self, buffer: &mut Buffer) {
+    /// Finds the key of the record at `at`, or of the one behind it if it is padding or the block
+    /// ends.
+    #[inline]
+    fn settle(&mut self, buffer: &mut Buffer) {
         loop {
-            if let Some(next) = next(&self.words, &mut self.at, self.end, self.tsc, self.tsc_offset)
-            {
-                Next { header: self.header, tsc: self.next_tsc, key: self.key } = next;
+            let of = self.block.words.get(self.at..).and_then(<[u32]>::first_chunk::<LONGEST>);
+            let Some(of) = of.filter(|_| self.at < self.block.end) else {
+                if self.next_block(buffer) {
+                    continue;
+                }
+                self.key = NOTHING;
                 return;
+            };
+            let mut key = tsc_of(of, self.tsc_offset, self.tsc);
+            if of[0] & event::GROUP_MASK == event::GENERAL {
+                match of[0] & event::EVENT_MASK {
+                    event::WRAP_BUFFER => {
+                        self.move_to(self.at + record_words(of[0]));
+                        continue;
+                    }
+                    event::LOST_RECORDS => key = self.reading.lost(of, self.tsc_offset),
+                    _ => {}
+                }
             }
-            if !self.next_block(buffer) {
-                return;
-            }
+            self.key = key.min(NOTHING - 1);
+            return;
         }
     }
 
     /// Goes on to the next block; false if there is none.
+    #[cold]
     fn next_block(&mut self, buffer: &mut Buffer) -> bool {
-        let Some(block) = self.blocks.pop_front() else {
-            self.key = NOTHING;
-            return false;
-        };
-        self.offset = block.offset;
-        self.at = 0;
-        self.end = block.end;
-        buffer.release(std::mem::replace(&mut self.words, block.words));
+        let Some(block) = self.blocks.pop_front() else { return false };
+        buffer.release(std::mem::replace(&mut self.block, block));
+        self.stop = 0;
+        self.move_to(0);
         true
     }
-}
 
-/// Why a run of records ends.
-enum Stop {
-    /// Another pCPU's record comes first.
-    Due,
-    EndOfBlock,
-    Failed(Error),
-}
-
-/// The next record, as far as its place among the others needs it.
-struct Next {
-    header: u32,
-    tsc: u64,
-    key: u64,
-}
-
-/// Finds the next record that is not padding from word `at` on; `None` at the end of the block.
-#[inline]
-fn next(words: &[u32], at: &mut usize, end: usize, tsc_before: u64, offset: i64) -> Option<Next> {
-    while *at < end {
-        // A block ends with two words more than its records.
-        let &[header, lo, hi, ..] = words.get(*at..)? else { return None };
-        let time = (u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(offset);
-        let tsc = if header >> 31 != 0 { time } else { tsc_before };
-        let mut key = tsc;
-        if header & event::GROUP_MASK == event::GENERAL {
-            match header & event::EVENT_MASK {
-                event::WRAP_BUFFER => {
-                    *at += record_words(header);
-                    continue;
-                }
-                event::LOST_RECORDS => key = gap_start(words, *at, offset).unwrap_or(tsc),
-                _ => {}
-            }
+    /// Moves to the record at `at`, at which there may be a stop.
+    #[cold]
+    fn move_to(&mut self, at: usize) {
+        self.at = at;
+        if self.block.stop(self.stop) == at {
+            self.stop += 1;
         }
-        return Some(Next { header, tsc, key: key.min(NOTHING - 1) });
     }
-    None
 }
 
-/// The start of the gap that the lost record at `at` tells of.
-#[cold]
-fn gap_start(words: &[u32], at: usize, offset: i64) -> Option<u64> {
-    let &[_, _, _, _, _, lo, hi, ..] = words.get(at..)? else { return None };
-    Some((u64::from(lo) | u64::from(hi) << 32).wrapping_add_signed(offset))
+impl PcpuReading {
+    /// Notes a gap, and returns its start.
+    #[cold]
+    fn lost(&mut self, record: &[u32; LONGEST], tsc_offset: i64) -> u64 {
+        let &[_, lo, hi, records, _, start_lo, start_hi, ..] = record;
+        let [end, start] = [(lo, hi), (start_lo, start_hi)]
+            .map(|(lo, hi)| wide(lo, hi).wrapping_add_signed(tsc_offset));
+        self.lost_records += u64::from(records);
+        self.gaps += 1;
+        self.gap_ticks = self.gap_ticks.saturating_add(end.saturating_sub(start));
+        start
+    }
 }
 
+/// The corrected TSC of a record; `before` if it carries none.
 #[inline]
-fn payload_of(words: &[u32], at: usize, header: u32) -> &[u32] {
-    words.get(payload(at, header)).unwrap_or_default()
-}
-
-/// The words of the payload of the record at `at`.
-#[inline]
-fn payload(at: usize, header: u32) -> Range<usize> {
-    let start = at + 1 + 2 * (header >> 31) as usize;
-    start..start + (header >> 28 & 7) as usize
+fn tsc_of(record: &[u32; LONGEST], offset: i64, before: u64) -> u64 {
+    let tsc = wide(record[1], record[2]).wrapping_add_signed(offset);
+    if record[0] >> 31 != 0 { tsc } else { before }
 }

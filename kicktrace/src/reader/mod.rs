@@ -219,7 +219,7 @@ pub fn read<R: Read + Send, V: Visit>(
     let (full, blocks) = mpsc::sync_channel(16);
     let (empties, spare) = mpsc::channel();
     std::thread::scope(|scope| {
-        let reader = scope.spawn(move || window::Windows::new(input, full, spare).run());
+        let reader = scope.spawn(move || window::Windows::<R, V>::new(input, full, spare).run());
         let mut merge = merge::Merge::new(options, empties, visitor);
         let visited = loop {
             let block = match blocks.try_recv() {

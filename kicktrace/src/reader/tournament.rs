@@ -60,18 +60,6 @@ impl Tournament {
     pub(super) fn winner(&self) -> (u64, u32) {
         self.nodes.get(1).map_or((NOTHING, 0), |&packed| unpack(packed))
     }
-
-    /// The lowest key of all streams but the winner.
-    #[inline]
-    pub(super) fn runner_up(&self) -> u64 {
-        let mut node = self.leaves + self.winner().1 as usize;
-        let mut lowest = NOTHING;
-        while node > 1 {
-            lowest = lowest.min((self.nodes[node ^ 1] >> 64) as u64);
-            node /= 2;
-        }
-        lowest
-    }
 }
 
 #[cfg(test)]
@@ -85,11 +73,13 @@ mod tests {
         tree.grow(3);
         tree.set(2, 5);
         tree.set(0, 9);
-        assert_eq!((tree.winner(), tree.runner_up()), ((5, 2), 9));
+        assert_eq!(tree.winner(), (5, 2));
         tree.grow(70);
         tree.set(69, 5);
-        assert_eq!((tree.winner(), tree.runner_up()), ((5, 2), 5));
+        assert_eq!(tree.winner(), (5, 2));
         tree.set(2, NOTHING);
-        assert_eq!((tree.winner(), tree.runner_up()), ((5, 69), 9));
+        assert_eq!(tree.winner(), (5, 69));
+        tree.set(69, NOTHING);
+        assert_eq!(tree.winner(), (9, 0));
     }
 }

@@ -4,38 +4,60 @@
 //! leaves here as a [`Block`] holds whole records only, so the merge needs no further checks.
 
 use std::io::{self, Read};
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::error::{Error, ErrorKind};
 use crate::event;
-use crate::reader::{MAX_PCPUS, Truncation};
+use crate::reader::{MAX_PCPUS, Truncation, Visit};
 
 /// Words read at a time. A window larger than this comes as several blocks.
 const BLOCK_WORDS: usize = 64 << 10;
 
-/// Words behind the records of a block: a look at the first three words of a record needs no check.
-const PADDING: usize = 2;
-
 /// The longest record: header, TSC, seven words.
-const LONGEST: usize = 10;
+pub(super) const LONGEST: usize = 10;
+
+/// Words behind the records of a block: wherever a record starts, [`LONGEST`] words can be looked at.
+const PADDING: usize = LONGEST - 1;
 
 /// Room of a full block; buffers of this size go round, smaller ones fit their window exactly.
 pub(super) const FULL: usize = LONGEST + BLOCK_WORDS + PADDING;
 
 /// Whole records of one pCPU, in the order they were written.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Block {
     pub(super) cpu: u32,
     /// Where the first word stands in the input, in bytes.
     pub(super) offset: u64,
-    /// The records, and behind `end` words that mean nothing, two at least.
+    /// The records, and behind `end` the padding, which means nothing.
     pub(super) words: Vec<u32>,
     /// Where the records end.
     pub(super) end: usize,
+    /// Words where those records start that need their place among all pCPUs'
+    /// ([`Visit::is_local`]), and the format's own.
+    stops: Vec<u32>,
+    /// Records, padding of the ring left out.
+    pub(super) records: u64,
+    /// Records whose TSC is before that of their predecessor on this pCPU.
+    pub(super) backwards: u64,
     /// The latest TSC in the block; 0 if no record carries one.
     pub(super) max_tsc: u64,
     /// Whether the window ends with this block.
     pub(super) last: bool,
+}
+
+impl Block {
+    /// Where the `n`th stop is; behind the last one, where the records end.
+    #[inline]
+    pub(super) fn stop(&self, n: usize) -> usize {
+        self.stops.get(n).map_or(self.end, |&at| at as usize)
+    }
+
+    /// Memory it takes.
+    pub(super) fn bytes(&self) -> usize {
+        4 * (self.words.len() + self.stops.len())
+    }
 }
 
 /// How the input ended.
@@ -52,17 +74,35 @@ pub(super) const fn record_words(header: u32) -> usize {
     1 + ((header >> 31) as usize) * 2 + ((header >> 28) & 7) as usize
 }
 
-pub(super) struct Windows<R> {
-    input: R,
-    out: SyncSender<Block>,
-    spare: Receiver<Vec<u32>>,
-    offset: u64,
-    windows: u64,
+/// The words of the payload of a record with this header, from the header on.
+#[inline]
+pub(super) const fn payload(header: u32) -> Range<usize> {
+    let start = 1 + 2 * (header >> 31) as usize;
+    start..start + (header >> 28 & 7) as usize
 }
 
-impl<R: Read> Windows<R> {
-    pub(super) fn new(input: R, out: SyncSender<Block>, spare: Receiver<Vec<u32>>) -> Self {
-        Self { input, out, spare, offset: 0, windows: 0 }
+/// A number of 64 bits, lower word first.
+#[inline]
+pub(super) const fn wide(lo: u32, hi: u32) -> u64 {
+    lo as u64 | (hi as u64) << 32
+}
+
+/// Reads for a visitor `V`, which it never meets.
+pub(super) struct Windows<R, V> {
+    input: R,
+    out: SyncSender<Block>,
+    spare: Receiver<Block>,
+    offset: u64,
+    windows: u64,
+    /// The last TSC of each pCPU.
+    last_tsc: Vec<u64>,
+    visitor: PhantomData<fn(V)>,
+}
+
+impl<R: Read, V: Visit> Windows<R, V> {
+    pub(super) fn new(input: R, out: SyncSender<Block>, spare: Receiver<Block>) -> Self {
+        let (last_tsc, visitor) = (Vec::new(), PhantomData);
+        Self { input, out, spare, offset: 0, windows: 0, last_tsc, visitor }
     }
 
     /// Reads to the end of the input, or until the merge hangs up.
@@ -125,7 +165,8 @@ impl<R: Read> Windows<R> {
         loop {
             let take = left.min(BLOCK_WORDS);
             let kept = carry.1;
-            let mut words = self.buffer(kept + take);
+            let mut block = self.buffer(kept + take);
+            let words = &mut block.words;
             words[..kept].copy_from_slice(&carry.0[..kept]);
             let start = self.offset - 4 * kept as u64;
             let got = self.fill(bytemuck::cast_slice_mut(&mut words[kept..kept + take]))?;
@@ -134,13 +175,15 @@ impl<R: Read> Windows<R> {
             if cfg!(target_endian = "big") {
                 words[kept..read].iter_mut().for_each(|word| *word = u32::from_le(*word));
             }
-            let (end, max_tsc) = self.scan(&words[..read], start)?;
+            (block.cpu, block.offset) = (cpu, start);
+            self.scan(&mut block, read)?;
+            let end = block.end;
             let unused = read - end;
-            carry.0[..unused].copy_from_slice(&words[end..read]);
+            carry.0[..unused].copy_from_slice(&block.words[end..read]);
             carry.1 = unused;
             let cut = got < take * 4;
             let last = left == 0 || cut;
-            let block = Block { cpu, offset: start, words, end, max_tsc, last };
+            block.last = last;
             // What stands before damage is good: send it first.
             let hung_up = self.out.send(block).is_err();
             if cut {
@@ -165,33 +208,61 @@ impl<R: Read> Windows<R> {
         }
     }
 
-    /// Room for so many words and the padding. What it holds means nothing.
-    fn buffer(&mut self, words: usize) -> Vec<u32> {
-        if words <= BLOCK_WORDS / 2 {
-            return vec![0; words + PADDING];
-        }
-        self.spare.try_recv().unwrap_or_else(|_| vec![0; FULL])
+    /// A block with room for so many words and the padding. What they hold means nothing.
+    fn buffer(&mut self, words: usize) -> Block {
+        let room = if words <= BLOCK_WORDS / 2 { words + PADDING } else { FULL };
+        let used = if room == FULL { self.spare.try_recv().ok() } else { None };
+        let mut block = used.unwrap_or_else(|| Block { words: vec![0; room], ..Block::default() });
+        block.stops.clear();
+        block
     }
 
-    /// Walks the records: returns how many words hold whole records and the latest TSC.
-    fn scan(&self, words: &[u32], start: u64) -> Result<(usize, u64), Error> {
-        let (mut at, mut max_tsc) = (0, 0);
-        while let Some(&header) = words.get(at) {
-            let next = at + record_words(header);
-            if next > words.len() {
+    /// Walks the records in the first `filled` words of the block: finds where the whole ones end,
+    /// where its stops are, and what there is to know of their TSCs.
+    fn scan(&mut self, block: &mut Block, filled: usize) -> Result<(), Error> {
+        // Stops are gathered without a branch, which nobody could predict, and passed on in batches.
+        let (mut batch, mut stops) = ([0; 64], 0);
+        let (mut records, mut backwards, mut max_tsc) = (0, 0, 0);
+        let cpu = block.cpu as usize;
+        if self.last_tsc.len() <= cpu {
+            self.last_tsc.resize(cpu + 1, 0);
+        }
+        let (mut at, mut before) = (0, self.last_tsc[cpu]);
+        while let Some(of) = block.words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) {
+            let (header, payload) = (of[0], payload(of[0]));
+            let next = at + payload.end;
+            if next > filled {
                 break;
             }
             let event = header & event::EVENT_MASK;
-            if event & 0xffff_f000 == 0x0001_f000 {
-                self.check_format_record(event, header, start + 4 * at as u64)?;
+            let mut is_stop = !V::is_local(event, &of[payload]);
+            let mut timed = header >> 31 != 0;
+            if event & event::GROUP_MASK == event::GENERAL {
+                self.check_format_record(event, header, block.offset + 4 * at as u64)?;
+                is_stop = true;
+                // The payload of padding is garbage.
+                let padding = event == event::WRAP_BUFFER;
+                timed &= !padding;
+                records -= i64::from(padding);
             }
-            if header >> 31 != 0 && event != event::WRAP_BUFFER {
-                let tsc = u64::from(words[at + 1]) | u64::from(words[at + 2]) << 32;
-                max_tsc = max_tsc.max(tsc);
+            records += 1;
+            let tsc = if timed { wide(of[1], of[2]) } else { before };
+            backwards += u64::from(tsc < before);
+            max_tsc = max_tsc.max(if timed { tsc } else { 0 });
+            before = tsc;
+            batch[stops % batch.len()] = at as u32;
+            stops += usize::from(is_stop);
+            if stops == batch.len() {
+                block.stops.extend_from_slice(&batch);
+                stops = 0;
             }
             at = next;
         }
-        Ok((at, max_tsc))
+        block.stops.extend_from_slice(&batch[..stops]);
+        self.last_tsc[cpu] = before;
+        (block.end, block.max_tsc) = (at, max_tsc);
+        (block.records, block.backwards) = (records as u64, backwards);
+        Ok(())
     }
 
     #[cold]
