@@ -15,10 +15,16 @@ impl<O: Observe> Analyser<O> {
     /// What the current vCPU did in Xen is over.
     #[inline]
     pub(super) fn close(&mut self, cpu: u32) {
+        if !matches!(self.pcpu(cpu).op, Op::None) {
+            self.close_op(cpu);
+        }
+    }
+
+    fn close_op(&mut self, cpu: u32) {
         let pcpu = self.pcpu(cpu);
         let op = std::mem::take(&mut pcpu.op);
         let Current::Vcpu(index) = pcpu.current else { return };
-        if op == Op::None || index == NOBODY {
+        if index == NOBODY {
             return;
         }
         let vcpu = &mut self.vcpus[index as usize];

@@ -93,11 +93,16 @@ mod tests {
     #[test]
     fn quantiles_as_if_recorded_there() {
         let (mut ours, mut theirs) = (Latency::default(), Latency::default());
-        let mut like = hdrhistogram::Histogram::<u32>::new_with_bounds(1, LONGEST, 2).expect("sound");
+        let mut like =
+            hdrhistogram::Histogram::<u32>::new_with_bounds(1, LONGEST, 2).expect("sound");
         assert!(ours.histogram().is_none());
         for n in 0..10_000u64 {
             let ticks = n * n * n + n % 3;
-            if n % 2 == 0 { ours.record(ticks) } else { theirs.record(ticks) }
+            if n % 2 == 0 {
+                ours.record(ticks)
+            } else {
+                theirs.record(ticks)
+            }
             like.saturating_record(ticks);
         }
         ours.add(&theirs);

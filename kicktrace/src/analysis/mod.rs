@@ -264,7 +264,17 @@ impl<O: Observe> Visit for Analyser<O> {
             self.started = true;
             self.observer.start(record.tsc);
         }
-        match record.event & event::GROUP_MASK {
+        let group = record.event & event::GROUP_MASK;
+        // The most frequent ones first.
+        if group == event::PV_ENTRY {
+            // Every entry of a PV guest ends what it did before.
+            self.close(record.cpu);
+            if record.event == event::PV_HYPERCALL {
+                self.pv_hypercall(record);
+            }
+            return Ok(());
+        }
+        match group {
             event::SCHED_MIN => {
                 if let Some((old, new)) = event::runstate_change(record.event) {
                     self.classes.runstates = true;
@@ -289,13 +299,6 @@ impl<O: Observe> Visit for Analyser<O> {
                 }
                 _ => {}
             },
-            // Every entry of a PV guest ends what it did before.
-            event::PV_ENTRY => {
-                self.close(record.cpu);
-                if record.event == event::PV_HYPERCALL {
-                    self.pv_hypercall(record);
-                }
-            }
             event::PV_SUBCALLS => {
                 self.close(record.cpu);
                 if record.event == event::PV_SUBCALL {

@@ -95,6 +95,9 @@ pub struct AcquisitionStory {
 /// Told by [`Analyser`](super::Analyser) as it goes. Intervals and waits come in order of their
 /// ends.
 pub trait Observe {
+    /// Whether it listens at all: what nobody hears is not told.
+    const LISTENS: bool = true;
+
     /// The first record has this TSC.
     fn start(&mut self, tsc: u64) {
         let _ = tsc;
@@ -121,4 +124,6 @@ pub trait Observe {
 }
 
 /// Observes nothing.
-impl Observe for () {}
+impl Observe for () {
+    const LISTENS: bool = false;
+}

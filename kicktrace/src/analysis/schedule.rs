@@ -96,26 +96,33 @@ impl<O: Observe> Analyser<O> {
         if wait.tainted {
             return;
         }
-        let mut story = WaitStory {
+        let mut kicker_stolen = 0;
+        if let Some(Kick { by, tsc, .. }) = wait.kick {
+            let (stolen, all) = self.vcpus[by as usize].preempted_between(wait.block_tsc, tsc);
+            let vcpu = &mut self.vcpus[index as usize];
+            vcpu.raw.kicker_preempted += u64::from(stolen > 0);
+            vcpu.kicker_stolen_more |= !all;
+            vcpu.times.kicker_stolen = vcpu.times.kicker_stolen.saturating_add(stolen);
+            kicker_stolen = stolen;
+        }
+        if lock.is_none() && !O::LISTENS {
+            return;
+        }
+        let vcpu = &self.vcpus[index as usize];
+        let kick = wait.kick.map(|Kick { by, cpu, tsc }| {
+            let by = self.vcpus[by as usize].name();
+            KickStory { by, cpu, tsc }
+        });
+        let story = WaitStory {
             vcpu: vcpu.name(),
             lock,
             blocked: wait.block_tsc,
             woken: wait.wake_tsc,
             running: tsc,
             cpu: vcpu.cpu,
-            kick: None,
-            kicker_stolen: 0,
+            kick,
+            kicker_stolen,
         };
-        if let Some(Kick { by, cpu, tsc }) = wait.kick {
-            let kicker = &self.vcpus[by as usize];
-            let (stolen, all) = kicker.preempted_between(wait.block_tsc, tsc);
-            story.kick = Some(KickStory { by: kicker.name(), cpu, tsc });
-            story.kicker_stolen = stolen;
-            let vcpu = &mut self.vcpus[index as usize];
-            vcpu.raw.kicker_preempted += u64::from(stolen > 0);
-            vcpu.kicker_stolen_more |= !all;
-            vcpu.times.kicker_stolen = vcpu.times.kicker_stolen.saturating_add(stolen);
-        }
         if let Some(lock) = lock {
             self.locks.waited(lock, &story);
         }

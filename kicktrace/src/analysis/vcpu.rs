@@ -142,6 +142,7 @@ impl Vcpu {
 
     /// Accounts the time up to `tsc` to the state that ends, and enters `new`.
     /// Returns the state that ended and since when it held, if that is known.
+    #[inline]
     pub(super) fn change(
         &mut self,
         tsc: u64,
@@ -154,6 +155,7 @@ impl Vcpu {
         // the trace's length.
         let tsc = tsc.max(self.since);
         let ticks = tsc - self.since;
+        let gaps = gaps.up_to(tsc);
         let mut ended = None;
         if self.first.is_none() {
             self.first = Some(tsc);
@@ -168,11 +170,12 @@ impl Vcpu {
         self.woken = new == Runstate::Runnable && old == Some(Runstate::Blocked);
         self.state = Some(new);
         self.since = tsc;
-        self.gaps_at_since = gaps.up_to(tsc);
+        self.gaps_at_since = gaps;
         ended
     }
 
-    fn account(&mut self, ticks: u64, tsc: u64, gaps: &Gaps) {
+    /// `gaps` are the ticks inside gaps up to `tsc`.
+    fn account(&mut self, ticks: u64, tsc: u64, gaps: u64) {
         let Some(state) = self.state else {
             self.times.unknown += ticks;
             self.tainted += ticks;
@@ -195,7 +198,7 @@ impl Vcpu {
             Runstate::Blocked => self.times.blocked += ticks,
             Runstate::Offline => self.times.offline += ticks,
         }
-        let doubtful = gaps.up_to(tsc).saturating_sub(self.gaps_at_since);
+        let doubtful = gaps.saturating_sub(self.gaps_at_since);
         self.tainted = self.tainted.saturating_add(doubtful.min(ticks));
     }
 
@@ -329,6 +332,7 @@ impl Vcpu {
     }
 
     /// On a pCPU (again). Returns the wait this ends, if it does.
+    #[inline]
     pub(super) fn runs(&mut self, tsc: u64, gaps: &Gaps) -> Option<Wait> {
         match self.poll {
             Poll::Woken => {}
