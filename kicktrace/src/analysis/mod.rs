@@ -24,7 +24,7 @@ use std::io::Read;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, ErrorKind};
-use crate::event;
+use crate::event::{self, Runstate};
 use crate::markers;
 use crate::reader::{self, ReadOptions, Record, Visit};
 use crate::summary::{Classes, Summary};
@@ -130,6 +130,12 @@ pub struct Analyser<O = ()> {
 const NOBODY: u32 = u32::MAX;
 const CACHE: usize = 1024;
 
+/// Where [`Analyser::cache`] may hold a vCPU.
+#[inline]
+const fn cache_slot(key: u32) -> usize {
+    (key ^ key >> 12) as usize % CACHE
+}
+
 impl Analyser {
     /// An analyser that has seen nothing and tells nobody as it goes.
     #[must_use]
@@ -163,7 +169,7 @@ impl<O: Observe> Analyser<O> {
     /// The index of a vCPU given as Xen packs it, `domain << 16 | vcpu`; [`NOBODY`] for idle.
     #[inline]
     fn vcpu(&mut self, key: u32, record: &Record<'_>) -> Result<u32, Error> {
-        let slot = (key ^ key >> 12) as usize % CACHE;
+        let slot = cache_slot(key);
         let (cached, index) = self.cache[slot];
         if cached == key && key != u32::MAX {
             return Ok(index);
@@ -251,6 +257,30 @@ impl<O: Observe> Visit for Analyser<O> {
             return words.first().is_some_and(|key| key >> 16 == event::DOMID_IDLE);
         }
         !matches!(event, event::WAKE | event::LOST_RECORDS)
+    }
+
+    /// Xen writes a WAKE and the change that follows it, and the two changes of a switch, with the
+    /// second vCPU already in its hands: a vCPU known to be blocked cannot change but by this WAKE, and
+    /// one known to be runnable was chosen before the other one left.
+    #[inline]
+    fn goes_on(&self, before: u32, event: u32, words: &[u32]) -> bool {
+        // An observer is told everything in the order of time.
+        if O::LISTENS {
+            return false;
+        }
+        let (Some((old, _)), &[key, ..]) = (event::runstate_change(event), words) else {
+            return false;
+        };
+        let due = match old {
+            Runstate::Blocked => before == event::WAKE,
+            Runstate::Runnable => {
+                matches!(event::runstate_change(before), Some((Runstate::Running, _)))
+            }
+            _ => false,
+        };
+        let (cached, index) = self.cache[cache_slot(key)];
+        due && cached == key
+            && self.vcpus.get(index as usize).is_some_and(|vcpu| vcpu.state == Some(old))
     }
 
     fn caught_up(&mut self) -> Result<(), Error> {

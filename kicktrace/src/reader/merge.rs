@@ -235,10 +235,39 @@ impl<'v, V: Visit> Merge<'v, V> {
 }
 
 impl Stream {
-    /// Delivers the next record, whose key is due, and those up to the next stop: they need no place
-    /// among other pCPUs' records. Returns how many.
+    /// Delivers the next record, whose key is due, and those behind it that may come now too. Returns
+    /// how many.
     #[inline]
     fn advance<V: Visit>(&mut self, buffer: &mut Buffer, visitor: &mut V) -> Result<u64, Error> {
+        let mut all = 0;
+        loop {
+            let before = self.header();
+            let records = self.to_next_stop(buffer, visitor)?;
+            all += records;
+            let header = self.header();
+            let words = self.block.words.get(self.at..).unwrap_or_default();
+            let words = words.get(payload(header)).unwrap_or_default();
+            let [before, event] = [before, header].map(|header| header & event::EVENT_MASK);
+            if records > 1 || self.key == NOTHING || !visitor.goes_on(before, event, words) {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The first word of the next record.
+    #[inline]
+    fn header(&self) -> u32 {
+        self.block.words.get(self.at).copied().unwrap_or_default()
+    }
+
+    /// Delivers the next record and those up to the next stop: they need no place among other pCPUs'
+    /// records. Returns how many.
+    #[inline]
+    fn to_next_stop<V: Visit>(
+        &mut self,
+        buffer: &mut Buffer,
+        visitor: &mut V,
+    ) -> Result<u64, Error> {
         let Block { cpu, ref words, offset, .. } = self.block;
         let to = self.block.stop(self.stop);
         // What changes with each record stays in registers.

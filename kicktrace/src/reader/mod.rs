@@ -106,6 +106,16 @@ pub trait Visit {
         false
     }
 
+    /// Whether a record that needs its place may come right now all the same, because what has been
+    /// visited shows that no other pCPU's record can concern the same things in between. It directly
+    /// follows, on its pCPU, one of event `before`, which was the last one visited.
+    #[inline]
+    #[must_use]
+    fn goes_on(&self, before: u32, event: u32, words: &[u32]) -> bool {
+        let _ = (before, event, words);
+        false
+    }
+
     /// Called when all that could be read so far has been delivered, as far as it is final, and more
     /// is not there yet: the moment to flush an output, so that a live trace is seen as it grows.
     ///
