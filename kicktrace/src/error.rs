@@ -21,7 +21,8 @@ pub enum ErrorKind {
     /// The input does not start as an xentrace file does.
     #[error(
         "byte 0: not an xentrace file: it starts with {found:#010x}, a trace of a little-endian \
-         host starts with 0x2001f003 (decompress it first if it is compressed)"
+         host starts with 0x2001f003{}",
+        hint(*found)
     )]
     NotATrace {
         /// The first four bytes, little endian (fewer when the input is shorter).
@@ -55,7 +56,8 @@ pub enum ErrorKind {
     /// A record does not fit into its window.
     #[error(
         "byte {offset}: a record of {size} bytes (header {header:#010x}) runs past its window, \
-         which ends at byte {window_end}: the file is damaged"
+         which ends at byte {window_end}: the file is damaged; cut it with `head -c {offset}` to read what is \
+         before"
     )]
     RecordPastWindow {
         /// Where the record starts.
@@ -79,7 +81,8 @@ pub enum ErrorKind {
     /// A record has fewer words than its event needs.
     #[error(
         "byte {offset}: event {event:#010x} has {found} words, this Xen's have {needed}: the file \
-         is damaged, or from a Xen older than 4.17"
+         is damaged, or from a Xen older than 4.17; cut it with `head -c {offset}` to read what is \
+         before"
     )]
     ShortRecord {
         /// Where the record starts.
@@ -94,7 +97,7 @@ pub enum ErrorKind {
     /// A record names a domain or a vCPU beyond what Xen can have.
     #[error(
         "byte {offset}: absurd vCPU d{domain}v{vcpu}: domains and vCPUs have 16-bit numbers; the \
-         file is damaged"
+         file is damaged; cut it with `head -c {offset}` to read what is before"
     )]
     AbsurdVcpu {
         /// Where the record starts.
@@ -138,6 +141,27 @@ pub enum ErrorKind {
     /// A consumer of the records could not write its output.
     #[error("writing failed: {0}")]
     Output(std::io::Error),
+}
+
+/// What a file may be that starts with these bytes, and what to do with it.
+fn hint(found: u32) -> &'static str {
+    match found.to_le_bytes() {
+        [0x1f, 0x8b, ..] => ": it is compressed; `gzip -dc FILE | kicktrace COMMAND -` reads it",
+        [0xfd, b'7', b'z', b'X'] => {
+            ": it is compressed; `xz -dc FILE | kicktrace COMMAND -` reads it"
+        }
+        [0x28, 0xb5, 0x2f, 0xfd] => {
+            ": it is compressed; `zstd -dc FILE | kicktrace COMMAND -` reads it"
+        }
+        [b'B', b'Z', b'h', _] => {
+            ": it is compressed; `bzip2 -dc FILE | kicktrace COMMAND -` reads it"
+        }
+        [0x20, 0x01, 0xf0, 0x03] => ": it is of a big-endian host, which is not supported",
+        bytes if bytes.iter().all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~')) => {
+            ": it is text; name the file that xentrace wrote"
+        }
+        _ => ": name the file that xentrace wrote",
+    }
 }
 
 impl Error {

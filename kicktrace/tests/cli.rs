@@ -51,6 +51,19 @@ fn summary_as_table_json_and_csv() {
 }
 
 #[test]
+fn what_cannot_be_meant_is_refused_before_reading() {
+    let folder = bad(&["summary", env!("CARGO_TARGET_TMPDIR")], 2);
+    assert!(folder.contains("directory"), "{folder}");
+    for command in ["summary", "timeline", "dump"] {
+        let window = bad(&[command, "--from", "2", "--to", "1", TWICE], 2);
+        assert!(window.contains("ends before it begins"), "{window}");
+        assert!(bad(&[command, "--from", "nan", TWICE], 2).contains("seconds after"));
+    }
+    let nobody = good(&["summary", "--dom", "77", TWICE]);
+    assert!(nobody.contains("domain 77") && nobody.contains("no record names it"), "{nobody}");
+}
+
+#[test]
 fn locks_as_table_json_and_csv_one_by_one_and_each() {
     let table = good(&["locks", TWICE]);
     assert!(table.contains("d1: every figure is exact") && table.contains("0x0016f080"), "{table}");
@@ -287,8 +300,9 @@ fn bad_input_ends_with_2_and_says_where() {
         (
             "a compressed trace",
             vec![0xfd, b'7', b'z', b'X', b'Z', 0, 0, 4],
-            ["byte 0", "decompress"],
+            ["byte 0", "xz -dc FILE | kicktrace"],
         ),
+        ("text", b"mask 0x00229000\n".to_vec(), ["byte 0", "text"]),
         ("nothing", vec![], ["empty", "xentrace"]),
         (
             "garbage behind a window",

@@ -252,6 +252,12 @@ fn warnings<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<String> {
          capture`"
             .into(),
     );
+    for domain in &analyser.options.domains {
+        warn(
+            !analyser.vcpus.iter().any(|vcpu| vcpu.domain == *domain),
+            format!("domain {domain} was asked for (--dom), and no record names it"),
+        );
+    }
     warn(
         analyser.shared_cores > 0,
         "vCPUs are scheduled by cores or sockets (sched-gran): which pCPU a vCPU is on is not \

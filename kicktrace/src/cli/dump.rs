@@ -17,7 +17,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pub(super) input: Input,
     #[command(flatten)]
-    window: Window,
+    pub(super) window: Window,
     /// Only records of this vCPU, d1v0: those that name it, and those of the pCPU it is on (may be
     /// repeated)
     #[arg(long = "vcpu", value_name = "dNvN", value_parser = parse_vcpu)]

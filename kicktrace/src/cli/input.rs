@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -79,10 +79,21 @@ impl Input {
         if self.is_stdin() {
             return Ok(Box::new(io::stdin()));
         }
-        match File::open(&self.file) {
-            Ok(file) => Ok(Box::new(file)),
+        let open = File::open(&self.file).and_then(|file| Ok((file.metadata()?.is_dir(), file)));
+        match open {
+            Ok((false, file)) => Ok(Box::new(file)),
+            Ok((true, _)) => Err(Failure::Usage(format!(
+                "{}: a directory: name the file that xentrace wrote",
+                self.file
+            ))),
             Err(source) => Err(Failure::Open { name: self.file.clone(), source }),
         }
+    }
+
+    /// The trace's name without the folders it is in.
+    pub(super) fn title(&self) -> String {
+        let name = Path::new(&self.file).file_name().filter(|_| !self.is_stdin());
+        name.map_or_else(|| "standard input".into(), |name| name.to_string_lossy().into_owned())
     }
 
     pub(super) fn is_stdin(&self) -> bool {
@@ -146,17 +157,34 @@ impl Input {
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Window {
     /// Begin so many seconds after the first record (ticks when the frequency is unknown)
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(super) from: Option<f64>,
     /// End so many seconds after the first record
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(super) to: Option<f64>,
 }
 
 impl Window {
+    /// Refuses a window that ends before it begins.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        match (self.from, self.to) {
+            (Some(from), Some(to)) if to <= from => Err(Failure::Usage(format!(
+                "--from {from} --to {to}: the window ends before it begins"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn holds(&self, tsc: u64, first: u64, hz: Option<f64>) -> bool {
         let at = tsc.saturating_sub(first) as f64 / hz.unwrap_or(1.0);
         self.from.is_none_or(|from| at >= from) && self.to.is_none_or(|to| at <= to)
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Ok(seconds),
+        _ => Err("seconds after the first record, such as 1.5".into()),
     }
 }
 

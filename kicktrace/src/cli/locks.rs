@@ -26,7 +26,7 @@ pub(super) struct Args {
     lock: Option<u32>,
     /// The part of the trace whose acquisitions are told (with --each)
     #[command(flatten)]
-    window: Window,
+    pub(super) window: Window,
     /// Print JSON: one document, or one object a line with --each
     #[arg(long, conflicts_with = "csv")]
     json: bool,

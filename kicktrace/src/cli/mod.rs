@@ -51,6 +51,17 @@ enum Command {
 }
 
 impl Command {
+    /// The part of the trace a command is asked for.
+    fn window(&self) -> Option<&input::Window> {
+        match self {
+            Self::Summary(args) => Some(&args.window),
+            Self::Locks(args) => Some(&args.window),
+            Self::Timeline(args) => Some(&args.window),
+            Self::Dump(args) => Some(&args.window),
+            Self::Diff(_) | Self::Check(_) | Self::Capture(_) | Self::Generate(_) => None,
+        }
+    }
+
     /// The options of a command that reads a trace.
     fn reading(&mut self) -> Option<&mut input::Reading> {
         match self {
@@ -140,7 +151,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(code as u8);
         }
     };
-    if let Some(Err(failure)) = cli.command.reading().map(input::Reading::resolve) {
+    let checked = cli.command.window().map_or(Ok(()), input::Window::check);
+    let resolved = cli.command.reading().map_or(Ok(()), input::Reading::resolve);
+    if let Err(failure) = checked.and(resolved) {
         eprintln!("kicktrace: {failure}");
         return ExitCode::from(2);
     }

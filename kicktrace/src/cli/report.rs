@@ -41,7 +41,7 @@ pub(super) fn write(input: &Input, window: Window, path: &Path) -> Result<Summar
         let window = Window { from: Some((at - half).max(0.0)), to: Some(at + half) };
         drawn = observe(input, Seen::new(window, hz))?.1.window.to;
     }
-    let parts = Parts { title: input.file.clone(), window: drawn, worst };
+    let parts = Parts { title: input.title(), window: drawn, worst };
     let open = |source| Failure::Open { name: path.display().to_string(), source };
     let mut file = BufWriter::new(File::create(path).map_err(open)?);
     html::write(&mut file, &summary, &parts)?;

@@ -23,7 +23,7 @@ pub(super) struct Args {
     html: Option<PathBuf>,
     /// The part of the trace the report draws; by default a few typical waits
     #[command(flatten)]
-    window: Window,
+    pub(super) window: Window,
     /// Learn from the trace how far the pCPUs' TSCs are out of step, and correct it
     #[arg(long)]
     fix_skew: bool,

@@ -19,7 +19,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pub(super) input: Input,
     #[command(flatten)]
-    window: Window,
+    pub(super) window: Window,
     /// Write a trace for ui.perfetto.dev (protobuf) instead of a chart
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     perfetto: Option<PathBuf>,

@@ -51,7 +51,7 @@ pub fn write(out: &mut dyn Write, summary: &Summary, parts: &Parts) -> io::Resul
     }
     if parts.window.span().is_some() {
         let _ = write!(page, "<h2>Who ran where</h2>");
-        svg::gantt(&mut page, &parts.window, &summary.clock);
+        svg::gantt(&mut page, &parts.window, summary.reading.first_tsc, &summary.clock);
     }
     worst(&mut page, &parts.worst, summary);
     for domain in quiet {
@@ -115,7 +115,10 @@ fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
     }
     page.push_str("</div>");
     locks(page, domain, summary);
-    page.push_str("<h3>Where the time of each vCPU went</h3>");
+    page.push_str(
+        "<h3>Where the time of each vCPU went</h3><p class=\"facts\">Of the whole trace; what is missing \
+         at the end of a bar is time before the vCPU was first seen.</p>",
+    );
     svg::runstates(page, domain, summary.ticks);
     if domain.latencies.wait.count > 0 {
         page.push_str("<h3>Latencies</h3><div class=\"grid\">");
@@ -266,19 +269,24 @@ fn worst(page: &mut String, worst: &[WaitStory], summary: &Summary) {
     }
     page.push_str(
         "<h2>The longest waits</h2><div class=\"wide\"><table><tr><th>vCPU</th><th>at</th>\
-         <th>slept</th><th>wake to run</th><th>kicked by</th><th>kicker preempted</th><th>lock</th></tr>",
+         <th>wait</th><th>slept</th><th>wake to run</th><th>kicked by</th><th>kicker preempted</th><th>lock</th></tr>",
     );
     for wait in worst {
         let time = |ticks: u64| svg::time(ticks, &summary.clock);
         let _ = write!(
             page,
-            "<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <td>{}</td></tr>",
             wait.vcpu,
             time(wait.blocked.saturating_sub(summary.reading.first_tsc)),
+            time(wait.running.saturating_sub(wait.blocked)),
             time(wait.woken.saturating_sub(wait.blocked)),
             time(wait.running.saturating_sub(wait.woken)),
             wait.kick.map_or_else(|| "no kick".into(), |kick| kick.by.to_string()),
-            time(wait.kicker_stolen),
+            match wait.kicker_stolen {
+                0 => "–".into(),
+                ticks => time(ticks),
+            },
             wait.lock.map_or_else(|| "–".into(), |lock| format!("{lock:#x}")),
         );
     }

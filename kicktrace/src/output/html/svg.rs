@@ -65,10 +65,12 @@ pub(super) fn runstates(page: &mut String, domain: &Domain, ticks: u64) {
                 vcpu.id,
                 share * 100.0
             );
-            if width > 46.0 && name != "blocked" {
+            if width > 46.0 {
+                // Of what is blocked the colour is a quiet one, on which ordinary text stands out.
+                let class = if name == "blocked" { "quiet" } else { "on" };
                 let _ = write!(
                     page,
-                    "<text class=\"on\" x=\"{:.1}\" y=\"{}\">{:.1} %</text>",
+                    "<text class=\"{class}\" x=\"{:.1}\" y=\"{}\">{:.1} %</text>",
                     x + 4.0,
                     y + 13.5,
                     share * 100.0
@@ -105,11 +107,11 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
     let (first, last) =
         (bars.keys().next().copied().unwrap_or(0), bars.keys().last().copied().unwrap_or(0));
     let most = bars.values().max().copied().unwrap_or(1) as f64;
-    let (width, height, foot) = (560.0, 130.0, 18.0);
-    let step = width / f64::from(last - first + 1);
+    let (width, height, foot, head) = (560.0, 130.0, 18.0, 16.0);
+    let step = (width / f64::from(last - first + 1)).min(80.0);
     let _ = write!(page, "<svg viewBox=\"0 0 {width} {}\" role=\"img\">", height + foot);
     for (&bar, &count) in &bars {
-        let tall = count as f64 / most * (height - 4.0);
+        let tall = count as f64 / most * (height - head);
         let (from, to) = (2f64.powf(f64::from(bar) / 2.0), 2f64.powf(f64::from(bar + 1) / 2.0));
         let _ = write!(
             page,
@@ -121,6 +123,15 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
             tall.max(0.8),
             time(from as u64, clock),
             time(to as u64, clock),
+        );
+    }
+    // The tallest bar's number is the scale of all.
+    if let Some((&bar, count)) = bars.iter().max_by_key(|&(_, &count)| count) {
+        let middle = (f64::from(bar - first) + 0.5) * step;
+        let _ = write!(
+            page,
+            "<text class=\"soft\" x=\"{:.1}\" y=\"12\" text-anchor=\"middle\">{count}</text>",
+            middle.clamp(20.0, width - 20.0)
         );
     }
     let _ = write!(
@@ -167,14 +178,16 @@ pub(super) fn spark(page: &mut String, counts: &[u64]) {
 }
 
 /// pCPUs with who runs there, vCPUs with their runstates, and an arrow for each kick.
-pub(super) fn gantt(page: &mut String, story: &Story, clock: &Clock) {
+/// `start` is the trace's first TSC.
+pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock) {
     let Some((from, to)) = story.span() else { return };
     let (vcpus, pcpus) = (story.vcpus(), story.pcpus());
     let _ = write!(
         page,
-        "<p class=\"facts\">{} of the trace. Arrows go from a kick to the vCPU that runs because of \
-         it.</p>",
-        time(to - from, clock)
+        "<p class=\"facts\">{} of the trace, from {} after its start. Arrows go from a kick to the vCPU \
+         that runs because of it.</p>",
+        time(to - from, clock),
+        time(from.saturating_sub(start), clock)
     );
     legend(page);
     let x = |tsc: u64| {
