@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             for domain in summary.domains.iter().filter(|domain| !domain.locks.is_empty()) {
                 let first = summary.reading.first_tsc;
                 writeln!(out, "d{}: every figure is exact, from the guest's marks", domain.id)?;
-                write!(out, "{}", locks::table(domain, &summary.clock, first, usize::MAX))?;
+                write!(out, "{}", locks::table(domain, &summary.clock, first, usize::MAX, None))?;
             }
         }
         summary

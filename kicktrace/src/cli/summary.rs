@@ -48,7 +48,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     } else if args.csv {
         crate::output::csv::write(&mut out, &summary)?;
     } else {
-        write!(out, "{summary}")?;
+        match rustix::termios::tcgetwinsize(io::stdout()) {
+            Ok(size) if size.ws_col > 0 => {
+                write!(out, "{summary:width$}", width = usize::from(size.ws_col))?;
+            }
+            // No terminal: whoever reads it has room.
+            _ => write!(out, "{summary}")?,
+        }
     }
     out.flush()?;
     finished(&input, &summary.reading)?;

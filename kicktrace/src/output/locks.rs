@@ -10,9 +10,19 @@ use std::ops::Range;
 use crate::analysis::{AcquisitionStory, VcpuId};
 use crate::summary::{Clock, Distribution, Domain, Lock, Summary};
 
-/// A table of the locks of `domain`, `most` of them; empty if it marked none.
+/// Columns the table needs with the histograms and the longest waits.
+const WHOLE: usize = 172;
+
+/// A table of the locks of `domain`, `most` of them; empty if it marked none. In fewer than 172
+/// columns, if that is a limit, histograms and longest waits are left out.
 #[must_use]
-pub fn table(domain: &Domain, clock: &Clock, first_tsc: u64, most: usize) -> String {
+pub fn table(
+    domain: &Domain,
+    clock: &Clock,
+    first_tsc: u64,
+    most: usize,
+    columns: Option<usize>,
+) -> String {
     let mut out = String::new();
     if domain.locks.is_empty() {
         return out;
@@ -20,9 +30,10 @@ pub fn table(domain: &Domain, clock: &Clock, first_tsc: u64, most: usize) -> Str
     let unit = if clock.hz.is_some() { "us" } else { "ticks" };
     let octaves = octaves(&domain.locks);
     let width = octaves.len().max(5);
+    let whole = columns.is_none_or(|columns| columns >= WHOLE);
     let _ = writeln!(
         out,
-        "  {:<12}{:>6}{:>9}{:>9}{:>9}{:>9}{:>8}{:>13}{:>13}{:>13}  {:<width$}  longest ({unit})",
+        "  {:<12}{:>6}{:>9}{:>9}{:>9}{:>9}{:>8}{:>13}{:>13}{:>13}{}",
         "lock",
         "vCPUs",
         "blocked",
@@ -32,8 +43,8 @@ pub fn table(domain: &Domain, clock: &Clock, first_tsc: u64, most: usize) -> Str
         "twice",
         "wait p50",
         "p99",
-        "max",
-        "waits"
+        if whole { "max".into() } else { format!("max ({unit})") },
+        if whole { format!("  {:<width$}  longest ({unit})", "waits") } else { String::new() }
     );
     for of in domain.locks.iter().take(most) {
         let acquired = &of.acquisitions;
@@ -50,6 +61,10 @@ pub fn table(domain: &Domain, clock: &Clock, first_tsc: u64, most: usize) -> Str
         );
         for ticks in [of.wait.p50, of.wait.p99, of.wait.max] {
             let _ = write!(out, "{:>13}", time(ticks, clock));
+        }
+        if !whole {
+            out.push('\n');
+            continue;
         }
         let _ = write!(out, "  {:<width$}", bars(&of.wait, octaves.clone()));
         if let Some(longest) = of.longest {

@@ -22,6 +22,13 @@ fn mark(certainty: Certainty) -> &'static str {
     }
 }
 
+/// Columns where nobody says how many there are: room for the domain and eight vCPUs.
+const WIDE: usize = 132;
+
+/// Columns a table of latencies needs with all its quantiles.
+const ALL_QUANTILES: usize = 96;
+
+/// The table. A width, as in `{summary:80}`, is that of the terminal: what does not fit is left out.
 impl Display for Summary {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let reading = &self.reading;
@@ -68,11 +75,16 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
     writeln!(f, "\nd{} ({kind}), coverage {:.2} %", domain.id, domain.coverage_percent)?;
     let mut header = format!("  {:<22}{:>12}", "", "domain");
     // A wide host would not fit; the JSON and CSV outputs have every vCPU.
-    let vcpus = &domain.vcpus[..domain.vcpus.len().min(8)];
+    let width = f.width().unwrap_or(WIDE);
+    let fit = (width.saturating_sub(header.len()) / 12).clamp(1, 8);
+    let (vcpus, others) = domain.vcpus.split_at(domain.vcpus.len().min(fit));
     for vcpu in vcpus {
         header += &format!("{:>12}", format!("v{}", vcpu.id));
     }
     writeln!(f, "{header}")?;
+    if !others.is_empty() {
+        writeln!(f, "  (and {} vCPUs more: see --json or --csv)", others.len())?;
+    }
     let columns: Vec<_> = vcpus.iter().map(|vcpu| vcpu.counts.named()).collect();
     for (row, (name, total)) in domain.counts.named().into_iter().enumerate() {
         if total.value == 0
@@ -104,17 +116,12 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
     }
     let latencies = &domain.latencies;
     if latencies.wait.count > 0 {
-        writeln!(
-            f,
-            "  {:<22}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}",
-            if clock.hz.is_some() { "latency in us" } else { "latency in ticks" },
-            "count",
-            "p50",
-            "p90",
-            "p99",
-            "p99.9",
-            "max"
-        )?;
+        let unit = if clock.hz.is_some() { "latency in us" } else { "latency in ticks" };
+        write!(f, "  {unit:<22}{:>12}", "count")?;
+        for (name, _) in quantiles(&latencies.wait, width) {
+            write!(f, "{name:>12}")?;
+        }
+        writeln!(f)?;
         for (name, of) in [
             ("kick to wake", &latencies.kick_to_wake),
             ("wake to run", &latencies.wake_to_run),
@@ -124,7 +131,7 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
             distribution(f, name, of, clock)?;
         }
     }
-    f.write_str(&super::locks::table(domain, clock, summary.reading.first_tsc, LOCKS))?;
+    f.write_str(&super::locks::table(domain, clock, summary.reading.first_tsc, LOCKS, f.width()))?;
     if let Some(marked) = &domain.marked {
         acquisitions(f, "acquisitions that blocked (guest's marks)", marked)?;
     }
@@ -150,10 +157,18 @@ const TIMES: [&str; 9] = [
     "unknown",
 ];
 
+/// The quantiles told where there is so much room.
+fn quantiles(of: &Distribution, width: usize) -> Vec<(&'static str, u64)> {
+    let all =
+        [("p50", of.p50), ("p90", of.p90), ("p99", of.p99), ("p99.9", of.p999), ("max", of.max)];
+    let narrow = width < ALL_QUANTILES;
+    all.into_iter().filter(|(name, _)| !narrow || !matches!(*name, "p90" | "p99.9")).collect()
+}
+
 fn distribution(f: &mut Formatter<'_>, name: &str, d: &Distribution, clock: &Clock) -> fmt::Result {
     let name = format!("{}{name}", mark(d.certainty));
     write!(f, "  {name:<22}{:>12}", d.count)?;
-    for ticks in [d.p50, d.p90, d.p99, d.p999, d.max] {
+    for (_, ticks) in quantiles(d, f.width().unwrap_or(WIDE)) {
         match clock.ns(ticks) {
             Some(ns) => write!(f, "{:>12.3}", ns / 1e3)?,
             None => write!(f, "{ticks:>12}")?,
@@ -167,7 +182,7 @@ fn acquisitions(f: &mut Formatter<'_>, title: &str, of: &Acquisitions) -> fmt::R
     let ratio = |r: Option<f64>| r.map_or_else(|| "-".into(), |r| format!("{m}{r:.3}"));
     writeln!(
         f,
-        "  {title}: {m}{}, with {m}{} waits and {m}{} waking kicks",
+        "  {title}: {m}{}; {m}{} waits, {m}{} waking kicks",
         of.blocked, of.waits, of.waking_kicks
     )?;
     let [w1, w2, w3] = of.by_waits;
