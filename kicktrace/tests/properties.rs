@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 
+use kicktrace::analysis::{Analyser, Observe};
 use kicktrace::reader::{ReadOptions, Reading, Record, read};
 use kicktrace::synth::{Guest, Kicks, Plan, generate};
 use kicktrace::{Options, Summary, summarise};
@@ -58,6 +59,32 @@ impl Read for Pieces<'_> {
 fn found(mut summary: Summary) -> serde_json::Value {
     summary.reading.peak_buffered = 0;
     serde_json::to_value(summary).expect("a summary has a JSON form")
+}
+
+/// Hears everything and keeps nothing.
+struct Listener;
+
+impl Observe for Listener {}
+
+fn heard(trace: &[u8]) -> serde_json::Value {
+    let mut analyser = Analyser::observed(&Options::default(), Listener);
+    let reading = read(trace, &ReadOptions::default(), &mut analyser).expect("a sound trace");
+    found(analyser.finish(reading).0)
+}
+
+fn unheard(trace: &[u8]) -> serde_json::Value {
+    found(summarise(trace, &Options::default()).expect("a sound trace"))
+}
+
+#[test]
+fn an_observer_makes_no_difference_on_real_traces() {
+    for trace in [
+        &include_bytes!("data/mini-pv.xentrace.bin")[..],
+        include_bytes!("data/kick-twice-pv.xentrace.bin"),
+        include_bytes!("data/kick-at-unlock-pv.xentrace.bin"),
+    ] {
+        assert_eq!(heard(trace), unheard(trace));
+    }
 }
 
 fn simulated() -> impl Strategy<Value = Vec<u8>> {
@@ -126,6 +153,13 @@ proptest! {
         let pieces = Pieces { bytes: &trace, sizes: &sizes, at: 0 };
         let pieced = summarise(pieces, &Options::default()).expect("a sound trace");
         prop_assert_eq!(found(whole), found(pieced));
+    }
+
+    /// With an observer every change of a runstate waits for its turn, without one those that nothing
+    /// can come between do not: nothing else may differ.
+    #[test]
+    fn an_observer_makes_no_difference(trace in simulated()) {
+        prop_assert_eq!(heard(&trace), unheard(&trace));
     }
 
     /// When the TSC began to count changes nothing but the times themselves.

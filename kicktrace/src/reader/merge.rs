@@ -242,7 +242,7 @@ impl Stream {
         let mut all = 0;
         loop {
             let before = self.header();
-            let records = self.to_next_stop(buffer, visitor)?;
+            let records = self.deliver_to_stop(buffer, visitor)?;
             all += records;
             let header = self.header();
             let words = self.block.words.get(self.at..).unwrap_or_default();
@@ -263,7 +263,7 @@ impl Stream {
     /// Delivers the next record and those up to the next stop: they need no place among other pCPUs'
     /// records. Returns how many.
     #[inline]
-    fn to_next_stop<V: Visit>(
+    fn deliver_to_stop<V: Visit>(
         &mut self,
         buffer: &mut Buffer,
         visitor: &mut V,
