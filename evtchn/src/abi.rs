@@ -3,7 +3,7 @@
 //! This file owns the seam between code that masks, tests and clears a port and the two layouts
 //! that hold those bits. It must never assume one of them.
 
-use crate::{Errno, Fifo, Hypercalls, Port, TwoLevel, bind_vcpu};
+use crate::{Errno, Fifo, Hypercalls, Port, TwoLevel, bind_vcpu, send};
 
 /// How a domain and Xen share the pending and mask bit of every port.
 ///
@@ -47,7 +47,7 @@ pub trait Abi {
 /// The ABI a guest chose at boot: FIFO where Xen offers it, 2-level otherwise.
 ///
 /// ```
-/// use evtchn::{Abi, ChosenAbi, Errno, bind_ipi, fake::FakeXen, reset};
+/// use evtchn::{Abi, ChosenAbi, fake::FakeXen, reset_keeping};
 ///
 /// fn boot<'a>(xen: &'a FakeXen, memory: &'a evtchn::Fifo, page: u64) -> ChosenAbi<'a> {
 ///     let vcpu = xen.vcpu(0);
@@ -56,7 +56,8 @@ pub trait Abi {
 ///     match fifo {
 ///         Ok(()) => ChosenAbi::Fifo(memory),
 ///         Err(_) => {
-///             let _ = reset(&vcpu); // in case only half of it worked
+///             // In case only half of it worked. Name the console's and xenstore's ports here.
+///             let _ = reset_keeping(&vcpu, [None]);
 ///             xen.two_level().mask_all();
 ///             ChosenAbi::TwoLevel(xen.two_level())
 ///         }
@@ -164,6 +165,59 @@ pub fn move_port(
         abi.unmask(xen, port)?;
     }
     moved
+}
+
+/// What [`take_own`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// No event was latched.
+    Nothing,
+    /// One was, and it is used up.
+    Own,
+    /// One was, but of another's port: it was given back.
+    Foreign,
+}
+
+/// Clears `port`'s latched event for someone who read the port's number before, where an interrupt may
+/// have suspended and restored the domain in between: the number is another's then, and so is the event.
+///
+/// `is_own` says whether the number still is the caller's. An event that turns out to be another's is
+/// sent again.
+///
+/// ```
+/// use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+/// use evtchn::{Abi, Taken, bind_ipi, fake::FakeXen, send, take_own};
+///
+/// let xen = FakeXen::new(1);
+/// let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+/// let port = bind_ipi(&vcpu, 0)?;
+/// let mine = AtomicU32::new(port.get());
+/// let is_own = || mine.load(SeqCst) == port.get();
+/// send(&vcpu, port)?;
+/// assert_eq!(take_own(&vcpu, &events, port, is_own), Taken::Own);
+/// assert_eq!(take_own(&vcpu, &events, port, is_own), Taken::Nothing);
+/// mine.store(0, SeqCst); // restored: whoever has the number now must not miss its event
+/// send(&vcpu, port)?;
+/// assert_eq!(take_own(&vcpu, &events, port, is_own), Taken::Foreign);
+/// assert!(events.is_pending(port));
+/// # Ok::<(), evtchn::Errno>(())
+/// ```
+pub fn take_own(
+    xen: &impl Hypercalls,
+    abi: &impl Abi,
+    port: Port,
+    is_own: impl FnOnce() -> bool,
+) -> Taken {
+    // Looked at before it is cleared, which is a locked instruction.
+    if !(abi.is_pending(port) && abi.clear(port)) {
+        return Taken::Nothing;
+    }
+    if is_own() {
+        return Taken::Own;
+    }
+    // An error says that nobody has the number now.
+    let _ = send(xen, port);
+    Taken::Foreign
 }
 
 #[cfg(test)]

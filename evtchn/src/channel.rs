@@ -140,6 +140,9 @@ pub fn unmask(xen: &impl Hypercalls, port: Port) -> Result<(), Errno> {
 
 /// Closes every port of the domain and goes back to the 2-level ABI. Events in flight are lost.
 ///
+/// **Every** port: those of the console and of xenstore, which the toolstack made, too. A domain that
+/// lives on wants [`reset_keeping`].
+///
 /// # Errors
 ///
 /// What Xen answered; none is known for a domain that resets itself.
@@ -147,6 +150,68 @@ pub fn unmask(xen: &impl Hypercalls, port: Port) -> Result<(), Errno> {
 pub fn reset(xen: &impl Hypercalls) -> Result<(), Errno> {
     let mut op = sys::evtchn_reset { dom: DomId::SELF.0 };
     xen.event_channel_op(EventChannelOp::Reset(&mut op))
+}
+
+/// As [`reset`], and makes the ports of `keep` again, with their old numbers and connected as before.
+///
+/// For a guest that gives the FIFO ABI up half way. Events that were pending are lost: look once at what
+/// the ports announce. All go to vCPU 0 again. Nobody else may make or close ports meanwhile.
+///
+/// # Errors
+///
+/// `EINVAL`: one of `keep` is neither connected to a domain nor waiting for one; nothing has happened
+/// then. Otherwise what Xen answered; the domain is on the 2-level ABI, and has lost its ports.
+///
+/// ```
+/// use evtchn::{Connection, DomId, alloc_unbound, bind_ipi, fake::FakeXen, reset_keeping, status};
+///
+/// let xen = FakeXen::new(1);
+/// let vcpu = xen.vcpu(0);
+/// let ipi = bind_ipi(&vcpu, 0)?;
+/// let console = alloc_unbound(&vcpu, DomId(0))?;
+/// reset_keeping(&vcpu, [Some(console), None])?;
+/// assert_eq!(status(&vcpu, console)?.connection, Connection::Unbound(DomId(0)));
+/// assert_eq!(status(&vcpu, ipi)?.connection, Connection::Closed);
+/// # Ok::<(), evtchn::Errno>(())
+/// ```
+pub fn reset_keeping<const N: usize>(
+    xen: &impl Hypercalls,
+    keep: [Option<Port>; N],
+) -> Result<(), Errno> {
+    let mut kept = [None; N];
+    for (slot, port) in kept.iter_mut().zip(keep) {
+        let Some(port) = port else { continue };
+        let connection = status(xen, port)?.connection;
+        if !matches!(connection, Connection::Unbound(_) | Connection::Interdomain(..)) {
+            return Err(Errno::EINVAL);
+        }
+        *slot = Some((port, connection));
+    }
+    kept.sort_unstable_by_key(|kept| kept.map(|(port, _)| port));
+    reset(xen)?;
+    // Xen gives out the lowest free number. So every lower one is taken, and given back at the end.
+    let kept = || kept.iter().flatten().copied();
+    for (port, connection) in kept() {
+        // Ends: its own number is free.
+        while alloc_unbound(xen, DomId::SELF)? != port {}
+        close(xen, port)?;
+        let again = match connection {
+            Connection::Interdomain(peer, remote) => bind_interdomain(xen, peer, remote)?,
+            Connection::Unbound(peer) => alloc_unbound(xen, peer)?,
+            _ => return Err(Errno::EINVAL),
+        };
+        if again != port {
+            return Err(Errno::EINVAL);
+        }
+    }
+    let last = kept().map(|(port, _)| port.get()).max().unwrap_or(0);
+    for number in 1..last {
+        if kept().all(|(port, _)| port.get() != number) {
+            // Fails for a number that is Xen's own, which was not ours to begin with.
+            let _ = close(xen, given(number)?);
+        }
+    }
+    Ok(())
 }
 
 /// Blocks this vCPU until `port` is pending, the deadline has passed, or anything else ends it.

@@ -80,10 +80,11 @@ pub fn set_priority(xen: &impl Hypercalls, port: Port, priority: Priority) -> Re
 
 /// The event words of a domain.
 ///
-/// Set up at boot, **before the first bind** (events pending at the switch are lost):
-/// [`FifoVcpu::init`] for every vCPU, the first of which switches the domain to this ABI; then
-/// [`expand`](Self::expand) by at least one page. If Xen does not offer it, or memory is short,
-/// [`reset`](crate::reset) and use [`TwoLevel`](crate::TwoLevel).
+/// Set up at boot, **before the first bind**: [`FifoVcpu::init`] for every vCPU, the first of which
+/// switches the domain to this ABI; then [`expand`](Self::expand) by at least one page. Ports that exist
+/// already (the console's) keep what they have pending, and are masked. If Xen does not offer the ABI, the
+/// first `init` fails and nothing has changed; if memory is short later,
+/// [`reset_keeping`](crate::reset_keeping) goes back to [`TwoLevel`](crate::TwoLevel).
 ///
 /// ```
 /// use evtchn::{Abi, bind_ipi, fake::FakeXen, send};
@@ -302,6 +303,7 @@ impl FifoVcpu {
     ///
     /// `ENOSYS`: this Xen does not offer the ABI. `ENOENT`: no such vCPU. `EINVAL`: the vCPU has a
     /// control block already, no such frame, or a bad offset. `ENOMEM`: Xen is out of memory.
+    /// `EOPNOTSUPP`: Xen has switched, but to words of another layout: go back.
     #[doc(alias = "EVTCHNOP_init_control")]
     pub fn init(
         &self,
@@ -328,7 +330,7 @@ impl FifoVcpu {
         if u32::from(op.link_bits) == sys::EVTCHN_FIFO_LINK_BITS {
             Ok(())
         } else {
-            Err(Errno::ENOSYS)
+            Err(Errno::EOPNOTSUPP)
         }
     }
 

@@ -7,7 +7,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use crate::{Abi, Errno, Hypercalls, Port, bind_ipi, close, poll, send};
+use crate::{Abi, Errno, Hypercalls, Port, Taken, bind_ipi, close, poll, send, take_own};
 
 /// Why a [`Kicker::wait`] returned. Only ever a hint: the caller tests its condition again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,9 +128,14 @@ impl Kicker {
     ///
     /// # Errors
     ///
-    /// As [`bind_ipi`].
+    /// As [`bind_ipi`]. `ENOSPC` too if the ABI has no word for the port that Xen gave (it is closed
+    /// again): [expand](crate::Fifo::expand) the event array, and bind again.
     pub fn bind(&self, xen: &impl Hypercalls, abi: &impl Abi, vcpu: u32) -> Result<Port, Errno> {
         let port = bind_ipi(xen, vcpu)?;
+        if port.get() >= abi.ports() {
+            close(xen, port)?;
+            return Err(Errno::ENOSPC);
+        }
         // Ports start unmasked. Nobody knows this one yet, so no event can slip through here.
         abi.mask(port);
         // A number used before may carry an old event; it would only make one wait return early.
@@ -261,16 +266,12 @@ impl Kicker {
         if !outermost {
             return abi.is_pending(port).then_some(WaitOutcome::Early);
         }
-        if !(abi.is_pending(port) && abi.clear(port)) {
-            return None;
+        match take_own(xen, abi, port, || self.port() == Some(port)) {
+            Taken::Nothing => None,
+            Taken::Own => Some(WaitOutcome::Kicked),
+            // An interrupt suspended and restored the domain since `port` was read.
+            Taken::Foreign => Some(WaitOutcome::Early),
         }
-        if self.port() == Some(port) {
-            return Some(WaitOutcome::Kicked);
-        }
-        // An interrupt suspended and restored the domain since `port` was read: the token was another
-        // vCPU's. It gets it back; an error says that nobody has the number now.
-        let _ = send(xen, port);
-        Some(WaitOutcome::Early)
     }
 
     /// Ends the present or the next wait of this kicker's vCPU. Any vCPU may call it.

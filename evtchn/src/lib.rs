@@ -7,7 +7,7 @@
 //! | to | take |
 //! |---|---|
 //! | carry out the hypercalls | an implementation of [`Hypercalls`] |
-//! | make, connect and close ports | [`bind_ipi`], [`bind_virq`], [`alloc_unbound`], [`bind_interdomain`], [`bind_vcpu`], [`close`], [`status`] |
+//! | make, connect and close ports | [`bind_ipi`], [`bind_virq`], [`alloc_unbound`], [`bind_interdomain`], [`bind_vcpu`], [`close`], [`status`], [`reset_keeping`] |
 //! | raise and await events | [`send`], [`poll`] |
 //! | mask, test and clear a port | the [`Abi`]: [`TwoLevel`], [`Fifo`], or whichever boot chose, [`ChosenAbi`] |
 //! | handle an upcall | [`TwoLevel::dispatch`], [`FifoVcpu::dispatch`] |
@@ -46,10 +46,10 @@ mod port;
 mod two_level;
 mod vcpu_info;
 
-pub use abi::{Abi, ChosenAbi, move_port};
+pub use abi::{Abi, ChosenAbi, Taken, move_port, take_own};
 pub use channel::{
     Connection, Status, alloc_unbound, bind_interdomain, bind_ipi, bind_vcpu, bind_virq, close,
-    poll, reset, send, status, unmask,
+    poll, reset, reset_keeping, send, status, unmask,
 };
 pub use errno::Errno;
 pub use fifo::{Fifo, FifoVcpu, Priority, set_priority};

@@ -7,8 +7,9 @@ use std::vec::Vec;
 
 use crate::fake::FakeXen;
 use crate::{
-    Abi, Errno, Fifo, FifoVcpu, Kicker, Port, Priority, Virq, WaitOutcome, bind_ipi, bind_virq,
-    close, poll, reset, send, set_priority, unmask,
+    Abi, Connection, DomId, Errno, Fifo, FifoVcpu, Kicker, Port, Priority, Virq, WaitOutcome,
+    alloc_unbound, bind_ipi, bind_virq, close, poll, reset, reset_keeping, send, set_priority,
+    status, unmask,
 };
 
 /// A domain with the FIFO ABI, one array page, and queues for every vCPU.
@@ -262,4 +263,41 @@ fn no_event_is_lost_between_concurrent_senders_and_masking() {
     });
     let pending: BTreeSet<_> = ports.iter().filter(|port| events.is_pending(**port)).collect();
     assert!(pending.is_empty() || dispatched(&xen, &events, &queues, 0).len() == pending.len());
+}
+
+/// A kicker whose port had no word panicked in the mask.
+#[test]
+fn a_kicker_whose_port_has_no_word_says_so_and_is_bound_once_there_is_one() {
+    let (xen, events, _queues) = domain(1);
+    let vcpu = xen.vcpu(0);
+    while bind_ipi(&vcpu, 0).unwrap().get() < 1023 {}
+    let kicker = Kicker::new();
+    assert_eq!(kicker.bind(&vcpu, &events, 0), Err(Errno::ENOSPC));
+    assert_eq!(kicker.port(), None);
+    events.expand(&vcpu, 0x1000 + 2).unwrap();
+    let port = kicker.bind(&vcpu, &events, 0).unwrap();
+    assert_eq!(port.get(), 1024, "the number was given back");
+    assert!(events.is_masked(port));
+}
+
+#[test]
+fn going_back_keeps_the_ports_named_and_closes_all_others() {
+    let (xen, events, _queues) = domain(1);
+    let vcpu = xen.vcpu(0);
+    let ipis = [bind_ipi(&vcpu, 0).unwrap(), bind_ipi(&vcpu, 0).unwrap()];
+    let (store, console) =
+        (alloc_unbound(&vcpu, DomId(0)).unwrap(), alloc_unbound(&vcpu, DomId(1)).unwrap());
+    assert_eq!(reset_keeping(&vcpu, [Some(ipis[0])]), Err(Errno::EINVAL), "not for an IPI");
+    assert!(events.is_masked(console), "and nothing has happened");
+
+    reset_keeping(&vcpu, [Some(console), None, Some(store)]).unwrap();
+    let connection = |port| status(&vcpu, port).unwrap().connection;
+    assert_eq!(connection(store), Connection::Unbound(DomId(0)));
+    assert_eq!(connection(console), Connection::Unbound(DomId(1)));
+    assert!(ipis.iter().all(|port| connection(*port) == Connection::Closed));
+    assert_eq!(bind_ipi(&vcpu, 0), Ok(ipis[0]), "no number below is left taken");
+    // On the 2-level ABI again.
+    assert_eq!(set_priority(&vcpu, console, Priority::MAX), Err(Errno::ENOSYS));
+    reset_keeping(&vcpu, [None; 2]).unwrap();
+    assert_eq!(connection(console), Connection::Closed);
 }
