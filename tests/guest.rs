@@ -14,20 +14,31 @@ use pvlab::progress::Progress;
 
 static IMAGE: &[u8] = include_bytes!(env!("XEN_GUEST_SELFTEST"));
 
-/// Tests that succeed, with the vCPUs they take.
+/// Tests that succeed, with the vCPUs they take. Those whose name ends so run with FIFO event channels.
 const SUCCEED: &[(&str, u32)] = &[
     ("vcpus", 4),
     ("vcpus-again", 3),
     ("runstate", 2),
     ("upcall", 1),
+    ("upcall-fifo", 1),
     ("timer", 1),
+    ("priority", 1),
+    ("priority-fifo", 1),
+    ("masked-poll", 2),
+    ("masked-poll-fifo", 2),
     ("nested-lock", 4),
+    ("nested-lock-set-again-fifo", 4),
+    ("irq-guard-fifo", 4),
     ("nmi", 1),
+    ("switch", 1),
+    ("grow-fifo", 1),
+    ("refused-blocks", 2),
+    ("refused-words", 2),
 ];
 
 /// Tests that crash, and what the report says.
 const CRASH: &[(&str, &[&str])] = &[
-    ("panic", &["panic on vCPU 0: as the test asked for", "selftest.rs:", "backtrace: 0x1"]),
+    ("panic", &["panic on vCPU 0: as the test asked for", "selftest/main.rs:", "backtrace: 0x1"]),
     ("null-read", &["page fault", "reading from unmapped", "(a null pointer)", "backtrace: 0x1"]),
     ("write-code", &["writing to read-only"]),
     ("write-constant", &["writing to read-only"]),
@@ -73,10 +84,14 @@ fn boot(kind: &str, out: &Path) {
     let mut script = String::from(RUN);
     let mut files = vec![Overlay::bytes("/guest/selftest", 0o644, IMAGE)];
     for (name, vcpus) in tests {
+        let (test, events) = match name.strip_suffix("-fifo") {
+            Some(test) => (test, "fifo"),
+            None => (name, "2-level"),
+        };
         let config = format!(
             "name = \"{name}\"\ntype = \"{kind}\"\nkernel = \"/guest/selftest\"\nmemory = 32\n\
-             vcpus = {vcpus}\ncpus = \"1-2\"\ntsc_mode = \"native\"\nextra = \"test={name}\"\n\
-             on_poweroff = \"destroy\"\non_crash = \"preserve\"\n"
+             vcpus = {vcpus}\ncpus = \"1-2\"\ntsc_mode = \"native\"\nmax_event_channels = 4095\n\
+             extra = \"test={test} events={events}\"\non_poweroff = \"destroy\"\non_crash = \"preserve\"\n"
         );
         files.push(Overlay::bytes(format!("/guest/{name}.cfg"), 0o644, config));
         writeln!(script, "run {name}").unwrap();
@@ -103,7 +118,12 @@ fn check(kind: &str) {
         }
     };
     for (name, _) in SUCCEED {
-        test(name, "poweroff", &[&format!("selftest {name}: success")]);
+        let told = name.strip_suffix("-fifo").unwrap_or(name);
+        test(name, "poweroff", &[&format!("selftest {told}: success")]);
+    }
+    for name in ["masked-poll", "masked-poll-fifo"] {
+        let told = "200 of 200 polls ended by a send to a masked port, 0 upcalls";
+        test(name, "poweroff", &[told]);
     }
     for (name, parts) in CRASH {
         test(name, "crash", parts);

@@ -155,7 +155,8 @@ pub fn reset(xen: &impl Hypercalls) -> Result<(), Errno> {
 /// As [`reset`], and makes the ports of `keep` again, with their old numbers and connected as before.
 ///
 /// For a guest that gives the FIFO ABI up half way. Events that were pending are lost: look once at what
-/// the ports announce. All go to vCPU 0 again. Nobody else may make or close ports meanwhile.
+/// the ports announce. All go to vCPU 0 again. Nobody else may make or close ports meanwhile, and a domain
+/// that comes to connect to a waiting port just then finds none: wait until it has.
 ///
 /// # Errors
 ///

@@ -40,6 +40,9 @@ pub struct DomainReport {
     pub domid: u16,
     /// How the domain was booted.
     pub domain_type: DomainType,
+    /// The event channel ABI it used.
+    #[serde(default)]
+    pub events: EventAbi,
     /// Version of the guest image (`CARGO_PKG_VERSION`).
     pub image: String,
     /// What was asked for, after defaults were filled in.
@@ -107,6 +110,18 @@ pub enum DomainType {
     Pv,
     /// Hardware-virtualised, booted by the PVH protocol.
     Pvh,
+}
+
+/// How Xen and a domain share the bits of event channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventAbi {
+    /// Bitmaps in the shared page, which every Xen offers.
+    #[default]
+    #[serde(rename = "2-level")]
+    TwoLevel,
+    /// One word a port and sixteen queues a vCPU.
+    #[serde(rename = "fifo")]
+    Fifo,
 }
 
 /// What the guest was asked to do, after defaults were filled in. All times in nanoseconds.

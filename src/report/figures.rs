@@ -4,8 +4,10 @@
 //! sums and ratios of what is in [`Results`]; how they are laid out is the business of the table and of
 //! the page.
 
+use std::collections::BTreeSet;
+
 use kicktrace::summary::{Acquisitions, Certainty, Count, Counts, Domain};
-use results::Histogram;
+use results::{DomainType, EventAbi, Histogram};
 
 use super::{Mode, PolicyResult, Results};
 
@@ -245,6 +247,7 @@ pub(super) fn notes(results: &Results, columns: &[Column]) -> Vec<String> {
                 .to_owned(),
         },
     ];
+    notes.extend(kinds(results));
     for column in columns {
         let policy = &column.result.policy;
         let Some(trace) = &column.result.trace else { continue };
@@ -256,6 +259,27 @@ pub(super) fn notes(results: &Results, columns: &[Column]) -> Vec<String> {
     }
     notes.extend(results.problems().into_iter().map(|problem| format!("PROBLEM: {problem}")));
     notes
+}
+
+/// How the domains booted and by which event channels they were kicked; `None` if none reported.
+fn kinds(results: &Results) -> Option<String> {
+    let domains = results.policies.iter().flat_map(|policy| &policy.domains);
+    let kinds: BTreeSet<_> = domains
+        .filter_map(|domain| domain.report.as_ref())
+        .map(|report| {
+            let kind = match report.domain_type {
+                DomainType::Pv => "PV",
+                DomainType::Pvh => "PVH",
+            };
+            let events = match report.events {
+                EventAbi::TwoLevel => "2-level",
+                EventAbi::Fifo => "FIFO",
+            };
+            format!("{kind} with {events} event channels")
+        })
+        .collect();
+    let kinds: Vec<_> = kinds.into_iter().collect();
+    (!kinds.is_empty()).then(|| format!("Domains: {}.", kinds.join("; ")))
 }
 
 /// 1234567 as 1,234,567.
@@ -285,7 +309,10 @@ pub(super) fn duration(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use results::DomainReport;
+
     use super::*;
+    use crate::host::DomainResult;
 
     #[test]
     fn numbers_are_written_for_reading() {
@@ -296,5 +323,38 @@ mod tests {
         assert_eq!(duration(1_500), "1.50 us");
         assert_eq!(duration(12_345_678), "12.3 ms");
         assert_eq!(duration(250_000_000_000), "250 s");
+    }
+
+    #[test]
+    fn a_note_names_the_type_of_the_domains_and_their_event_channels() {
+        let domain = |domain_type, events| DomainResult {
+            name: "a".to_owned(),
+            domid: 1,
+            end: crate::host::End::Done,
+            message: String::new(),
+            report: Some(DomainReport { domain_type, events, ..DomainReport::default() }),
+        };
+        let mut results = Results {
+            schema: crate::report::SCHEMA,
+            scenario: "s".to_owned(),
+            mode: Mode::Parallel,
+            settings: Vec::new(),
+            markers: false,
+            versions: serde_json::Value::Null,
+            policies: vec![PolicyResult {
+                policy: "spin".to_owned(),
+                domains: Vec::new(),
+                trace: None,
+                trace_problem: None,
+            }],
+        };
+        assert_eq!(kinds(&results), None);
+        let pv = domain(DomainType::Pv, EventAbi::Fifo);
+        let pvh = domain(DomainType::Pvh, EventAbi::TwoLevel);
+        results.policies[0].domains = vec![pv.clone(), pv, pvh];
+        let told = "Domains: PV with FIFO event channels; PVH with 2-level event channels.";
+        assert_eq!(kinds(&results).as_deref(), Some(told));
+        let columns: Vec<Column> = results.policies.iter().map(Column::new).collect();
+        assert!(notes(&results, &columns).iter().any(|note| note == told));
     }
 }

@@ -18,7 +18,7 @@ pub const POLICIES: [&str; 8] = [
     "spin-ticket",
 ];
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "workload",
     "policy",
     "vcpus",
@@ -36,6 +36,7 @@ const KEYS: [&str; 17] = [
     "fault",
     "timer",
     "control",
+    "events",
 ];
 
 /// The guest's command line: `key=value` pairs in order.

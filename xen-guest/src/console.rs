@@ -10,10 +10,10 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use spin::Mutex;
 
 use crate::abi::ConsoleRing;
+use crate::events::events;
 use crate::hypercall::{self, Xen};
-use crate::shared_info::events;
 use crate::{clock, percpu};
-use evtchn::{Abi, Port};
+use evtchn::Port;
 
 /// How long a full ring may stay full before the rest is dropped: nobody reads it then.
 const PATIENCE_NS: u64 = 2_000_000_000;
@@ -39,7 +39,7 @@ pub(crate) fn set_port(port: Option<Port>) {
     PORT.store(port.map_or(0, Port::get), Relaxed);
 }
 
-fn port() -> Option<Port> {
+pub(crate) fn port() -> Option<Port> {
     // Relaxed: as in `set_port`.
     Port::new(PORT.load(Relaxed))
 }
@@ -98,7 +98,7 @@ fn wait_for(ring: &ConsoleRing, enough: impl Fn(u32) -> bool) -> bool {
         // The daemon notifies us when it has read. A pending bit left from before ends the poll
         // at once; the deadline bounds it should the event be lost.
         let Some(port) = port() else { return false };
-        events().clear(port);
+        evtchn::take_own(&Xen, &events(), port, || self::port() == Some(port));
         if ring.out_cons.load(Acquire) == read {
             let _ = evtchn::poll(&Xen, port, now + 10_000_000);
         }

@@ -12,11 +12,14 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use evtchn::{Abi, Errno, Kicker, NmiGuard, Port, WaitCounts, WaitOutcome};
-use pvlock::{Counter, CpuNodes, HashStorage, HashTable, Mode, ModeCell, ModeSettled, Platform};
+use pvlock::{
+    Counter, CpuNodes, HashStorage, HashTable, Interrupts, Mode, ModeCell, ModeSettled, Platform,
+};
 
+use crate::events::{self, events};
 use crate::hypercall::{self, Xen};
 use crate::percpu::{MAX_VCPUS, PerCpu, current_vcpu};
-use crate::{clock, markers, shared_info, watchdog};
+use crate::{clock, markers, upcall, watchdog};
 
 /// The lock around a value, on this kernel.
 ///
@@ -27,6 +30,41 @@ use crate::{clock, markers, shared_info, watchdog};
 /// *BALANCE.lock() += 1; // uncontended: one atomic instruction, no hypercall
 /// ```
 pub type Mutex<T, K = pvlock::KickAtUnlock> = pvlock::Mutex<T, XenPlatform, K>;
+
+/// The lock around a value that upcall handlers take too: held only with upcalls held back.
+///
+/// ```no_run
+/// use xen_guest::glue::IrqMutex;
+///
+/// static TICKS: IrqMutex<u64> = IrqMutex::new(0);
+/// *TICKS.lock() += 1; // in a task or in a handler
+/// ```
+pub type IrqMutex<T, K = pvlock::KickAtUnlock> = pvlock::IrqMutex<T, XenPlatform, Upcalls, K>;
+
+/// Event upcalls as what [`IrqMutex`] keeps off: by the vCPU's upcall mask on PV, by the interrupt flag
+/// on PVH.
+#[derive(Debug)]
+pub struct Upcalls;
+
+// SAFETY: nothing but event upcalls interrupts a vCPU and takes a lock for good (an NMI handler only
+// tries), and nothing migrates between vCPUs.
+unsafe impl Interrupts for Upcalls {
+    type Saved = bool;
+
+    fn save() -> bool {
+        upcall::are_enabled()
+    }
+
+    fn disable() {
+        upcall::disable();
+    }
+
+    fn restore(were_enabled: bool) {
+        if were_enabled {
+            upcall::enable();
+        }
+    }
+}
 
 /// How long a waiter polls before it looks for itself.
 pub const POLL_NS: u64 = 1_000_000_000;
@@ -68,7 +106,13 @@ pub fn configure(mode: Mode, spin_turns: u32) -> Result<(), ModeSettled> {
 ///
 /// As [`evtchn::bind_ipi`].
 pub fn bind(vcpu: u32) -> Result<Port, Errno> {
-    KICKERS[vcpu as usize].bind(&Xen, &shared_info::events(), vcpu)
+    loop {
+        match KICKERS[vcpu as usize].bind(&Xen, &events(), vcpu) {
+            // Xen has the port, but there is no word for it yet.
+            Err(Errno::ENOSPC) => events::grow()?,
+            bound => return bound,
+        }
+    }
 }
 
 /// Takes that port away from `vcpu`, which is down.
@@ -215,7 +259,7 @@ fn outcome_code(outcome: WaitOutcome) -> u32 {
 /// One poll with a deadline.
 fn poll_once(vcpu: usize, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
     let deadline = clock::now() + POLL_NS;
-    KICKERS[vcpu].wait(&Xen, &shared_info::events(), deadline, still_blocked)
+    KICKERS[vcpu].wait(&Xen, &events(), deadline, still_blocked)
 }
 
 /// The condition of a wait has gone, so somebody owes this vCPU a kick: `KickAtUnlock` registers a
@@ -241,7 +285,7 @@ fn wait_for_late_kick(vcpu: usize) -> WaitOutcome {
 ///
 /// Those of `out`.
 pub fn dump_pending(out: &mut dyn Write) -> fmt::Result {
-    let events = shared_info::events();
+    let events = events();
     for (vcpu, kicker) in KICKERS.iter().enumerate() {
         let Some(port) = kicker.port() else { continue };
         let pending = events.is_pending(port);

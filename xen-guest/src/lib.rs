@@ -11,6 +11,7 @@ pub mod boot;
 pub mod clock;
 pub mod console;
 pub mod crash;
+pub mod events;
 pub mod glue;
 pub mod heap;
 mod hvm;

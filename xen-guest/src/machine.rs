@@ -10,8 +10,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use evtchn::Abi;
 use spin::Once;
 
+use crate::events::events;
 use crate::hypercall::{self, Xen};
-use crate::shared_info::events;
 use crate::xenstore::Ring as XenstoreRing;
 use crate::{clock, console, percpu, smp};
 
@@ -56,7 +56,7 @@ pub(crate) fn set_xenstore_port(port: Option<Port>) {
     XENSTORE_PORT.store(port.map_or(0, Port::get), Relaxed);
 }
 
-fn xenstore_port() -> Option<Port> {
+pub(crate) fn xenstore_port() -> Option<Port> {
     // Relaxed: as above.
     Port::new(XENSTORE_PORT.load(Relaxed))
 }

@@ -109,9 +109,9 @@ pub(crate) unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -
         return 0;
     }
     // SAFETY: the last bytes compared, inside both ranges.
-    let a = unsafe { *after_a.sub(1) };
+    let a = unsafe { after_a.wrapping_sub(1).read() };
     // SAFETY: as above.
-    let b = unsafe { *after_b.sub(1) };
+    let b = unsafe { after_b.wrapping_sub(1).read() };
     i32::from(a) - i32::from(b)
 }
 

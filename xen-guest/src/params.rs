@@ -7,6 +7,8 @@
 use alloc::string::{String, ToString};
 use core::fmt;
 
+use crate::events::Wanted;
+
 /// What the lock is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
@@ -49,6 +51,11 @@ impl Workload {
     }
 }
 
+/// The words for [`Wanted`].
+fn events_name(wanted: Wanted) -> &'static str {
+    EVENTS[wanted as usize]
+}
+
 impl Fault {
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -69,6 +76,8 @@ const ALL_WORKLOADS: [Workload; 4] =
     [Workload::Handoff, Workload::Spread, Workload::Torture, Workload::Alloc];
 const FAULTS: &[&str] = &["off", "hang", "lose", "panic"];
 const ALL_FAULTS: [Fault; 4] = [Fault::Off, Fault::Hang, Fault::Lose, Fault::Panic];
+const EVENTS: &[&str] = &["auto", "2-level", "fifo"];
+const ALL_EVENTS: [Wanted; 3] = [Wanted::Auto, Wanted::TwoLevel, Wanted::Fifo];
 const POLICIES: &[&str] = &[
     "kick-twice",
     "kick-at-unlock",
@@ -158,6 +167,9 @@ pub struct Params {
     pub timer_ns: u64,
     /// `control=watch`: vCPU 0 does what the toolstack asks of the domain, and takes no part.
     pub watch_control: bool,
+    /// `events`: the event channel ABI. By default the 2-level one: a kick costs more with the other, and
+    /// this guest needs none of what it offers.
+    pub events: Wanted,
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -194,9 +206,10 @@ enum Key {
     Fault,
     Timer,
     Control,
+    Events,
 }
 
-const KEYS: [(&str, Accepts); 17] = [
+const KEYS: [(&str, Accepts); 18] = [
     ("workload", Accepts::OneOf(WORKLOADS)),
     ("policy", Accepts::OneOf(POLICIES)),
     ("vcpus", Accepts::Integer(1, MAX_VCPUS)),
@@ -214,6 +227,7 @@ const KEYS: [(&str, Accepts); 17] = [
     ("fault", Accepts::OneOf(FAULTS)),
     ("timer", Accepts::Time(0, SECOND)),
     ("control", Accepts::OneOf(&["off", "watch"])),
+    ("events", Accepts::OneOf(EVENTS)),
 ];
 
 /// The most vCPUs a run can have.
@@ -295,6 +309,7 @@ impl Params {
             fault: ALL_FAULTS[get(Key::Fault).unwrap_or(0) as usize],
             timer_ns,
             watch_control,
+            events: ALL_EVENTS[get(Key::Events).unwrap_or(Wanted::TwoLevel as u64) as usize],
         })
     }
 
@@ -350,7 +365,8 @@ impl fmt::Display for Params {
         write!(f, " start={}", if self.wait_for_go { "wait" } else { "now" })?;
         write!(f, " fault={}", self.fault.name())?;
         write!(f, " timer={}ns", self.timer_ns)?;
-        write!(f, " control={}", if self.watch_control { "watch" } else { "off" })
+        write!(f, " control={}", if self.watch_control { "watch" } else { "off" })?;
+        write!(f, " events={}", events_name(self.events))
     }
 }
 

@@ -40,8 +40,9 @@ pub struct PerCpu {
     pub(crate) hold_port: AtomicU32,
     /// Its stack pointer while it is down and will come back where it was.
     pub(crate) stack_pointer: AtomicU64,
-    /// Ports whose upcalls this vCPU handles.
-    pub ports: PortSet,
+    /// Ports whose upcalls this vCPU handles, with the 2-level ABI; see
+    /// [`handle_on`](crate::events::handle_on).
+    pub(crate) ports: PortSet,
 }
 
 static AREAS: [PerCpu; MAX_VCPUS] = [const {

@@ -31,7 +31,7 @@ use crate::report::{self, Domain};
 use crate::watchdog::{self, Stuck, Watchdog};
 use crate::work::{Speed, work};
 use crate::workload::{Plan, Share, Vcpu, WaitCounts};
-use crate::{heap, markers, timer, upcall};
+use crate::{events, heap, markers, timer, upcall};
 
 use contest::Contest;
 use control::{Events, Orders};
@@ -71,18 +71,28 @@ static RUN: Once<Run> = Once::new();
 /// Runs what the command line asks for, and ends the domain: with `poweroff` after a success, with
 /// `crash` after anything else.
 pub fn run(machine: &'static Machine) -> ! {
+    let params = Params::parse(machine.cmdline(), machine.vcpus())
+        .map_err(|error| error.to_string())
+        .and_then(|params| choose_events(machine, params));
     let mut host = Host::connect(machine);
     host.set_state("booting");
-    let params = match Params::parse(machine.cmdline(), machine.vcpus()) {
-        Ok(params) => params,
-        Err(error) => fail_to_begin(machine, &mut host, &error.to_string()),
-    };
+    let params = params.unwrap_or_else(|why| fail_to_begin(machine, &mut host, &why));
     let run = RUN.call_once(|| Run::prepare(machine, host, params));
     if let Err(why) = run.to_the_start_line() {
         fail_to_begin(machine, &mut run.host.lock(), &why);
     }
     run.race();
     run.finish()
+}
+
+/// Settles how events come, before there is a port that it matters for.
+fn choose_events(machine: &Machine, params: Params) -> Result<Params, String> {
+    match events::choose(machine, params.events) {
+        Ok(_) => Ok(params),
+        Err(errno) => Err(format!(
+            "events=fifo: Xen refuses FIFO event channels ({errno}); accepted here: auto, 2-level"
+        )),
+    }
 }
 
 /// One line on the console, the same in xenstore, and the end.
@@ -107,7 +117,12 @@ impl Run {
         let now = machine.now();
         Run {
             machine,
-            domain: Domain { domid: host.domid(), domain_type: machine.domain_type(), calibration },
+            domain: Domain {
+                domid: host.domid(),
+                domain_type: machine.domain_type(),
+                events: events::abi(),
+                calibration,
+            },
             plan: Plan {
                 critical_turns: work_speed.turns(params.critical_ns),
                 outside_turns: work_speed.turns(params.outside_ns),

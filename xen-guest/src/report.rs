@@ -8,7 +8,9 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use results::{Calibration, DomainReport, DomainType, Histogram, Outcome, VcpuReport, framing};
+use results::{
+    Calibration, DomainReport, DomainType, EventAbi, Histogram, Outcome, VcpuReport, framing,
+};
 
 use crate::params::{Limit, Params};
 use crate::workload::Share;
@@ -35,6 +37,8 @@ pub struct Domain {
     pub domid: u16,
     /// How it was booted.
     pub domain_type: DomainType,
+    /// Its event channel ABI.
+    pub events: EventAbi,
     /// What was calibrated.
     pub calibration: Calibration,
 }
@@ -82,6 +86,7 @@ fn frame(domain: Domain, params: &Params) -> DomainReport {
         schema: results::SCHEMA,
         domid: domain.domid,
         domain_type: domain.domain_type,
+        events: domain.events,
         calibration: domain.calibration,
         image: env!("CARGO_PKG_VERSION").to_string(),
         parameters: params.record(),

@@ -17,7 +17,7 @@ static SHARED_INFO: AtomicPtr<sys::shared_info> = AtomicPtr::new(core::ptr::null
 ///
 /// It is the domain's shared page, mapped there for ever.
 pub(crate) unsafe fn install(page: NonNull<sys::shared_info>) {
-    // Release: pairs with the load in `events`.
+    // Release: pairs with the load in `page`.
     SHARED_INFO.store(page.as_ptr(), Release);
 }
 
@@ -64,13 +64,9 @@ pub(crate) fn hold_upcalls_back() {
     }
 }
 
-/// The domain's event channel bits.
-///
-/// # Panics
-///
-/// Before the page is mapped, which is one of the first steps of booting.
+/// The bits of the 2-level ABI, whether the domain uses it or not; see [`events`](crate::events).
 #[inline]
-pub fn events() -> TwoLevel {
+pub(crate) fn two_level() -> TwoLevel {
     // SAFETY: mapped for ever, as `install` was promised, and its bits are touched by `evtchn` alone.
     unsafe { TwoLevel::new(page()) }
 }

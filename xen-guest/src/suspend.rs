@@ -14,11 +14,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32};
 
 use evtchn::{Abi, Errno, Port};
 
+use crate::events::{self, events};
 use crate::hypercall::{self, Xen};
 use crate::machine::Machine;
 use crate::percpu::{self, PerCpu};
-use crate::shared_info::{self, events};
-use crate::{boot, hvm, smp, timer, trap, upcall};
+use crate::{boot, hvm, shared_info, smp, timer, trap, upcall};
 
 pub use crate::hypercall::Resumed;
 
@@ -48,7 +48,7 @@ pub fn prepare(vcpu: u32) -> Result<(), Errno> {
     let port = evtchn::bind_ipi(&Xen, vcpu)?;
     // Release: pairs with the load in `upcall`.
     area.hold_port.store(port.get(), Release);
-    area.ports.insert(port);
+    events::handle_on(vcpu, port)?;
     events().unmask(&Xen, port)
 }
 
@@ -61,7 +61,7 @@ pub fn forget(vcpu: u32) -> Result<(), Errno> {
     let area = PerCpu::of(vcpu);
     match Port::new(area.hold_port.swap(0, Relaxed)) {
         Some(port) => {
-            area.ports.remove(port);
+            events::handle_no_more(vcpu, port);
             evtchn::close(&Xen, port)
         }
         None => Ok(()),
@@ -157,12 +157,13 @@ fn hold(machine: &Machine) -> Result<(), Errno> {
 /// Makes a restored domain whole, as far as vCPU 0 can: its own registrations, and all ports of this
 /// half of the kernel.
 fn restore(machine: &Machine) -> Result<(), Errno> {
-    events().mask_all();
+    shared_info::two_level().mask_all();
     shared_info::hold_upcalls_back();
     rejoin(0)?;
+    events::restore(machine)?;
     for vcpu in 0..machine.vcpus() {
         let area = PerCpu::of(vcpu);
-        area.ports.clear();
+        area.ports.clear(); // FIFO queues are empty already
         // Bound again at its next sleep. Relaxed: that vCPU is held, or down.
         area.sleep_port.store(0, Relaxed);
         if hypercall::vcpu_is_up(vcpu)? {

@@ -5,12 +5,12 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use evtchn::{Abi, Errno, Port, Virq};
+use evtchn::{Abi, Errno, Port, Priority, Virq};
 
 use crate::abi::vcpuop;
+use crate::events::{self, events};
 use crate::hypercall::{self, Xen};
 use crate::percpu::{self, PerCpu};
-use crate::shared_info::events;
 
 /// Binds the timer of the vCPU this runs on, and lets it interrupt. Once a vCPU.
 ///
@@ -30,7 +30,9 @@ pub fn bind_for(vcpu: u32) -> Result<Port, Errno> {
     let area = PerCpu::of(vcpu);
     let port = evtchn::bind_virq(&Xen, Virq::TIMER, vcpu)?;
     area.timer_port.store(port.get(), Relaxed);
-    area.ports.insert(port);
+    events::handle_on(vcpu, port)?;
+    // Whatever else is due can wait until the clock's handler is done.
+    events::prefer(port, Priority::MAX)?;
     events().unmask(&Xen, port)?;
     Ok(port)
 }
@@ -62,7 +64,7 @@ pub fn unbind(vcpu: u32) -> Result<(), Errno> {
     let area = PerCpu::of(vcpu);
     match Port::new(area.timer_port.swap(0, Relaxed)) {
         Some(port) => {
-            area.ports.remove(port);
+            events::handle_no_more(vcpu, port);
             evtchn::close(&Xen, port)
         }
         None => Ok(()),

@@ -12,9 +12,8 @@ use x86_64::instructions::interrupts;
 use xen_sys as sys;
 
 use crate::boot;
-use crate::hypercall;
 use crate::percpu::PerCpu;
-use crate::shared_info::events;
+use crate::{events, hypercall};
 
 /// Lets events interrupt this vCPU.
 pub fn enable() {
@@ -34,6 +33,15 @@ pub fn disable() -> bool {
         before
     } else {
         !PerCpu::current().flags().mask_upcalls()
+    }
+}
+
+/// Whether events can interrupt this vCPU.
+pub fn are_enabled() -> bool {
+    if boot::is_pvh() {
+        interrupts::are_enabled()
+    } else {
+        !PerCpu::current().flags().upcalls_masked()
     }
 }
 
@@ -156,8 +164,8 @@ extern "C" fn nmi() {
 static HANDLER: AtomicUsize = AtomicUsize::new(0);
 
 /// Makes `handler` what event upcalls call for each event, on every vCPU, with upcalls held back. It
-/// must neither block for good nor allocate. A vCPU handles the ports in its
-/// [`PerCpu::ports`]; unmask a port, and the vCPU's upcalls, to get any.
+/// must neither block for good nor allocate. A vCPU handles the ports that
+/// [`handle_on`](events::handle_on) made its own; unmask a port, and the vCPU's upcalls, to get any.
 pub fn set_upcall_handler(handler: fn(Port)) {
     // Release: pairs with the load in `upcall`.
     HANDLER.store(handler as usize, Release);
@@ -165,8 +173,7 @@ pub fn set_upcall_handler(handler: fn(Port)) {
 
 /// Serves what is due on this vCPU.
 extern "C" fn upcall() {
-    let area = PerCpu::current();
-    events().dispatch(&area.flags(), &area.ports, |port| {
+    events::dispatch(|port| {
         let handler = HANDLER.load(Acquire);
         if handler != 0 {
             // SAFETY: only `set_upcall_handler` stores here, and it stores a `fn(Port)`.

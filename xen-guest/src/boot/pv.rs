@@ -33,7 +33,7 @@ pub(crate) fn has_machine_frames() -> bool {
 }
 
 /// Machine frame of the page at `address`; in a PVH domain, where there are none, its guest frame.
-pub(crate) fn machine_frame(address: usize) -> u64 {
+pub fn machine_frame(address: usize) -> u64 {
     // Relaxed: set by vCPU 0 before there was another.
     let table = PHYS_TO_MACHINE.load(Relaxed);
     if table.is_null() {
@@ -86,7 +86,7 @@ pub unsafe extern "C" fn start(info: *mut sys::start_info, main: Main) -> ! {
     let page = NonNull::new(page as *mut sys::shared_info).expect("a static has an address");
     // SAFETY: the line above mapped it there; where that failed the domain ends below.
     unsafe { shared_info::install(page) };
-    shared_info::events().mask_all();
+    shared_info::two_level().mask_all();
     let vcpu_info = smp::register_vcpu_info(0);
 
     // Whatever failed above is reported once there is a console to report it on.

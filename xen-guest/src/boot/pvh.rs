@@ -77,7 +77,7 @@ pub unsafe extern "C" fn start(info: u32, main: Main) -> ! {
     protect();
 
     let shared = map_shared_info();
-    shared_info::events().mask_all();
+    shared_info::two_level().mask_all();
     let vcpu_info = smp::register_vcpu_info(0);
     // SAFETY: Xen leaves the structure and what it points to where it is; the first 4 GiB are
     // mapped one to one.

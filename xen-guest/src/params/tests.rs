@@ -13,6 +13,7 @@ fn an_empty_command_line_is_a_run_with_defaults() {
     assert_eq!(params.policy, Policy::KickAtUnlock);
     assert_eq!(params.limit, Limit::Acquisitions(100_000));
     assert!(!params.markers && !params.wait_for_go);
+    assert_eq!(params.events, Wanted::TwoLevel);
 }
 
 #[test]
@@ -29,6 +30,10 @@ fn every_name_parses_to_the_variant_that_prints_it() {
         let params = Params::parse(&format!("fault={}", fault.name()), 1).unwrap();
         assert_eq!(params.fault, fault);
     }
+    for events in ALL_EVENTS {
+        let params = Params::parse(&format!("events={}", events_name(events)), 1).unwrap();
+        assert_eq!(params.events, events);
+    }
     assert_eq!((POLICIES.len(), WORKLOADS.len()), (ALL_POLICIES.len(), ALL_WORKLOADS.len()));
 }
 
@@ -37,6 +42,7 @@ fn the_table_of_keys_is_in_the_order_of_the_enum() {
     assert_eq!(KEYS[Key::Policy as usize].0, "policy");
     assert_eq!(KEYS[Key::Spin as usize].0, "spin");
     assert_eq!(KEYS[Key::Control as usize].0, "control");
+    assert_eq!(KEYS[Key::Events as usize].0, "events");
 }
 
 #[test]
@@ -44,7 +50,8 @@ fn each_error_names_the_key_and_what_it_accepts() {
     assert_eq!(
         message("polcy=kick-twice"),
         "polcy: no such parameter; accepted are workload, policy, vcpus, locks, critical, outside, \
-         jitter, spin, acquisitions, duration, deadline, seed, trace, start, fault, timer, control"
+         jitter, spin, acquisitions, duration, deadline, seed, trace, start, fault, timer, control, \
+         events"
     );
     assert_eq!(
         message("policy=fast"),
@@ -98,6 +105,7 @@ prop_compose! {
         Just(String::new()), "\\PC{0,12}", "[0-9]{1,22}(ns|us|ms|s)?",
         prop::sample::select(POLICIES).prop_map(String::from),
         prop::sample::select(WORKLOADS).prop_map(String::from),
+        prop::sample::select(EVENTS).prop_map(String::from),
         prop::sample::select(&["off", "markers", "now", "wait", "watch"][..]).prop_map(String::from),
     ]) -> String {
         format!("{}={value}", KEYS[key].0)

@@ -1,22 +1,24 @@
 //! A second image: does the boot half keep its promises? One test a domain, named on the command
 //! line (`extra = "test=NAME"`); the verdict is a line `selftest NAME: success` or `failure: WHY` on
-//! the console and the reason of the domain's shutdown. Tests that must crash have no line of their
+//! the console and the reason of the domain's shutdown. `events=fifo` runs it with FIFO event channels,
+//! `events=2-level` or nothing without. Tests that must crash have no line of their
 //! own: their verdict is the crash report.
 #![no_std]
 #![no_main]
+
+mod locks;
+mod ports;
 
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use evtchn::{Abi, Port};
-use pvlock::Counter;
-use xen_guest::glue::{self, Mutex, XenPlatform};
+use xen_guest::events::{self, Wanted, events};
+
 use xen_guest::heap::Heap;
 use xen_guest::hypercall::Xen;
 use xen_guest::machine::{Machine, ShutdownReason};
 use xen_guest::percpu::PerCpu;
-use xen_guest::shared_info::events;
-use xen_guest::work::work;
 use xen_guest::{timer, upcall};
 
 #[global_allocator]
@@ -38,8 +40,13 @@ const TESTS: &[(&str, Test)] = &[
     ("runstate", runstate),
     ("upcall", upcalls),
     ("timer", timers),
-    ("nested-lock", nested_lock),
-    ("nmi", nmi),
+    ("priority", ports::priority),
+    ("masked-poll", ports::masked_poll),
+    ("grow", ports::grow),
+    ("nested-lock", locks::nested_lock),
+    ("nested-lock-set-again", locks::nested_lock_set_again),
+    ("irq-guard", locks::irq_guard),
+    ("nmi", locks::nmi),
     ("panic", |_| panic!("as the test asked for")),
     ("null-read", null_read),
     ("write-code", write_code),
@@ -49,13 +56,35 @@ const TESTS: &[(&str, Test)] = &[
     ("stack-overflow", stack_overflow),
 ];
 
+/// Tests of the choice of the event channel ABI, which they make themselves.
+const CHOICES: &[(&str, Test)] = &[
+    ("switch", ports::switch),
+    ("refused-blocks", ports::refused_blocks),
+    ("refused-words", ports::refused_words),
+];
+
+/// The value of a word of the command line.
+fn word(machine: &'static Machine, key: &str) -> &'static str {
+    let value = |word: &'static str| word.strip_prefix(key)?.strip_prefix('=');
+    machine.cmdline().split_ascii_whitespace().find_map(value).unwrap_or_default()
+}
+
 fn main(machine: &'static Machine) -> ! {
-    let name = machine.cmdline().strip_prefix("test=").unwrap_or_default();
-    let Some((name, test)) = TESTS.iter().find(|(known, _)| *known == name) else {
+    let name = word(machine, "test");
+    let find = |tests: &[(&'static str, Test)]| tests.iter().copied().find(|test| test.0 == name);
+    let Some((name, test)) = find(TESTS).or_else(|| find(CHOICES)) else {
         log::error!("extra= must be test=NAME, with one of:");
-        TESTS.iter().for_each(|(name, _)| log::error!("  {name}"));
+        TESTS.iter().chain(CHOICES).for_each(|(name, _)| log::error!("  {name}"));
         machine.shutdown(ShutdownReason::Crash)
     };
+    if find(TESTS).is_some() {
+        let wanted = match word(machine, "events") {
+            "fifo" => Wanted::Fifo,
+            _ => Wanted::TwoLevel,
+        };
+        let abi = events::choose(machine, wanted).expect("Xen offers the FIFO ABI");
+        log::info!("selftest {name}: events {abi:?}");
+    }
     let reason = match test(machine) {
         Ok(()) => {
             log::info!("selftest {name}: success");
@@ -155,7 +184,7 @@ fn upcalls(machine: &'static Machine) -> Result<(), &'static str> {
     upcall::set_upcall_handler(count_port);
     let port = evtchn::bind_ipi(&Xen, 0).map_err(|_| "no port")?;
     PORT.store(port.get(), SeqCst);
-    PerCpu::current().ports.insert(port);
+    events::handle_on(0, port).map_err(|_| "the port has no word")?;
     let send = || evtchn::send(&Xen, port).map_err(|_| "the port cannot be sent to");
     let count = || COUNT.load(SeqCst);
 
@@ -241,110 +270,6 @@ fn timers(machine: &'static Machine) -> Result<(), &'static str> {
         check(FIRED.load(SeqCst) + 100_000 >= deadline, "the timer fired early")?;
     }
     Ok(())
-}
-
-static TASK: Mutex<u64> = Mutex::new(0);
-static INTERRUPT: Mutex<u64> = Mutex::new(0);
-/// What each vCPU did: acquisitions of its task, and of its upcalls.
-static TASKS: [AtomicU64; 128] = [const { AtomicU64::new(0) }; 128];
-static INTERRUPTS: [AtomicU64; 128] = [const { AtomicU64::new(0) }; 128];
-
-/// A counter of the lock, over all vCPUs.
-fn sum(counter: Counter) -> u64 {
-    let of = |vcpu| pvlock::counters::<XenPlatform>(vcpu as usize)[counter as usize];
-    (0..Machine::get().vcpus()).map(of).sum()
-}
-
-/// Tasks take one lock with upcalls enabled; timer upcalls, which interrupt their waits and their
-/// critical sections, take another.
-fn nested_lock(machine: &'static Machine) -> Result<(), &'static str> {
-    const UPCALLS_EACH: u64 = 20;
-    const NESTED: u64 = 5;
-    /// From arming to firing, doubled up to five times: some end in the wait, however slow the machine.
-    const AFTER_NS: u64 = 50_000;
-    glue::configure(pvlock::Mode::Pv, 100).map_err(|_| "the mode is settled already")?;
-    for vcpu in 0..machine.vcpus() {
-        glue::bind(vcpu).map_err(|_| "no port for a kicker")?;
-    }
-    upcall::set_upcall_handler(|port| {
-        if timer::is_mine(port) {
-            let mut inside = INTERRUPT.lock();
-            work(20_000);
-            *inside += 1;
-            drop(inside);
-            INTERRUPTS[Machine::current_vcpu() as usize].fetch_add(1, SeqCst);
-        }
-    });
-    fn contend(vcpu: u32) {
-        let machine = Machine::get();
-        let _ = timer::bind();
-        upcall::enable();
-        while INTERRUPTS[vcpu as usize].load(SeqCst) < UPCALLS_EACH
-            || sum(Counter::UseNode2) < NESTED && machine.vcpus() > 1
-        {
-            // Armed by the task: were it armed by its own upcall, upcalls could leave a slow machine
-            // no time for the task, and its kicks would come late.
-            let round = TASKS[vcpu as usize].load(SeqCst) % 6;
-            let _ = timer::set(machine.now() + (AFTER_NS << round));
-            let mut inside = TASK.lock();
-            work(20_000);
-            *inside += 1;
-            drop(inside);
-            TASKS[vcpu as usize].fetch_add(1, SeqCst);
-        }
-        // A last one may be due: held back, it cannot come any more.
-        upcall::disable();
-        COUNT.fetch_add(1, SeqCst);
-    }
-    start_others(machine, contend)?;
-    contend(0);
-    let limit = machine.now() + 120_000_000_000;
-    while COUNT.load(SeqCst) < machine.vcpus() {
-        check(machine.now() < limit, "a vCPU hangs")?;
-        machine.sleep_until(machine.now() + 10_000_000);
-    }
-    let all = |counts: &[AtomicU64]| counts.iter().map(|n| n.load(SeqCst)).sum::<u64>();
-    let (tasks, interrupts) = (all(&TASKS), all(&INTERRUPTS));
-    // The loop above ends only after some upcalls have waited inside a wait.
-    let (nested, timeouts) = (sum(Counter::UseNode2), sum(Counter::PollTimeout));
-    log::info!("{tasks} tasks, {interrupts} upcalls, {nested} nested, {timeouts} polls timed out");
-    check(*TASK.lock() == tasks, "exclusion between tasks is broken")?;
-    check(*INTERRUPT.lock() == interrupts, "exclusion between upcalls is broken")?;
-    check(timeouts == 0, "a wake-up was lost")
-}
-
-/// Waits for an NMI (`xl trigger DOMAIN nmi`) that comes while its lock is held, and one when it is free.
-fn nmi(machine: &'static Machine) -> Result<(), &'static str> {
-    static LOCK: Mutex<u32> = Mutex::new(0);
-    static HELD: AtomicU32 = AtomicU32::new(0);
-    static FREE: AtomicU32 = AtomicU32::new(0);
-    glue::bind(0).map_err(|_| "no port for a kicker")?;
-    upcall::set_nmi_handler(|| {
-        match LOCK.try_lock() {
-            Some(mut inside) => {
-                *inside += 1;
-                FREE.fetch_add(1, SeqCst);
-            }
-            None => {
-                HELD.fetch_add(1, SeqCst);
-            }
-        };
-    });
-    log::info!("waiting for NMIs");
-    let limit = machine.now() + 60_000_000_000;
-    loop {
-        {
-            let _held = LOCK.lock();
-            machine.sleep_until(machine.now() + 100_000);
-        }
-        let (held, free) = (HELD.load(SeqCst), FREE.load(SeqCst));
-        if held > 0 && free > 0 {
-            log::info!("{held} NMIs found the lock held, {free} found it free");
-            return check(*LOCK.lock() == free, "exclusion is broken");
-        }
-        check(machine.now() < limit, "no NMI came in both states")?;
-        machine.sleep_until(machine.now() + 100_000);
-    }
 }
 
 fn null_read(_: &'static Machine) -> Result<(), &'static str> {
