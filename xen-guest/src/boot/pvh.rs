@@ -161,6 +161,8 @@ pub(super) fn suspend() -> Result<Resumed, Errno> {
     if resumed == Resumed::Restored {
         map_shared_info()?;
         rings().reconnect();
+        // Not saved with the domain, and the next suspend may be one that is cancelled.
+        hvm::announce_upcalls()?;
     }
     Ok(resumed)
 }
