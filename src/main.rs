@@ -21,7 +21,7 @@ use pvlab::run::{self, Request};
 use pvlab::scenario::{Library, POLICIES, Setting};
 use pvlab::storm::{self, Storm};
 use pvlab::{image, interrupt};
-use results::DomainType;
+use results::{DomainType, EventAbi};
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
 #[derive(Parser)]
@@ -188,6 +188,9 @@ struct StormArguments {
     /// The lock under test.
     #[arg(long, default_value = "kick-at-unlock", value_parser = PossibleValuesParser::new(POLICIES))]
     policy: String,
+    /// The event channel ABI. Without it the guest chooses.
+    #[arg(long, value_name = "ABI", value_parser = PossibleValuesParser::new(["2-level", "fifo"]))]
+    events: Option<String>,
     /// Where the consoles go.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/storm")]
     out: PathBuf,
@@ -304,6 +307,10 @@ fn storm(arguments: StormArguments) -> Result<ExitCode> {
         name: arguments.kind,
         kind,
         policy: arguments.policy,
+        events: arguments.events.map(|abi| match abi.as_str() {
+            "fifo" => EventAbi::Fifo,
+            _ => EventAbi::TwoLevel,
+        }),
         seed,
         // More than one a second cannot be done.
         operations: storm::operations(seed, arguments.seconds as usize, kind),
@@ -326,7 +333,9 @@ fn storm(arguments: StormArguments) -> Result<ExitCode> {
         Ok((report, performed)) => {
             let acquisitions = report.acquisitions;
             println!(
-                "{performed} operations; {acquisitions} acquisitions since boot, counter exact"
+                "{performed} operations; {acquisitions} acquisitions since boot, counter exact; {:?} \
+                 event channels",
+                report.events
             );
             for (name, n) in report.counters.iter().filter(|(_, n)| **n > 0) {
                 println!("{name:24} {n}");
