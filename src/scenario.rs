@@ -241,6 +241,26 @@ mod tests {
     }
 
     #[test]
+    fn every_embedded_scenario_exists_as_pv_and_as_pvh_and_differs_in_nothing_else() {
+        let names = Library::Embedded.names().unwrap();
+        let (pvh, pv): (Vec<_>, Vec<_>) = names.iter().partition(|name| name.ends_with("-pvh"));
+        assert_eq!(pv.len(), pvh.len());
+        for name in pv {
+            let twin = format!("{}-pvh", name.trim_end_matches("-pv"));
+            let [one, other] = [name, &twin].map(|name| Library::Embedded.load(name).unwrap());
+            assert_eq!((one.pcpus, one.domains.len()), (other.pcpus, other.domains.len()));
+            for (pv, pvh) in one.domains.iter().zip(&other.domains) {
+                assert!(!matches!(pv.config.text_of("type"), Ok(kind) if kind != "pv"), "{name}");
+                assert_eq!(pvh.config.text_of("type"), Ok("pvh"), "{twin}");
+                let same = |of: fn(&Domain) -> String| assert_eq!(of(pv), of(pvh), "{twin}");
+                same(|domain| domain.workload.to_string());
+                same(|domain| domain.config.integer_of("vcpus").unwrap().to_string());
+                same(|domain| domain.config.integer_of("memory").unwrap().to_string());
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_scenario_lists_those_that_exist() {
         let error = Library::Embedded.load("overcommit-3x").unwrap_err().to_string();
         assert!(error.contains("no scenario `overcommit-3x`"), "{error}");

@@ -121,7 +121,12 @@ fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
     let _alone = alone();
     // Name, vCPUs, command line, and of those that crash the one line.
     let domains = [
-        ("big", 128, "critical=20us outside=100us spin=20us acquisitions=20 deadline=120s", None),
+        (
+            "big",
+            128,
+            "critical=20us outside=100us spin=20us acquisitions=20 deadline=120s events=fifo",
+            None,
+        ),
         ("many", 129, "", Some("the domain has more than 128 vCPUs; set vcpus= to at most that")),
         ("typo", 2, "critical=soon", Some("guest error: critical=soon: accepted values are an")),
         (
@@ -161,6 +166,7 @@ fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
         let report: DomainReport = serde_json::from_str(&document.expect("a report")).unwrap();
         assert_eq!(report.outcome, Outcome::Success);
         assert_eq!((report.vcpus.len(), report.counter), (vcpus, 20 * vcpus as u64));
+        assert_eq!(report.events, EventAbi::Fifo);
         assert_eq!(report.counters["pv_poll_timeout"], 0);
         // 128 vCPUs share two pCPUs: some waited for one.
         assert!(report.vcpus.iter().any(|vcpu| vcpu.stolen_ns > 0), "no steal time");
