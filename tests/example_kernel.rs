@@ -3,6 +3,9 @@
 //!
 //! Needs Xen and makes it itself: the first run downloads about 130 MB into pvlab's cache.
 
+// Where there are no sources of a guest, there are none of this kernel.
+#![cfg(not(no_guest_image))]
+
 #[path = "../build/inherited.rs"]
 mod inherited;
 
