@@ -22,18 +22,15 @@ mkdir -p "$tree"
 
 field() { sed -n "s/^$1: *//p;/^--- /q" "$2" | head -n 1; }
 
-# The files a patch changes.
-files() { sed -n 's/^+++ b\///p' "$1"; }
-
-# The tree as it stands. What the patch before changed has its old content, but a new time: cargo
-# compares times.
+# The tree as it stands. A file that is the same already keeps its time, one that the patch before changed
+# gets a new one: cargo compares times.
 copy() {
-    git ls-files -z --cached --others --exclude-standard |
-        tar --null --ignore-failed-read -T - -c 2>/dev/null | tar -x -C "$tree"
-    if [ -e "$work/changed" ]; then
-        while read -r file; do touch "$tree/$file"; done <"$work/changed"
-        rm "$work/changed"
-    fi
+    git ls-files -z --cached --others --exclude-standard | while read -r -d '' file; do
+        if [ -f "$file" ] && ! cmp -s "$file" "$tree/$file"; then
+            mkdir -p "$tree/$(dirname "$file")"
+            cp "$file" "$tree/$file"
+        fi
+    done
 }
 
 names=("$@")
@@ -46,7 +43,6 @@ printf '| patch | what it breaks | the test | what the test said |\n|---|---|---
 for name in "${names[@]}"; do
     patch=$root/tests/broken/$name.patch
     copy
-    files "$patch" >"$work/changed"
     if ! (cd "$tree" && patch --quiet --forward --fuzz=0 -p1 <"$patch" >"$work/$name.log" 2>&1); then
         echo "broken: $name does not apply to this tree:" >&2
         cat "$work/$name.log" >&2
