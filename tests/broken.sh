@@ -58,7 +58,7 @@ for name in "${names[@]}"; do
         cd "$tree"
         if [ -n "$only" ]; then export PVLAB_ONLY=$only; fi
         CARGO_TARGET_DIR=$work/target timeout 1500 \
-            cargo test --offline --test "$file" "$function" -- --exact
+            cargo test --locked --test "$file" "$function" -- --exact
     ) >"$work/$name.log" 2>&1 </dev/null || status=$?
     said=$(grep -E -m 1 -o -e "($says).{0,60}" "$work/$name.log" || true)
     if ! grep -q '^running 1 test' "$work/$name.log"; then
@@ -71,9 +71,9 @@ for name in "${names[@]}"; do
         echo "broken: $name: $file $function failed, but not with \`$says\`; see $work/$name.log" >&2
         failed=1
     else
-        said=$(printf '%s' "$said" | tr -d '\r' | sed 's/|/\\|/g;s/^[^[:alnum:]]*//;s/[[:space:]]*$//')
+        said=$(printf '%s' "$said" | tr -d '\r' | sed 's/\\n.*//;s/|/\\|/g;s/[[:space:]]*$//')
         # shellcheck disable=SC2016
-        printf '| `%s` | %s | `%s` | %s |\n' "$name" "$(field breaks "$patch")" "$function" "$said"
+        printf '| `%s` | %s | `%s` | %s |\n' "$name" "$(field breaks "$patch")" "tests/$file.rs" "$said"
     fi
 done
 copy
