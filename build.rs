@@ -14,6 +14,11 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
+#[path = "build/inherited.rs"]
+mod inherited;
+
+use inherited::inherited;
+
 /// What is built again when one of these changes, and not otherwise.
 const SOURCES: &[&str] = &[
     "Cargo.lock",
@@ -34,6 +39,7 @@ const SOURCES: &[&str] = &[
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(no_guest_image)");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/inherited.rs");
     // Embedded in pvlab by a macro that does not tell cargo of it.
     println!("cargo::rerun-if-changed=xl-configs");
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
@@ -120,26 +126,6 @@ fn image_flags(root: &Path) -> Vec<String> {
     .map(String::from)
     .chain([format!("-Clink-arg=-T{}", root.join("xen-guest/link.ld").display())])
     .collect()
-}
-
-/// Variables of the outer build that must not shape the inner one: flags, wrappers (clippy is one)
-/// and settings of profiles and directories.
-fn inherited() -> impl Iterator<Item = String> {
-    const NAMES: &[&str] = &[
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_ENCODED_RUSTDOCFLAGS",
-        "RUSTFLAGS",
-        "RUSTDOCFLAGS",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "CLIPPY_ARGS",
-    ];
-    // CARGO_TARGET_DIR is among the second.
-    const PREFIXES: &[&str] =
-        &["CARGO_BUILD_", "CARGO_TARGET_", "CARGO_PROFILE_", "CARGO_FEATURE_"];
-    env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| {
-        NAMES.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    })
 }
 
 /// Whether the cargo that runs us may not use the network. It tells its build scripts nothing of

@@ -6,6 +6,7 @@
 //! returns, and what was collected until then stays.
 
 mod event;
+mod postmortem;
 mod toolstack;
 mod xentrace;
 
@@ -23,9 +24,16 @@ pub use toolstack::{Toolstack, is_xen_host};
 
 use crate::interrupt;
 use crate::plan::{Plan, PlannedDomain};
+use crate::symbols::Symbols;
 
 /// How many lines of a console a message shows.
 const TAIL: usize = 12;
+
+/// How many of one with a crash report, which is never longer.
+const LONG_TAIL: usize = 60;
+
+/// What the lines of a guest's crash report begin with.
+const CRASH_REPORT: &str = "guest crash: ";
 
 /// Time a guest that has reported gets to shut down, so that its console is complete.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -55,6 +63,13 @@ pub trait XenHost {
     fn start_trace(&mut self, mask: u32, file: &Path) -> Result<Self::Trace>;
     /// Stops recording; returns once the file is complete.
     fn stop_trace(&mut self, trace: Self::Trace) -> Result<()>;
+    /// Xen's own log.
+    fn log(&mut self) -> Result<String>;
+    /// What `xenctx` prints of all vCPUs of a domain that is stopped; `None` where it is not installed.
+    fn registers(&mut self, domid: u32) -> Result<Option<String>>;
+    /// What it prints of `bytes` of a vCPU's memory at `address`.
+    fn memory(&mut self, domid: u32, vcpu: u32, address: u64, bytes: u64)
+    -> Result<Option<String>>;
     /// The versions of everything that could matter.
     fn versions(&mut self) -> Result<serde_json::Value>;
 }
@@ -196,6 +211,8 @@ impl<H: XenHost> PolicyRun<'_, H> {
         if self.domains.iter().all(Running::is_over) {
             self.wait_until(grace, |domain| domain.life != Life::Running)?;
         }
+        // A deadline may have come between two looks: a domain that has crashed has not hung.
+        self.look(Change::Domain)?;
         self.collect()
     }
 
@@ -259,14 +276,44 @@ impl<H: XenHost> PolicyRun<'_, H> {
             let console = self.host.console(name)?;
             let log = self.folder.join(format!("console-{name}.log"));
             fs::write(&log, &console).with_context(|| format!("cannot write {}", log.display()))?;
-            let result = self.result_of(index, &console);
+            let mut result = self.result_of(index, &console);
             if result.end != End::Done {
-                let message = format!("{}{}", result.message, tail(&console));
+                let more = self.explain(&mut result, &console)?;
+                let message = format!("{}{more}", result.message);
                 (self.tell)(Event::Problem { policy: self.policy.to_owned(), message });
             }
             write_json(&self.folder.join(format!("{}.json", result.name)), &result)?;
         }
         Ok(())
+    }
+
+    /// What can be told of a domain that did not end well, in lines below its message: the end of its
+    /// console, and where Xen ended it without a word of its own, what Xen knows. Addresses get names.
+    fn explain(&mut self, result: &mut DomainResult, console: &str) -> Result<String> {
+        // A foreign image may be anything Xen boots: then there are no names.
+        let image = fs::read(&self.plan.image).unwrap_or_default();
+        let symbols = Symbols::read(&image).unwrap_or_default();
+        let mut more = tail(&symbols.explain(console));
+        let silent = !postmortem::OWN_WORDS.iter().any(|words| console.contains(words));
+        if result.end == End::Crashed && silent {
+            match postmortem::examine(self.host, result.domid, &symbols) {
+                Ok(finding) => {
+                    result.message = format!("{}: {}", result.message, finding.cause);
+                    let lines = finding.backtrace.iter().map(|line| format!("\n    at {line}"));
+                    let lines = lines.collect::<String>();
+                    let file = self.folder.join(format!("crash-{}.txt", result.name));
+                    fs::write(&file, format!("{}{lines}\n", result.message))
+                        .with_context(|| format!("cannot write {}", file.display()))?;
+                    more = format!("{lines}{more}");
+                }
+                // Not a reason to lose what was measured.
+                Err(error) => {
+                    let doubt = format!(" (Xen could not be asked why: {error:#})");
+                    result.message.push_str(&doubt);
+                }
+            }
+        }
+        Ok(more)
     }
 
     fn result_of(&mut self, index: usize, console: &str) -> DomainResult {
@@ -372,10 +419,12 @@ fn describe(outcome: &results::Outcome) -> String {
     }
 }
 
-/// The last lines of a console, as a block below a message.
+/// The last lines of a console, as a block below a message: of a crash report all.
 fn tail(console: &str) -> String {
     let lines: Vec<_> = console.lines().filter(|line| !line.contains("pvlab-result")).collect();
-    let shown = &lines[lines.len().saturating_sub(TAIL)..];
+    let report = lines.iter().position(|line| line.contains(CRASH_REPORT)).unwrap_or(lines.len());
+    let from = lines.len().saturating_sub(TAIL).min(report);
+    let shown = &lines[from.max(lines.len().saturating_sub(LONG_TAIL))..];
     if shown.is_empty() {
         return "; its console is empty".to_owned();
     }

@@ -15,6 +15,7 @@
 //! - [`run`]: one run from request to results
 //! - [`storm`]: all that a toolstack does to a domain, in random order, under full lock load
 //! - [`image`]: the guest image inside this program
+//! - [`symbols`]: names for the addresses in that image
 //! - [`interrupt`]: Ctrl-C, told to whoever waits
 //! - [`progress`]: what a person sees meanwhile, on standard error
 //!
@@ -30,3 +31,4 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod storm;
+pub mod symbols;

@@ -46,6 +46,9 @@ pub enum Operation {
     Reboot,
     /// Nothing, for so many tenths of a second.
     Wait(u32),
+    /// Nothing, until this vCPU has so many ports of its own (IPIs, by `lsevtchn`): a vCPU that goes down
+    /// gives its ports back, and has new ones when it is up again.
+    Ports(u32, u32),
 }
 
 impl fmt::Display for Operation {
@@ -61,6 +64,7 @@ impl fmt::Display for Operation {
             Operation::SaveAndContinue => f.write_str("save-and-continue"),
             Operation::Migrate => f.write_str("migrate"),
             Operation::Reboot => f.write_str("reboot"),
+            Operation::Ports(vcpu, n) => write!(f, "ports {vcpu} {n}"),
             Operation::Wait(tenths) => write!(f, "wait {}.{}", tenths / 10, tenths % 10),
         }
     }
@@ -135,6 +139,16 @@ running() {
     done
     return 1
 }
+ports() {
+    i=0
+    while [ $i -lt 100 ]; do
+        lsevtchn $(xl domid $1) > /tmp/ports
+        [ "$(grep -c "VCPU $2: IPI" /tmp/ports)" = $3 ] && return 0
+        i=$((i+1)); sleep 0.2
+    done
+    cat /tmp/ports
+    return 1
+}
 perform() {
     case $2 in
         pause) xl pause $1 && sleep $3 && xl unpause $1;;
@@ -144,6 +158,7 @@ perform() {
         vcpus) xl vcpu-set --ignore-host $1 $3;;
         nmi) xl trigger $1 nmi $3;;
         wait) sleep $3;;
+        ports) ports $1 $3 $4;;
         save-and-restore) xl save $1 /tmp/image && xl restore /tmp/image;;
         save-and-continue) xl save -c $1 /tmp/image;;
         migrate) xl migrate -s '' $1 'xl migrate-receive';;

@@ -183,16 +183,18 @@ fn a_repeatable_run_repeats_every_figure_on_a_busy_machine() {
     }
 }
 
-/// A folder of scenarios with one scenario `trouble`, of a small domain for each name and workload.
+/// A folder of scenarios with one scenario `trouble`, of a small domain for each name and workload; PVH where
+/// the name begins so.
 fn trouble(domains: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let scenario = folder.path().join("trouble");
     fs::create_dir(&scenario).unwrap();
-    let about = "description = \"trouble\"\npcpus = 2\ndeadline_seconds = 60\n";
+    let about = "description = \"trouble\"\npcpus = 2\ndeadline_seconds = 80\n";
     fs::write(scenario.join("scenario.toml"), about).unwrap();
     for (name, extra) in domains {
+        let kind = if name.starts_with("pvh") { "pvh" } else { "pv" };
         let config = format!(
-            "name = \"{name}\"\nkernel = \"xen-guest.elf\"\nmemory = 64\nvcpus = 2\ncpus = \"1-2\"\n\
+            "name = \"{name}\"\ntype = \"{kind}\"\nkernel = \"xen-guest.elf\"\nmemory = 64\nvcpus = 2\ncpus = \"1-2\"\n\
              tsc_mode = \"native\"\nextra = \"workload=handoff outside=50us {extra}\"\n"
         );
         fs::write(scenario.join(format!("{name}.cfg")), config).unwrap();
@@ -216,7 +218,12 @@ fn crashes_and_a_hang_are_told_and_what_the_others_found_is_kept() {
     let _alone = alone();
     let folder = trouble(&[
         ("endless", "critical=9s acquisitions=100 deadline=1000s"),
+        ("null", "critical=10us acquisitions=50 fault=null"),
+        ("overflow", "critical=10us acquisitions=50 fault=overflow"),
         ("panic", "critical=10us acquisitions=50 fault=panic"),
+        ("pvh-more", "vcpus=3"),
+        ("pvh-null", "critical=10us acquisitions=50 fault=null"),
+        ("pvh-overflow", "critical=10us acquisitions=50 fault=overflow"),
         ("typo", "critical=soon acquisitions=5"),
         ("well", "critical=10us acquisitions=50"),
     ]);
@@ -225,17 +232,50 @@ fn crashes_and_a_hang_are_told_and_what_the_others_found_is_kept() {
     assert_eq!(output.status.code(), Some(2), "{table}\n{told}");
     let expected = [
         ("endless", End::Hung),
+        ("null", End::Crashed),
+        ("overflow", End::Crashed),
         ("panic", End::Crashed),
+        ("pvh-more", End::Crashed),
+        ("pvh-null", End::Crashed),
+        ("pvh-overflow", End::Crashed),
         ("typo", End::Crashed),
         ("well", End::Done),
     ];
     assert_eq!(ends(&results), expected, "{told}");
+    // What was told of one domain: from its name to the next one's.
+    let of = |name: &str| {
+        let begin = told.find(&format!(": domain {name} ")).unwrap_or(told.len());
+        let rest = &told[begin..];
+        rest.find("\nkick-at-unlock: domain").map_or(rest, |end| &rest[..end]).to_owned()
+    };
+    for domain in ["null", "pvh-null"] {
+        let told = of(domain);
+        assert!(told.contains("(a null pointer)"), "{told}");
+        // The function's own name, and its callers'.
+        assert!(told.contains(" xen_guest::workload::read_through_null+0x"), "{told}");
+        assert!(told.contains(" xen_guest::smp::run+0x"), "{told}");
+    }
+    // Here Xen ends the domain, and pvlab asks it why.
+    let overflow = of("overflow");
+    let recursion = "xen_guest::workload::use_up_the_stack";
+    assert!(overflow.contains(": vCPU 1 overflowed its stack in xen_guest::"), "{overflow}");
+    assert!(overflow.contains(&format!("    at {recursion}+0x")), "{overflow}");
+    assert!(overflow.contains("    at xen_guest::smp::run+0x"), "{overflow}");
+    assert!(table.contains("domain overflow crashed"), "{table}");
+    assert!(table.contains("vCPU 1 overflowed its stack"), "{table}");
+    assert!(folder.path().join("out/kick-at-unlock/crash-overflow.txt").is_file());
+    // And here the guest says it.
+    let overflow = of("pvh-overflow");
+    assert!(overflow.contains("the stack overflowed into its guard page"), "{overflow}");
+    assert!(overflow.contains(&format!(" times) {recursion}+0x")), "{overflow}");
+    assert!(overflow.contains(" xen_guest::smp::run+0x"), "{overflow}");
+    assert!(of("typo").contains("critical=soon: accepted values"), "{told}");
+    assert!(of("pvh-more").contains("vcpus=3: accepted values are integers from 1 to 2"), "{told}");
     for words in [
-        "domain endless hung: state `running` at the deadline of 60 s",
+        "domain endless hung: state `running` at the deadline of 80 s",
         "domain panic crashed",
         // The guests' own last words.
         "fault=panic: asked to panic",
-        "critical=soon: accepted values",
     ] {
         assert!(told.contains(words), "{words} is not in {told}");
     }

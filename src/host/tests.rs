@@ -26,6 +26,8 @@ struct Fake {
     destroyed: Vec<u32>,
     calls: Vec<String>,
     fail_create_of: Option<&'static str>,
+    log: String,
+    xenctx: Option<String>,
 }
 
 struct Guest {
@@ -126,6 +128,24 @@ impl XenHost for Fake {
         Ok(())
     }
 
+    fn log(&mut self) -> Result<String> {
+        Ok(self.log.clone())
+    }
+
+    fn registers(&mut self, _domid: u32) -> Result<Option<String>> {
+        Ok(self.xenctx.clone())
+    }
+
+    fn memory(
+        &mut self,
+        _domid: u32,
+        _vcpu: u32,
+        address: u64,
+        _bytes: u64,
+    ) -> Result<Option<String>> {
+        Ok(self.xenctx.as_ref().map(|_| format!("{address:016x}: {:016x} {:016x}\n", 0, 0xbbbb)))
+    }
+
     fn versions(&mut self) -> Result<serde_json::Value> {
         Ok(serde_json::json!({ "pvlab": "test" }))
     }
@@ -209,6 +229,32 @@ fn a_crash_is_told_with_the_last_console_lines_and_the_rest_is_kept() {
             && ran.problem().contains("guest crash: page fault")
     );
     assert_eq!(ran.host.destroyed, [1, 2]);
+}
+
+#[test]
+fn a_crash_without_a_word_of_the_guests_is_told_by_what_xen_knows() {
+    use Act::{Life as Lives, Says, State};
+    let crash = || vec![State("running"), Says("[0.1] hello\n"), Lives(Life::Crashed)];
+    let log = "(XEN) Domain 1 (vcpu#3) crashed on cpu#1:\n(XEN) RIP: e033:[<000000000000aaaa>]\n\
+               (XEN) rbp: 0000000000001000   rsp: 0000000000001000   r8:  0000000000000000\n";
+    let ran = play([crash(), good()], |host| host.log = log.to_owned());
+    let cause = "domain guest1 crashed (no report in xenstore and none on its console): Xen ended it for \
+                 what vCPU 3 did in 0xaaaa";
+    assert_eq!(ran.result("guest1").message, cause);
+    assert!(ran.problem().contains("\n    at 0xaaaa; its console ends"), "{}", ran.problem());
+
+    // With xenctx there is a stack to walk.
+    let registers = "vcpu3:\nrip: 000000000000aaaa\nrsp: 0000000000001000\nrbp: 0000000000001000\n";
+    let ran = play([crash(), good()], |host| {
+        (host.log, host.xenctx) = (log.to_owned(), Some(registers.to_owned()));
+    });
+    assert!(ran.problem().contains("\n    at 0xaaaa\n    at 0xbbbb; its"), "{}", ran.problem());
+    let file = fs::read_to_string(ran.out.path().join("kick-twice/crash-guest1.txt")).unwrap();
+    assert_eq!(file, format!("{cause}\n    at 0xaaaa\n    at 0xbbbb\n"));
+
+    // With neither, that is said.
+    let ran = play([crash(), good()], |_| ());
+    assert!(ran.problem().contains("nothing more is known"), "{}", ran.problem());
 }
 
 #[test]

@@ -25,8 +25,11 @@ pub type Main = fn(&'static Machine) -> !;
 
 /// Makes the crate that uses it a kernel: ELF notes, entry points, and `main` as where they lead.
 ///
-/// Link it with `link.ld` of this crate. The crate also needs a panic handler
-/// ([`crash::panic`](crate::crash::panic)) and a global allocator ([`heap::Heap`](crate::heap::Heap)).
+/// Link it with `link.ld` of this crate, with the flags in docs/boot.md, and with this crate's feature
+/// `image`, which brings the memory functions a C library has otherwise. The crate also needs a panic
+/// handler ([`crash::panic`](crate::crash::panic)) and a global allocator
+/// ([`heap::Heap`](crate::heap::Heap)). Nothing of the experiment is linked in. `src/bin/selftest.rs` is a
+/// kernel made so.
 ///
 /// ```text
 /// fn main(machine: &'static xen_guest::machine::Machine) -> ! {

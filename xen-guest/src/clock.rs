@@ -2,6 +2,9 @@
 //!
 //! This file owns the arithmetic (Xen public/xen.h, "struct vcpu_time_info") and the protocol of
 //! reading it while Xen may write. It sets no timer.
+//!
+//! Alone it needs the vCPU's area: the GS base from [`PerCpu::prepare`], and
+//! [`register_vcpu_info`](crate::smp::register_vcpu_info).
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::fence;

@@ -112,23 +112,48 @@ pub(crate) fn exception(frame: &TrapFrame, cr2: u64) -> ! {
     leave()
 }
 
-/// Prints return addresses, innermost first, by the chain of frame pointers that starts at `rbp`.
-fn backtrace(mut rbp: usize) {
-    for _ in 0..32 {
-        if !stack::contains_word(rbp) || !stack::contains_word(rbp + 8) {
+/// Prints return addresses, innermost first, by the chain of frame pointers that starts at `rbp`. One that
+/// comes again and again, as in a recursion without end, takes one line.
+fn backtrace(rbp: usize) {
+    let mut lines = 0;
+    let mut last = None;
+    let mut times = 0;
+    for back in frames(rbp).map(Some).chain([None]) {
+        if back.is_some() && back == last {
+            times += 1;
+            continue;
+        }
+        if let Some(last) = last {
+            let _ = match times {
+                1 => writeln!(Out, "  backtrace: {last:#x}"),
+                _ => writeln!(Out, "  backtrace: {last:#x} ({times} times)"),
+            };
+            lines += 1;
+        }
+        if lines == 32 {
             break;
+        }
+        (last, times) = (back, 1);
+    }
+}
+
+/// The return addresses in the chain of frame pointers that starts at `rbp`.
+fn frames(rbp: usize) -> impl Iterator<Item = usize> {
+    let mut next = Some(rbp);
+    core::iter::from_fn(move || {
+        let rbp = next.take()?;
+        if !stack::contains_word(rbp) || !stack::contains_word(rbp + 8) {
+            return None;
         }
         let words = rbp as *const usize;
         // SAFETY: the address lies in the usable part of a stack, which is always mapped.
         let caller = unsafe { words.read() };
         // SAFETY: as above, for the next word.
         let back = unsafe { words.wrapping_add(1).read() };
-        let _ = writeln!(Out, "  backtrace: {back:#x}");
-        if caller <= rbp {
-            break; // callers lie higher; anything else is the end, or a broken chain
-        }
-        rbp = caller;
-    }
+        // Callers lie higher; anything else is the end, or a broken chain.
+        next = (caller > rbp).then_some(caller);
+        Some(back)
+    })
 }
 
 const PAGE_FAULT: u64 = 14;

@@ -6,6 +6,25 @@
 //!
 //! A kernel of its own needs four things from this file: the statics, [`bind`] for each vCPU before it
 //! takes its first contended lock, [`configure`] once, and the `impl Platform`.
+//!
+//! # Alone
+//!
+//! With boot code of one's own, on each vCPU, before it takes a lock, `boot` here:
+//!
+//! ```no_run
+//! use xen_guest::percpu::PerCpu;
+//! use xen_guest::{glue, smp, trap};
+//!
+//! fn boot(vcpu: u32, write_gs_base: impl Fn(u64)) -> Result<(), evtchn::Errno> {
+//!     write_gs_base(PerCpu::prepare(vcpu)); // who am I
+//!     smp::register_vcpu_info(vcpu)?; // the clock: deadlines of waits
+//!     trap::register_runstate(vcpu)?; // optional: waiters see who is preempted
+//!     glue::bind(vcpu).map(drop) // the port on which it is kicked
+//! }
+//! # let _ = boot(0, |_| {});
+//! ```
+//!
+//! and before the first, hypercalls and the shared page: [`hypercall`], [`shared_info`].
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -7,6 +7,27 @@
 //! The page is filled in by whoever boots us: by the domain builder on PV (ELF note
 //! `HYPERCALL_PAGE`), through a model-specific register on PVH. Until then each entry returns
 //! `-ENOSYS`, so that calling one in a host test is an error and not a crash.
+//!
+//! # Alone
+//!
+//! A PV kernel points its ELF note `HYPERCALL_PAGE` at the symbol `xen_hypercall_page`. A PVH kernel
+//! writes the address [`page`] to the register that CPUID leaf 0x40000002 (from Xen's base) names in ebx, once:
+//!
+//! ```no_run
+//! use core::arch::x86_64::__cpuid;
+//! use x86_64::registers::model_specific::Msr;
+//! use xen_guest::hypercall;
+//!
+//! // Xen's leaves begin at 0x40000000, unless another hypervisor's come first.
+//! let mut register = Msr::new(__cpuid(0x4000_0002).ebx);
+//! // SAFETY: Xen fills the page, which is there for that.
+//! unsafe { register.write(hypercall::page() as u64) };
+//! hypercall::vcpu_is_up(0)?;
+//! # Ok::<(), evtchn::Errno>(())
+//! ```
+//!
+//! All of `evtchn` works over [`Xen`], but for what asks the time ([`evtchn::Kicker`]'s deadline): that
+//! reads the vCPU's own area, see [`clock`](crate::clock).
 
 use core::arch::{asm, global_asm};
 

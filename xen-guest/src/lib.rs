@@ -1,4 +1,15 @@
 //! A guest kernel that proves `pvlock` and `evtchn` on Xen, and the pieces to build your own.
+//!
+//! | you have | you take | it asks of you |
+//! |---|---|---|
+//! | nothing | [`kernel!`]: boot, per-vCPU areas, vCPUs, console, clock, crash reports | `main`, a panic handler, a global allocator |
+//! | a PVH or PV kernel without hypercalls | [`hypercall`], and with them [`evtchn`] | the hypercall page filled: [`hypercall::page`] |
+//! | a kernel with hypercalls, without event channels | [`shared_info`], [`events`] and [`evtchn`] | the shared page mapped: [`shared_info::install`] |
+//! | all of that, and want the lock | [`glue`] | each vCPU's GS base: [`percpu::PerCpu::prepare`] |
+//! | a kernel that wants none of ours but the lock | `pvlock`, `evtchn` | a copy of [`glue`]; `example-kernel/` has the shortest |
+//!
+//! Each of these modules says how it is used alone. The rest ([`programme`], [`workload`], [`params`],
+//! [`report`], ...) is the experiment, and none of the above needs it.
 #![no_std]
 
 extern crate alloc;

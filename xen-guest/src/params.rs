@@ -74,8 +74,9 @@ impl Policy {
 const WORKLOADS: &[&str] = &["handoff", "spread", "torture", "alloc"];
 const ALL_WORKLOADS: [Workload; 4] =
     [Workload::Handoff, Workload::Spread, Workload::Torture, Workload::Alloc];
-const FAULTS: &[&str] = &["off", "hang", "lose", "panic"];
-const ALL_FAULTS: [Fault; 4] = [Fault::Off, Fault::Hang, Fault::Lose, Fault::Panic];
+const FAULTS: &[&str] = &["off", "hang", "lose", "panic", "null", "overflow"];
+const ALL_FAULTS: [Fault; 6] =
+    [Fault::Off, Fault::Hang, Fault::Lose, Fault::Panic, Fault::Null, Fault::Overflow];
 const EVENTS: &[&str] = &["auto", "2-level", "fifo"];
 const ALL_EVENTS: [Wanted; 3] = [Wanted::Auto, Wanted::TwoLevel, Wanted::Fifo];
 const POLICIES: &[&str] = &[
@@ -110,6 +111,10 @@ pub enum Fault {
     Lose,
     /// It panics inside the critical section.
     Panic,
+    /// It reads through a null pointer there.
+    Null,
+    /// It uses up its stack there.
+    Overflow,
 }
 
 /// When a run is over.

@@ -100,8 +100,9 @@ impl PerCpu {
         unsafe { &*own }
     }
 
-    /// Fills in what [`current`](PerCpu::current) needs. Returns the value for the GS base.
-    pub(crate) fn prepare(vcpu: u32) -> u64 {
+    /// Fills in what [`current`](PerCpu::current) needs. Returns the value for the GS base, which boot code
+    /// writes on that vCPU before anything there asks who it is.
+    pub fn prepare(vcpu: u32) -> u64 {
         use core::sync::atomic::Ordering::Relaxed;
         let area = PerCpu::of(vcpu);
         let address = core::ptr::from_ref(area) as u64;

@@ -1,6 +1,9 @@
 //! The page Xen shares with the domain.
 //!
 //! This file owns where that page is mapped. What its event bits mean is the business of `evtchn`.
+//!
+//! Alone: map the page, [`install`] its address, and [mask](evtchn::TwoLevel::mask_all) all ports, which
+//! start unmasked. Everything in `evtchn` that takes an ABI takes [`events`].
 
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicPtr;
@@ -11,12 +14,12 @@ use xen_sys as sys;
 
 static SHARED_INFO: AtomicPtr<sys::shared_info> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Says where the page is mapped.
+/// Says where the page is mapped: the last step of boot code's mapping it.
 ///
 /// # Safety
 ///
 /// It is the domain's shared page, mapped there for ever.
-pub(crate) unsafe fn install(page: NonNull<sys::shared_info>) {
+pub unsafe fn install(page: NonNull<sys::shared_info>) {
     // Release: pairs with the load in `page`.
     SHARED_INFO.store(page.as_ptr(), Release);
 }

@@ -272,8 +272,13 @@ fn sleep_port() -> Result<Port, Errno> {
     Ok(port)
 }
 
-/// Tells Xen to use the area's `vcpu_info`. For the vCPU this runs on, or one that is down.
-pub(crate) fn register_vcpu_info(vcpu: u32) -> Result<(), Errno> {
+/// Tells Xen to use the area's `vcpu_info`, where the [clock] is read. For the vCPU this runs
+/// on, or one that is down.
+///
+/// # Errors
+///
+/// What Xen says: `EINVAL` for a vCPU that has one registered already.
+pub fn register_vcpu_info(vcpu: u32) -> Result<(), Errno> {
     let address = core::ptr::from_ref(&PerCpu::of(vcpu).info) as usize;
     let mut argument = RegisterVcpuInfo {
         frame: pv::machine_frame(address),

@@ -25,6 +25,30 @@ unsafe impl Sync for Stack {}
 pub static STACKS: [Stack; MAX_VCPUS] =
     [const { Stack(UnsafeCell::new([0; PAGE_SIZE + SIZE])) }; MAX_VCPUS];
 
+/// Where the stacks are, for those who look at the domain from outside: `pvlab`, when Xen has ended it.
+/// Found in the image by the name `xen_guest_stacks`.
+#[repr(C)]
+pub struct Map {
+    /// The first guard page; its stack lies above it.
+    first: &'static [Stack; MAX_VCPUS],
+    /// Bytes from one guard page to the next.
+    stride: u64,
+    /// Bytes of a guard page.
+    guard: u64,
+    /// How many stacks.
+    count: u64,
+}
+
+#[used]
+#[unsafe(export_name = "xen_guest_stacks")]
+#[unsafe(link_section = ".rodata.xen_guest_stacks")]
+static MAP: Map = Map {
+    first: &STACKS,
+    stride: size_of::<Stack>() as u64,
+    guard: PAGE_SIZE as u64,
+    count: MAX_VCPUS as u64,
+};
+
 /// Where `vcpu`'s stack starts (it grows down from here). 16-byte aligned.
 pub(crate) fn top(vcpu: u32) -> usize {
     guard(vcpu) + FIRST_TOP

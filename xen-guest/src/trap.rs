@@ -202,9 +202,14 @@ extern "C" fn report_failsafe() -> ! {
     panic!("Xen called the failsafe callback: a segment register is broken");
 }
 
-/// Lets Xen keep `vcpu`'s runstate up to date in its area. For the vCPU this runs on, or one that is
-/// down.
-pub(crate) fn register_runstate(vcpu: u32) -> Result<(), Errno> {
+/// Lets Xen keep `vcpu`'s runstate up to date in its area, which is what
+/// [`vcpu_is_preempted`](pvlock::Platform::vcpu_is_preempted) reads. For the vCPU this runs on, or one
+/// that is down.
+///
+/// # Errors
+///
+/// What Xen says.
+pub fn register_runstate(vcpu: u32) -> Result<(), Errno> {
     let mut address = core::ptr::from_ref(&PerCpu::of(vcpu).runstate) as u64;
     // SAFETY: the area is static, of the right layout, and all atomics.
     unsafe { hypercall::vcpu_op(abi::vcpuop::REGISTER_RUNSTATE_MEMORY_AREA, vcpu, &mut address) }

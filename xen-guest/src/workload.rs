@@ -244,7 +244,26 @@ fn commit<L: TestedLock<Guarded>>(fault: Fault, vcpu: &impl Vcpu, lock: &L, shar
         Fault::Panic => {
             lock.with(|_| panic!("fault=panic: asked to panic in the critical section"))
         }
+        Fault::Null => lock.with(|_| read_through_null()),
+        Fault::Overflow => lock.with(|_| {
+            use_up_the_stack(0);
+        }),
     }
+}
+
+// Functions of their own, whose names a backtrace must show.
+
+#[inline(never)]
+fn read_through_null() {
+    let null = core::hint::black_box(core::ptr::null::<u64>());
+    // SAFETY: page 0 is not mapped: the read is a fault that ends the domain, and nothing comes after it.
+    unsafe { core::arch::asm!("mov {0}, [{0}]", inout(reg) null => _, options(readonly)) };
+}
+
+#[inline(never)]
+fn use_up_the_stack(depth: u64) -> u64 {
+    let frame = core::hint::black_box([depth; 16]);
+    if depth == u64::MAX { 0 } else { use_up_the_stack(depth + 1) + frame[3] }
 }
 
 #[cfg(test)]

@@ -1,0 +1,134 @@
+//! The smallest kernel that uses `pvlock`: a PVH guest of Xen whose vCPUs count under one lock.
+//!
+//! | file | |
+//! |---|---|
+//! | `boot.rs` | entry, page tables, the other vCPUs: yours is there already |
+//! | `xen.rs` | hypercalls, shared page, clock: `evtchn` asks for two of the former |
+//! | **`lock.rs`** | **`pvlock` on `evtchn`: what you add** |
+//! | `console.rs`, `mem.rs` | what a freestanding program needs besides |
+//!
+//! Read `lock.rs`, then [`start`]. What is left out here, and a kernel should have: guard pages and
+//! W^X, an IDT, suspend, more than 32 vCPUs. `xen-guest` next door has all of it.
+
+#![no_std]
+#![no_main]
+
+mod boot;
+mod console;
+mod lock;
+mod mem;
+mod xen;
+
+use core::arch::asm;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use console::Console;
+use lock::Mutex;
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
+
+/// How often each vCPU takes the lock.
+const TIMES: u64 = 200;
+
+/// What the lock protects: read, held on to for a while, written back one higher.
+static COUNTER: Mutex<u64> = Mutex::new(0);
+
+/// vCPUs at the lock, and those that are done.
+static READY: AtomicU32 = AtomicU32::new(0);
+static DONE: AtomicU32 = AtomicU32::new(0);
+
+/// Each vCPU's number, where its GS base points.
+static NUMBERS: [AtomicU64; boot::MAX_VCPUS] = [const { AtomicU64::new(0) }; boot::MAX_VCPUS];
+
+/// The number of the vCPU this runs on.
+#[inline]
+fn current_vcpu() -> usize {
+    let number;
+    // SAFETY: the GS base of a vCPU points to its number before anything else runs on it.
+    unsafe {
+        asm!("mov {}, gs:[0]", out(reg) number, options(pure, readonly, nostack, preserves_flags))
+    };
+    number
+}
+
+/// Where every vCPU comes in.
+extern "C" fn start(vcpu: u32) -> ! {
+    let number = &NUMBERS[vcpu as usize];
+    // Relaxed: this vCPU's own.
+    number.store(u64::from(vcpu), Ordering::Relaxed);
+    GsBase::write(VirtAddr::from_ptr(number));
+    if vcpu == 0 {
+        main()
+    }
+    count();
+    xen::vcpu_down(vcpu)
+}
+
+/// What vCPU 0 does.
+fn main() -> ! {
+    // There is no console yet to say a failure of the first on: Xen sees a crash.
+    xen::init().expect("the shared page can be mapped");
+    console::init().expect("the domain has a console");
+    lock::bind(0).expect("vCPU 0 gets a port");
+    let vcpus = (0..boot::MAX_VCPUS as u32).take_while(|vcpu| xen::has_vcpu(*vcpu)).count() as u32;
+    for vcpu in 1..vcpus {
+        // Before the vCPU can wait.
+        lock::bind(vcpu).expect("the vCPU gets a port");
+        boot::start_vcpu(vcpu).expect("the vCPU starts");
+    }
+    while READY.load(Ordering::Acquire) < vcpus - 1 {
+        xen::yield_now();
+    }
+    count();
+    while DONE.load(Ordering::Acquire) < vcpus {
+        xen::yield_now();
+    }
+    report(vcpus)
+}
+
+/// Takes the lock again and again, with all the others.
+fn count() {
+    // Release: pairs with the loads in `main`.
+    READY.fetch_add(1, Ordering::Release);
+    for _ in 0..TIMES {
+        let mut counter = COUNTER.lock();
+        let before = core::hint::black_box(*counter);
+        // Long enough for the others to go to sleep.
+        let end = xen::system_time() + 20_000;
+        while xen::system_time() < end {
+            core::hint::spin_loop();
+        }
+        *counter = before + 1;
+    }
+    DONE.fetch_add(1, Ordering::Release);
+}
+
+fn report(vcpus: u32) -> ! {
+    let (counter, expected) = (*COUNTER.lock(), u64::from(vcpus) * TIMES);
+    let mut slept_on = 0;
+    for vcpu in 0..vcpus {
+        let counts = lock::counts(vcpu);
+        slept_on += u32::from(counts.polls > 0 && counts.kicked > counts.latched);
+        // Writing to the console does not fail, here and below.
+        let _ = writeln!(
+            Console,
+            "vCPU {vcpu}: {} polls, {} kicks, {} timeouts",
+            counts.polls, counts.kicked, counts.timed_out
+        );
+    }
+    let _ = writeln!(
+        Console,
+        "example: counter {counter} of {expected}; {slept_on} of {vcpus} vCPUs slept and were kicked awake"
+    );
+    console::flush();
+    let exact = counter == expected;
+    xen::shutdown(if exact { xen_sys::SHUTDOWN_poweroff } else { xen_sys::SHUTDOWN_crash })
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let _ = writeln!(Console, "example: {info}");
+    console::flush();
+    xen::shutdown(xen_sys::SHUTDOWN_crash)
+}

@@ -1,0 +1,70 @@
+//! The kernel outside the workspace that puts `pvlock` on `evtchn` by itself: built as its reader would
+//! build it, and booted on real Xen.
+//!
+//! Needs Xen and makes it itself: the first run downloads about 130 MB into pvlab's cache.
+
+// Where there are no sources of a guest, there are none of this kernel.
+#![cfg(not(no_guest_image))]
+
+#[path = "../build/inherited.rs"]
+mod inherited;
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use pvlab::lab::{Boot, Lab, Overlay};
+use pvlab::progress::Progress;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds it with the settings of its own folder, of which it is a part that they suffice.
+fn build() -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("example-kernel");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example-kernel");
+    let mut cargo = Command::new(env!("CARGO"));
+    // What it needs is a part of what this workspace needs: nothing has to be downloaded.
+    cargo.args(["build", "--release", "--locked", "--offline", "--target-dir"]).arg(&target);
+    for name in inherited::inherited() {
+        cargo.env_remove(name);
+    }
+    let built = cargo.current_dir(&folder).output().expect("cargo starts");
+    let said = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    fs::read(target.join(TARGET).join("release/example-kernel")).expect("cargo made it")
+}
+
+/// Boots it with its own configuration, whose path of the kernel alone is another.
+const SCRIPT: &str = r#"
+xl create -q -e /guest/domain.cfg 'kernel="/guest/kernel"' 'on_poweroff="preserve"' 'cpus="1-2"'
+i=0
+while [ $i -lt 300 ]; do
+    case "$(xl list example | tail -n 1 | grep -o '[-rbpscd]\{6\}')" in
+        ????c?) echo crash > /out/end; break;;
+        ???s??) echo poweroff > /out/end; break;;
+    esac
+    i=$((i+1)); sleep 0.2
+done
+sleep 0.2
+cp /var/log/xen/guest-example.log /out/console
+xl destroy example
+"#;
+
+#[test]
+fn a_kernel_with_boot_code_of_its_own_counts_exactly_and_its_vcpus_sleep_and_are_kicked() {
+    let kernel = build();
+    let config = include_bytes!("../example-kernel/domain.cfg");
+    let out = tempfile::tempdir().unwrap();
+    let mut boot = Boot::script(SCRIPT, out.path());
+    boot.files.push(Overlay::bytes("/guest/kernel", 0o644, kernel));
+    boot.files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config.as_slice()));
+    let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
+    lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
+    let read = |name: &str| fs::read_to_string(out.path().join(name)).unwrap_or_default();
+    let console = read("console");
+    assert_eq!(read("end").trim(), "poweroff", "{console}");
+    let verdict = "example: counter 800 of 800; 4 of 4 vCPUs slept and were kicked awake";
+    assert!(console.lines().any(|line| line.trim_end() == verdict), "{console}");
+}
