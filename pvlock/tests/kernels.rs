@@ -1,6 +1,8 @@
 //! How kernels turn interrupts off, as `pvlock::Interrupts`: the code of the book, compiled and run.
 //!
-//! Each module has first the shape of what such a kernel offers, then the joint.
+//! The joints of the crates `x86_64` and `kernel_guard` (ArceOS) are compiled against the crates themselves. A
+//! process may not turn interrupts off, so they run against look-alikes of the same shape, as do the joints of
+//! kernels whose crates do not build here.
 #![cfg(not(any(loom, shuttle)))]
 
 #[allow(dead_code)]
@@ -13,39 +15,52 @@ use std::cell::Cell;
 
 thread_local!(static ENABLED: Cell<bool> = const { Cell::new(true) });
 
-/// `x86_64::instructions::interrupts`, and every kernel built on it: bare metal, PVH guests.
-mod flags {
-    use super::ENABLED;
-    mod interrupts {
-        pub(super) fn are_enabled() -> bool {
-            super::ENABLED.get()
-        }
-        pub(super) fn disable() {
-            super::ENABLED.set(false);
-        }
-        pub(super) fn enable() {
-            super::ENABLED.set(true);
-        }
-    }
+/// The joint of `interrupts`, a module with the functions of `x86_64::instructions::interrupts`.
+macro_rules! flags {
+    () => {
+        // --- in the book ---
+        pub(super) struct Flags;
 
-    // --- in the book ---
-    pub(super) struct Flags;
-
-    // SAFETY: with interrupts off no handler runs on this CPU, and nothing migrates.
-    unsafe impl pvlock::Interrupts for Flags {
-        type Saved = bool;
-        fn save() -> bool {
-            interrupts::are_enabled()
-        }
-        fn disable() {
-            interrupts::disable();
-        }
-        fn restore(were_enabled: bool) {
-            if were_enabled {
-                interrupts::enable();
+        // SAFETY: with interrupts off no handler runs on this CPU, and nothing migrates.
+        unsafe impl pvlock::Interrupts for Flags {
+            type Saved = bool;
+            fn save() -> bool {
+                interrupts::are_enabled()
+            }
+            fn disable() {
+                interrupts::disable();
+            }
+            fn restore(were_enabled: bool) {
+                if were_enabled {
+                    interrupts::enable();
+                }
             }
         }
+    };
+}
+
+/// `x86_64::instructions::interrupts`, and every kernel built on it: bare metal, PVH guests.
+#[cfg(target_arch = "x86_64")]
+mod real_flags {
+    use x86_64::instructions::interrupts;
+    flags!();
+}
+
+/// The same, for a process.
+mod flags {
+    mod interrupts {
+        use super::super::ENABLED;
+        pub(super) fn are_enabled() -> bool {
+            ENABLED.get()
+        }
+        pub(super) fn disable() {
+            ENABLED.set(false);
+        }
+        pub(super) fn enable() {
+            ENABLED.set(true);
+        }
     }
+    flags!();
 }
 
 /// `vcpu_info.evtchn_upcall_mask` of a PV guest, where `cli` and `sti` mask nothing.
@@ -85,11 +100,8 @@ mod upcall_mask {
 /// `kernel_guard::BaseGuard` of ArceOS and its relatives: one function that saves and disables.
 mod base_guard {
     use super::ENABLED;
-    pub(super) trait BaseGuard: 'static {
-        type State: Clone + Copy;
-        fn acquire() -> Self::State;
-        fn release(state: Self::State);
-    }
+    use kernel_guard::BaseGuard;
+    /// As `kernel_guard::IrqSave`, which does nothing in a process.
     pub(super) struct IrqSave;
     impl BaseGuard for IrqSave {
         type State = bool;
@@ -105,7 +117,7 @@ mod base_guard {
     pub(super) struct Guarded<G>(core::marker::PhantomData<G>);
 
     // SAFETY: as `G`: from acquire to release no handler runs on this CPU, and nothing migrates.
-    unsafe impl<G: BaseGuard> pvlock::Interrupts for Guarded<G> {
+    unsafe impl<G: BaseGuard + 'static> pvlock::Interrupts for Guarded<G> {
         type Saved = G::State;
         fn save() -> G::State {
             G::acquire()
@@ -144,6 +156,19 @@ mod dropped_guard {
         let _held = hold_interrupts();
         Guard { data: mutex.lock(), _held }
     }
+}
+
+/// The crates' own types make locks.
+#[test]
+fn the_real_guards_fit() {
+    #[cfg(target_arch = "x86_64")]
+    static FLAGS: IrqMutex<u32, Threads, real_flags::Flags> = IrqMutex::new(1);
+    #[cfg(target_arch = "x86_64")]
+    assert!(!FLAGS.is_locked(), "and to lock it, a process is not allowed");
+    static GUARDED: IrqMutex<u32, Threads, base_guard::Guarded<kernel_guard::NoPreemptIrqSave>> =
+        IrqMutex::new(1);
+    *GUARDED.lock() += 1;
+    assert_eq!(GUARDED.try_lock().as_deref(), Some(&2));
 }
 
 fn interrupts_are_off_while_locked<I: Interrupts>() {
