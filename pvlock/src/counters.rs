@@ -157,3 +157,20 @@ pub(crate) fn timed_wait<P: Platform>(cpu: usize, still_blocked: impl Fn() -> bo
     #[cfg(not(feature = "counters"))]
     let _ = cpu;
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counters_have_the_names_of_the_field() {
+        let names = "pv_kick_unlock pv_kick_wake pv_latency_kick pv_latency_wake pv_lock_stealing \
+                     pv_spurious_wakeup pv_wait_again pv_wait_early pv_wait_head pv_wait_node \
+                     pv_hash_hops lock_pending lock_slowpath lock_use_node2 lock_use_node3 \
+                     lock_use_node4 lock_no_node pv_rearm pv_poll_timeout pv_kick_ahead \
+                     pv_owner_preempted";
+        let named: Vec<&str> = names.split(' ').collect();
+        assert_eq!(Counter::ALL.map(Counter::name).as_slice(), named);
+        assert_eq!(Counter::ALL.map(|counter| counter as usize), std::array::from_fn(|i| i));
+    }
+}
