@@ -95,7 +95,7 @@ for policy in at-unlock twice; do
     check "kick-$policy-3-nested-safety" holds safety "-DCPUS=3 -DROUNDS=1 -DNESTED $as"
 done
 for policy in adaptive hybrid; do
-    case $policy in adaptive) as=-DSTEALS ;; hybrid) as="-DSTEALS -DNO_REARM -DUNBOUNDED" ;; esac
+    case $policy in adaptive) as="-DSTEALS -DPATIENT" ;; hybrid) as="-DSTEALS -DNO_REARM -DUNBOUNDED" ;; esac
     check $policy-3-ever-safety holds safety "-DCPUS=3 $as"
     check $policy-3-ever-liveness holds liveness "-DCPUS=3 $as"
     check $policy-4-once-safety holds safety "-DCPUS=4 -DROUNDS=1 $as"
@@ -119,5 +119,6 @@ check nested-clears "$asleep" safety "-DCPUS=3 -DROUNDS=1 -DNESTED -DNESTED_CLEA
 check blind-unlock "$asleep" safety "-DCPUS=3 -DBLIND_UNLOCK"
 check slow-first "$assertion" safety "-DCPUS=3 -DSLOW_FIRST"
 check unbounded-theft-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DUNBOUNDED"
+check endless-patience-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DPATIENT -DPATIENT_FOR_EVER"
 check early-permission-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DCLEARS_AFTER_SPIN"
 exit $failed

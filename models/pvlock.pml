@@ -12,6 +12,8 @@
  *   ROUNDS=n        acquisitions of each context; 0 = for ever (default 0)
  *   KICK_TWICE      policy KickTwice; otherwise KickAtUnlock
  *   STEALS          newcomers may take a free lock past the queue, as in Adaptive
+ *   PATIENT         with STEALS: a new head looks at the lock, for a bounded number of times, before it
+ *                   says that it spins, as in Adaptive
  *   MAX_THEFTS=n    with STEALS: thefts after which the head forbids them (default 1)
  *   NO_REARM        with STEALS: a head that lost the lock to a thief does not register again, as in Hybrid
  *   NESTED          an interrupt on vCPU 0 takes a second lock, which vCPU 1 takes after the first
@@ -24,6 +26,7 @@
  *   NESTED_CLEARS   a nested wait takes the token
  *   BLIND_UNLOCK    unlock is a store
  *   UNBOUNDED       with STEALS: the head never forbids thefts
+ *   PATIENT_FOR_EVER  with PATIENT: nothing bounds the number of looks
  *   CLEARS_AFTER_SPIN  with STEALS: the head allows thefts before it is sure that it goes to sleep
  *   SLOW_FIRST      the head sets the slow byte before it makes its entry
  */
@@ -268,6 +271,23 @@ inline wait_behind()
     od
 }
 
+/* pv::wait_patiently. A look at a lock that is held changes nothing, so that one look, at any time or left
+ * out, stands for all of them; an endless patience for a defect. Goes on as a head that spins. */
+inline wait_patiently()
+{
+    do
+    /* Word::try_take_alone */
+    :: atomic { locked[l] == FREE && tail[l] == c + 1 -> locked[l] = LOCKED; tail[l] = 0; OWN }; goto left
+    /* Word::try_take_as_head */
+    :: atomic { locked[l] == FREE -> locked[l] = LOCKED; OWN }; goto owns
+#ifdef PATIENT_FOR_EVER
+    :: locked[l] != FREE
+#else
+    :: true -> break                                /* looked often enough */
+#endif
+    od
+}
+
 /* pv::register. Ends in RETRY with the head's state published, or takes the lock. */
 inline register()
 {
@@ -369,6 +389,9 @@ inline queue_up()
         other = 0;
         wait_behind()
     fi;
+#ifdef PATIENT
+    wait_patiently();
+#endif
 head:
     wait_as_head();
 owns:

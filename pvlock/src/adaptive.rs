@@ -28,6 +28,11 @@ const FIRST_BUDGET: u64 = 20_000;
 const LEAST_BUDGET: u64 = 2_000;
 /// Beyond this a wait says how long the lock was held, not what a wake-up costs.
 const MOST_BUDGET: u64 = 500_000;
+/// Between two looks at a lock that others take again and again, in nanoseconds: some times what the
+/// lock's cache line takes from core to core.
+const REST: u64 = 1_000;
+/// A clock that stands still must not make a rest endless.
+const MOST_TURNS_OF_REST: u32 = 256;
 /// Turns between two looks at the clock and at the owner.
 const LOOK_EVERY: u32 = 16;
 
@@ -35,7 +40,18 @@ impl Policy for Adaptive {
     const NAME: &'static str = "adaptive";
     const STEALS: u32 = 4;
     const MAX_THEFTS: u32 = 2;
+    const PATIENCE: u32 = 4;
     const TIMES_WAITS: bool = true;
+
+    fn rest<P: Platform>() {
+        let end = P::now() + REST;
+        for _ in 0..MOST_TURNS_OF_REST {
+            P::relax();
+            if P::now() >= end {
+                break;
+            }
+        }
+    }
 
     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
         if spin.memo == 0 {

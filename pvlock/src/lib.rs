@@ -34,6 +34,8 @@ mod policy;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod policy_tests;
 mod pv;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod pv_tests;
 mod queue;
 mod raw;
 mod sync;

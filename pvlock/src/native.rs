@@ -10,6 +10,8 @@ use crate::word::{FREE, Snapshot, Tail, Word};
 /// Looks at a lock that is being handed to the pending waiter. That one needs a few instructions, unless
 /// it was preempted in the middle of them.
 const HANDOVER_LOOKS: u32 = if cfg!(loom) { 1 } else { 8 };
+/// Turns between two of these looks: about as long as the word's line takes from one core to another and back.
+const TURNS_OF_REST: u32 = 8;
 
 /// Takes the lock: as the pending waiter if nobody else waits, otherwise through the queue.
 ///
@@ -26,7 +28,7 @@ pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
         if !seen.is_pending_only() {
             break;
         }
-        queue::stand_back::<P>();
+        queue::stand_back::<P>(TURNS_OF_REST);
         seen = word.load();
     }
     if seen.pending() || seen.tail().is_some() {

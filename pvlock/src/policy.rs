@@ -6,6 +6,7 @@
 use crate::Platform;
 use crate::counters::{Counter, count};
 use crate::node::{CpuNodes, State};
+use crate::queue::stand_back;
 use crate::word::Tail;
 
 /// What a new owner does about the next waiter when that one sleeps.
@@ -108,9 +109,15 @@ pub trait Policy: 'static {
     const HANDOVER: Handover = Handover::Register;
 
     /// Looks that a newcomer takes at the lock, to take it past the queue if it is free, before it
-    /// joins the queue, each after a few turns of rest. While a head spins it does not look. With 0 the
+    /// joins the queue, each after a [rest](Policy::rest). While a head spins it does not look. With 0 the
     /// order of the queue is the order of acquisition.
     const STEALS: u32 = 0;
+
+    /// Looks that a waiter takes at the lock when it has become the head, each followed by a rest, before it
+    /// spins. During them newcomers may still take the lock past it, if the policy [steals](Policy::STEALS):
+    /// the owner takes it again and again while the lock's cache line stays with it, as in a cohort
+    /// lock. Once in an acquisition, so that they bound those thefts in time.
+    const PATIENCE: u32 = 0;
 
     /// Whether a head that was kicked, and lost the lock to a thief, registers again. Without it
     /// such a head spins until it owns the lock.
@@ -122,6 +129,13 @@ pub trait Policy: 'static {
 
     /// Whether [`waited`](Policy::waited) is to be told about waits; it costs two readings of the clock.
     const TIMES_WAITS: bool = false;
+
+    /// Leaves the lock's cache line to its owner between two looks of a newcomer, and of a
+    /// [patient](Policy::PATIENCE) head. Some times as long as the line takes from core to core, so that
+    /// the owner can use the lock more than once before it is pulled away.
+    fn rest<P: Platform>() {
+        stand_back::<P>(32);
+    }
 
     /// Asked before each turn of a spin: another turn, or to sleep?
     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {

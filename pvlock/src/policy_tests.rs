@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 thread_local! {
     static NOW: Cell<u64> = const { Cell::new(1_000_000) };
     static PREEMPTED: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Turns done, and what the clock goes on in each.
+    static TURNS: Cell<u32> = const { Cell::new(0) };
+    static TURN: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Threads of the test program share the nodes, so each test takes CPUs of its own.
@@ -52,6 +55,11 @@ unsafe impl Platform for Still {
 
     fn vcpu_is_preempted(cpu: usize) -> bool {
         PREEMPTED.get() == Some(cpu)
+    }
+
+    fn relax() {
+        TURNS.set(TURNS.get() + 1);
+        NOW.set(NOW.get() + TURN.get());
     }
 }
 
@@ -144,6 +152,23 @@ fn adaptive_spins_for_its_budget_of_time() {
     let mut next = Spin::new(Stage::Behind, cpu, Some(Tail::new(before, 1)));
     assert!(Adaptive::keep_spinning::<Still>(&mut next));
     assert_eq!(next.memo, NOW.get() + 7_000);
+}
+
+#[test]
+fn a_rest_is_measured_in_turns_or_in_time() {
+    fn turns_of_rest<K: Policy>(turn: u64) -> u32 {
+        TURN.set(turn);
+        TURNS.set(0);
+        K::rest::<Still>();
+        TURNS.get()
+    }
+    for turn in [0, 3, 40] {
+        assert_eq!(turns_of_rest::<KickAtUnlock>(turn), 32);
+        assert_eq!(turns_of_rest::<Hybrid>(turn), 32);
+    }
+    assert_eq!(turns_of_rest::<Adaptive>(40), 25, "a microsecond");
+    assert_eq!(turns_of_rest::<Adaptive>(1_000), 1);
+    assert_eq!(turns_of_rest::<Adaptive>(0), 256, "a clock that stands still");
 }
 
 /// The turn of 16 more at which the spin ends.

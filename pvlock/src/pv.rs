@@ -20,18 +20,29 @@ use crate::{HashTable, Platform};
 /// When the hash table has room for less than four entries for each CPU, before anything is done.
 ///
 /// `seen` is what the fast path found.
-pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word, mut seen: Snapshot) {
+pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word, seen: Snapshot) {
     assert!(
         cfg!(loom) || P::hash().capacity() >= LEVELS * P::MAX_CPUS,
         "pvlock: Platform::hash() has {} entries, {} CPUs need {LEVELS} each",
         P::hash().capacity(),
         P::MAX_CPUS
     );
-    // Whatever the policy, a look at a lock that nobody queues for: a short critical section is soon over,
-    // the queue would cost more, and nobody is overtaken. A policy that steals looks at a queue too.
+    if !take_before_the_queue::<P, K>(word, seen) {
+        queue::acquire::<P, Pv<K>>(word);
+    }
+}
+
+/// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.
+///
+/// Whatever the policy, a look at a lock that nobody queues for: a short critical section is soon over,
+/// the queue would cost more, and nobody is overtaken. A policy that steals looks at a queue too.
+pub(crate) fn take_before_the_queue<P: Platform, K: Policy>(
+    word: &Word,
+    mut seen: Snapshot,
+) -> bool {
     for look in 0..=K::STEALS.max(1) {
         if look > 0 {
-            queue::stand_back::<P>();
+            K::rest::<P>();
             seen = word.load();
         }
         if seen.pending() || (K::STEALS == 0 && seen.tail().is_some()) {
@@ -43,14 +54,14 @@ pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word, mut seen: Snapshot) {
                 count::<P>(P::current_cpu(), Counter::LockStealing);
                 step!(P::current_cpu(), "newcomer: steals");
             }
-            return;
+            return true;
         }
     }
-    queue::acquire::<P, Pv<K>>(word);
+    false
 }
 
 /// Takes a free lock as a newcomer: past a queue only if the policy steals.
-fn take_past_the_queue<K: Policy>(word: &Word) -> bool {
+pub(crate) fn take_past_the_queue<K: Policy>(word: &Word) -> bool {
     if K::STEALS > 0 { word.try_steal() } else { word.try_acquire().is_ok() }
 }
 
@@ -85,7 +96,7 @@ fn key(word: &Word) -> usize {
 }
 
 /// Waiters that sleep when the policy is tired of spinning.
-struct Pv<K>(PhantomData<K>);
+pub(crate) struct Pv<K>(PhantomData<K>);
 
 impl<K: Policy> Discipline for Pv<K> {
     fn wait_behind<P: Platform>(waiter: &Waiter) {
@@ -124,6 +135,9 @@ impl<K: Policy> Discipline for Pv<K> {
         let mut thefts = 0;
         // Whether an entry was made for us in this acquisition, by us or by our predecessor.
         let mut registered = false;
+        if let Some(taken) = wait_patiently::<P, K>(word, waiter) {
+            return taken;
+        }
         loop {
             if let Some(taken) = spin_as_head::<P, K>(word, waiter) {
                 return taken;
@@ -222,6 +236,22 @@ fn wait<P: Platform, K: Policy>(cpu: usize, still_blocked: impl Fn() -> bool) {
     } else {
         timed_wait::<P>(cpu, still_blocked);
     }
+}
+
+/// Looks at the word now and then as a new head, and takes the lock if it is free. Forbids no thefts: a
+/// thief that wins meanwhile is not counted, which the number of looks makes up for.
+fn wait_patiently<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
+    for _ in 0..K::PATIENCE {
+        let seen = word.load_acquire();
+        if seen.locked() == FREE
+            && let Some(taken) = take::<K>(word, seen, waiter)
+        {
+            return Some(taken);
+        }
+        step!(waiter.cpu, "head: is patient");
+        K::rest::<P>();
+    }
+    None
 }
 
 /// Spins on the word as the head, and takes the lock if it is released. Forbids thefts from here on.

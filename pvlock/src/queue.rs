@@ -18,16 +18,15 @@ pub(crate) struct Waiter {
     pub(crate) predecessor: Option<Tail>,
 }
 
-/// Leaves the word's cache line to who needs it now, for about as long as the line takes from one core
-/// to another and back.
+/// Leaves the word's cache line to who needs it now, for some turns.
 ///
 /// Whoever looks at a word that is just being released or taken pulls its line away, and the owner has to
 /// get it back before it can go on. With two CPUs on one lock that halves the throughput.
 #[inline]
-pub(crate) fn stand_back<P: Platform>() {
+pub(crate) fn stand_back<P: Platform>(turns: u32) {
     // The model checker takes a turn as leave to run others first, and would miss orders.
-    const TURNS: u32 = if cfg!(loom) { 0 } else { 8 };
-    for _ in 0..TURNS {
+    let turns = if cfg!(loom) { 0 } else { turns };
+    for _ in 0..turns {
         P::relax();
     }
 }

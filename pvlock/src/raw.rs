@@ -94,6 +94,11 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
         seen.pending() || seen.tail().is_some()
     }
 
+    #[cfg(test)]
+    pub(crate) fn word(&self) -> &Word {
+        &self.word
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.word.load()
     }

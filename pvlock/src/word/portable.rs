@@ -95,10 +95,13 @@ impl Word {
         self.0.compare_exchange(whole, u32::from(LOCKED), Relaxed, Relaxed).is_ok()
     }
 
-    /// `seen` -> (0,0,1) by the head of the queue that saw itself alone in it and the lock free, where
-    /// nobody else may take the lock. Relaxed, it acquired before.
+    /// `seen` -> (0,0,1) by the head of the queue that saw itself alone in it and the lock free. Acquire, as
+    /// `try_acquire`: while the head is patient, a thief may have come and gone since it looked, and the
+    /// word is as it was.
     pub(crate) fn try_take_alone(&self, seen: Snapshot) -> bool {
-        self.0.compare_exchange(seen.0, u32::from(LOCKED), Relaxed, Relaxed).is_ok()
+        self.0
+            .compare_exchange(seen.0, u32::from(LOCKED), ord!("take-alone", Acquire), Relaxed)
+            .is_ok()
     }
 
     /// locked 0 -> 1 by the head of the queue where nobody else may take the lock. Relaxed, it acquired before.

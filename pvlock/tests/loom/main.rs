@@ -27,8 +27,8 @@ impl Policy for Posted {
     const AS_POSTED: bool = true;
 }
 
-/// The protocol of `Adaptive` (theft, re-arm, bounded theft) with budgets in turns: a model has no
-/// clock.
+/// The protocol of `Adaptive` (patience, theft, re-arm, bounded theft) with budgets in turns: a model has
+/// no clock.
 struct AdaptiveInTurns;
 
 impl Policy for AdaptiveInTurns {
@@ -36,6 +36,7 @@ impl Policy for AdaptiveInTurns {
     const STEALS: u32 = 1;
     const REARM: bool = pvlock::Adaptive::REARM;
     const MAX_THEFTS: u32 = 1;
+    const PATIENCE: u32 = 1;
 
     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
         spin.turn() < P::spin_turns()
@@ -103,8 +104,12 @@ fn two_cpus_deeper() {
 /// The exploration reaches the steps that only a theft brings about, and a FIFO policy none of them.
 #[test]
 fn thefts_are_explored() {
-    const THEFTS: [&str; 3] =
-        ["newcomer: steals", "head: lost to a thief, registers again", "head: forbids thefts"];
+    const THEFTS: [&str; 4] = [
+        "newcomer: steals",
+        "head: is patient",
+        "head: lost to a thief, registers again",
+        "head: forbids thefts",
+    ];
     let reached = explore::<AdaptiveInTurns>(&[3, 1], SLEEP);
     assert!(THEFTS.iter().all(|&step| reached.contains(step)), "{reached:#?}");
     let reached = explore::<KickAtUnlock>(&[3, 1], SLEEP);
