@@ -28,6 +28,8 @@ thread_local! {
     static SCRIPT: RefCell<VecDeque<Others>> = const { RefCell::new(VecDeque::new()) };
     /// What of the script comes during a turn of a spin.
     static IN_TURNS: Cell<bool> = const { Cell::new(false) };
+    /// Whether the waiter came to a queue.
+    static BEHIND: Cell<bool> = const { Cell::new(false) };
     /// What comes when the head makes its entry.
     static IN_HASH: Cell<bool> = const { Cell::new(false) };
     static PLAY: Cell<fn(Others)> = const { Cell::new(|_| {}) };
@@ -83,7 +85,14 @@ unsafe impl Platform for Script {
     fn wait(still_blocked: impl Fn() -> bool) {
         one_more(&WAITS);
         assert!(still_blocked(), "a wait for nothing");
-        assert_eq!(Self::nodes(0).node(0).state(), State::Hashed);
+        let node = Self::nodes(0).node(0);
+        if BEHIND.get() && !node.is_handed() {
+            assert_eq!(node.state(), State::Halted);
+        } else {
+            assert_eq!(node.state(), State::Hashed);
+            let entries: Vec<_> = TABLE.with(|table| table.entries().collect());
+            assert_eq!(entries, [(LOCK.get().addr(), 0)], "the lock, and who waits for it");
+        }
         play();
     }
 
@@ -342,5 +351,45 @@ fn an_entry_used_up_before_the_first_look_is_a_theft() {
     let taken = Pv::<K>::wait_as_head::<Script>(lock.word(), &waiter);
     assert!(matches!(taken, Taken::Alone));
     assert_eq!(told(), (0, 1, 1, 1), "no second theft");
+    assert!(lock.is_locked() && !lock.is_contended());
+}
+
+/// Behind the head a waiter sleeps until it is handed the head, however often it is woken.
+#[test]
+fn a_waiter_behind_sleeps_until_it_is_the_head() {
+    /// Strict, and tired at once.
+    struct Tired;
+    impl Policy for Tired {
+        const NAME: &'static str = "tired";
+        fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
+            false
+        }
+    }
+    let lock: &'static Lock<Tired> = Box::leak(Box::new(Lock::new()));
+    lock.lock();
+    lock.word().exchange_tail(Tail::new(1, 0));
+    SCRIPT.set(VecDeque::from([Others::Nothing]));
+    WAITS.set(0);
+    BEHIND.set(true);
+    LOCK.set(core::ptr::from_ref(lock).cast());
+    PLAY.set(|others| {
+        let node = Script::nodes(0).node(0);
+        if others != Others::Nothing && !node.is_handed() {
+            assert_eq!(Script::nodes(1).node(0).next(), Some(Tail::new(0, 0)), "it is linked");
+            node.hand_over();
+        } else if others != Others::Nothing {
+            // SAFETY: leaked, of this type.
+            let lock = unsafe { &*LOCK.get().cast::<Lock<Tired>>() };
+            // SAFETY: the owner's part is played by this thread.
+            unsafe { lock.unlock() };
+        }
+    });
+    lock.lock();
+    assert_eq!(WAITS.get(), 3, "two behind, one as the head");
+    #[cfg(feature = "counters")]
+    {
+        use crate::Counter::{SpuriousWakeup, WaitHead, WaitNode};
+        assert_eq!(counted([WaitNode, WaitHead, SpuriousWakeup]), [2, 1, 1]);
+    }
     assert!(lock.is_locked() && !lock.is_contended());
 }
