@@ -16,10 +16,13 @@ use crate::policy::{Policy, Spin, Stage, wait_early};
 /// - **Owner-aware.** A head whose predecessor, the owner, was taken off its pCPU sleeps at once.
 ///   Only the head does: waiters behind it that followed a preempted *predecessor* to sleep have
 ///   been seen to fall asleep in a chain, each wake-up on the critical path.
+/// - **Patience.** A new head looks four times, a microsecond apart, before it sets the pending byte and
+///   spins. Meanwhile the owner may take the lock again, while its cache line stays where it is: as in a
+///   cohort lock, a line's way is paid for once in several acquisitions.
 /// - **Re-arm.** A head that was kicked and lost the lock to a thief registers again and sleeps.
 /// - **Bounded theft.** A newcomer may take the lock while the head sleeps: otherwise the lock lies free
 ///   for a wake-up. A head that woke in vain twice keeps the pending byte set until it owns the
-///   lock, so that it waits for two wake-ups and one critical section at most beyond its turn.
+///   lock, so that it waits for its patience, two wake-ups and one critical section at most beyond its turn.
 pub struct Adaptive;
 
 /// The budget of a CPU that has learned nothing, in nanoseconds.
