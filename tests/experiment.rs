@@ -3,26 +3,23 @@
 //! Needs Xen and makes it itself: on a machine that is no Xen host the lab is built on first use
 //! (130 MB of Debian packages) and booted for each test. One boot serves many checks.
 
+#[path = "common/alone.rs"]
+mod alone;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use alone::alone;
 use assert_cmd::cargo::CommandCargoExt;
 use kicktrace::summary::{Acquisitions, Domain};
 use pvlab::host::{DomainResult, End};
 use pvlab::report::{PolicyResult, Results};
 use results::{DomainType, EventAbi};
-
-/// One host at a time: two would share this machine's cores and slow each other down.
-fn alone() -> MutexGuard<'static, ()> {
-    static HOST: Mutex<()> = Mutex::new(());
-    // A test that failed has left no host behind.
-    HOST.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn pvlab(arguments: &[&str], out: &Path) -> Command {
     let mut command = Command::cargo_bin("pvlab").unwrap();

@@ -5,10 +5,14 @@
 
 #![cfg(not(no_guest_image))]
 
+#[path = "common/domains.rs"]
+mod domains;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use domains::{RUN, wanted};
 use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
 
@@ -55,38 +59,14 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("execute-data", "executing at 0x1"),
 ];
 
-/// Creates the domain of one test, waits for its end, and leaves console and verdict in /out.
-const RUN: &str = r#"
-run() {
-    xl create -q /guest/$1.cfg || { echo "@ $1 not created"; return; }
-    i=0
-    while [ $i -lt 300 ]; do
-        state=$(xl list $1 2>/dev/null | tail -n 1 | grep -o '[-rbpscd]\{6\}')
-        case "$state" in
-            "") end=poweroff; break;;
-            # Shut down in good order (s without c) is on its way out: wait until it is gone.
-            ????c?) end=crash; break;;
-        esac
-        [ $1 = nmi ] && xl trigger $1 nmi 2>/dev/null
-        end=hang; i=$((i+1)); sleep 0.2
-    done
-    sleep 0.2
-    xl destroy $1 2>/dev/null
-    cp /var/log/xen/guest-$1.log /out/$1.log
-    echo $end > /out/$1.end
-}
-"#;
-
-/// Whether to run a test: all of them, unless `PVLAB_ONLY` names some (`tests/broken.sh` does).
-fn wanted(name: &str) -> bool {
-    std::env::var("PVLAB_ONLY").map_or(true, |only| only.split(',').any(|one| one == name))
-}
+/// The domain `nmi` waits for one.
+const NMI: &str = "meanwhile() { [ $1 != nmi ] || xl trigger nmi nmi 2>/dev/null; }\n";
 
 fn boot(kind: &str, out: &Path) {
     let crash = CRASH.iter().map(|(name, _)| (*name, 1));
     let tests: Vec<_> =
         SUCCEED.iter().copied().chain(crash).chain([("stack-overflow", 1)]).collect();
-    let mut script = String::from(RUN);
+    let mut script = format!("{RUN}{NMI}");
     let mut files = vec![Overlay::bytes("/guest/selftest", 0o644, IMAGE)];
     for (name, vcpus) in tests.into_iter().filter(|(name, _)| wanted(name)) {
         let (test, events) = match name.strip_suffix("-fifo") {

@@ -5,28 +5,22 @@
 
 #![cfg(not(no_guest_image))]
 
+#[path = "common/alone.rs"]
+mod alone;
+#[path = "common/domains.rs"]
+mod domains;
+
 use std::fmt::Write;
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use alone::alone;
+use domains::{RUN, wanted};
 use pvlab::image;
 use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
 use pvlab::storm::{self, Operation, Storm};
 use results::framing::Decoder;
 use results::{DomainReport, DomainType, EventAbi, Outcome};
-
-/// One host at a time: two would share this machine's cores and slow each other down.
-fn alone() -> MutexGuard<'static, ()> {
-    static HOST: Mutex<()> = Mutex::new(());
-    // A test that failed has left no host behind.
-    HOST.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether to make a domain: all of them, unless `PVLAB_ONLY` names some (`tests/broken.sh` does).
-fn wanted(name: &str) -> bool {
-    std::env::var("PVLAB_ONLY").map_or(true, |only| only.split(',').any(|one| one == name))
-}
 
 /// Each operation once, those that hang together in an order that can go wrong: a restore while two vCPUs
 /// are down, and their return afterwards; `save -c` last on PV, since `xl` no longer restarts the domain
@@ -104,26 +98,6 @@ fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
     }
 }
 
-/// Creates a domain, waits for its end, and leaves its console and how it ended in /out.
-const RUN: &str = r#"
-run() {
-    xl create -q /guest/$1.cfg || { echo "not created" > /out/$1.end; return; }
-    i=0
-    while [ $i -lt 1500 ]; do
-        state=$(xl list $1 2>/dev/null | tail -n 1 | grep -o '[-rbpscd]\{6\}')
-        case "$state" in
-            "") end=poweroff; break;;
-            ????c?) end=crash; break;;
-        esac
-        end=hang; i=$((i+1)); sleep 0.2
-    done
-    sleep 0.2
-    xl destroy $1 2>/dev/null
-    cp /var/log/xen/guest-$1.log /out/$1.log
-    echo $end > /out/$1.end
-}
-"#;
-
 #[test]
 fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
     let _alone = alone();
@@ -145,7 +119,7 @@ fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
         ),
     ];
     let out = tempfile::tempdir().unwrap();
-    let mut boot = Boot::script(RUN, out.path());
+    let mut boot = Boot::script(format!("{RUN}limit=1500\n"), out.path());
     boot.deadline = std::time::Duration::from_secs(1800);
     boot.files.push(Overlay::bytes("/guest/xen-guest.elf", 0o644, image::load(None).unwrap()));
     for (name, vcpus, extra, _) in domains.into_iter().filter(|(name, ..)| wanted(name)) {
