@@ -24,7 +24,7 @@
 //! # let _ = boot(0, |_| {});
 //! ```
 //!
-//! and before the first, hypercalls and the shared page: [`hypercall`], [`shared_info`].
+//! and before the first, hypercalls and the shared page: [`hypercall`], [`shared_info`](crate::shared_info).
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -3,7 +3,7 @@
 //! This file owns where that page is mapped. What its event bits mean is the business of `evtchn`.
 //!
 //! Alone: map the page, [`install`] its address, and [mask](evtchn::TwoLevel::mask_all) all ports, which
-//! start unmasked. Everything in `evtchn` that takes an ABI takes [`events`].
+//! start unmasked. Everything in `evtchn` that takes an ABI takes [`events`](crate::events::events).
 
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicPtr;
