@@ -134,7 +134,7 @@ pub trait Policy: 'static {
     /// [patient](Policy::PATIENCE) head. Some times as long as the line takes from core to core, so that
     /// the owner can use the lock more than once before it is pulled away.
     fn rest<P: Platform>() {
-        stand_back::<P>(32);
+        stand_back::<P>(64);
     }
 
     /// Asked before each turn of a spin: another turn, or to sleep?

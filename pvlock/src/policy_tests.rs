@@ -163,8 +163,8 @@ fn a_rest_is_measured_in_turns_or_in_time() {
         TURNS.get()
     }
     for turn in [0, 3, 40] {
-        assert_eq!(turns_of_rest::<KickAtUnlock>(turn), 32);
-        assert_eq!(turns_of_rest::<Hybrid>(turn), 32);
+        assert_eq!(turns_of_rest::<KickAtUnlock>(turn), 64);
+        assert_eq!(turns_of_rest::<Hybrid>(turn), 64);
     }
     assert_eq!(turns_of_rest::<Adaptive>(40), 25, "a microsecond");
     assert_eq!(turns_of_rest::<Adaptive>(1_000), 1);
