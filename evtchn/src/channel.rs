@@ -156,7 +156,8 @@ pub fn reset(xen: &impl Hypercalls) -> Result<(), Errno> {
 ///
 /// For a guest that gives the FIFO ABI up half way. Events that were pending are lost: look once at what
 /// the ports announce. All go to vCPU 0 again. Nobody else may make or close ports meanwhile, and a domain
-/// that comes to connect to a waiting port just then finds none: wait until it has.
+/// that comes to connect to a waiting port just then finds none: wait until it has. A peer that closes its
+/// end meanwhile leaves a port that waits for it.
 ///
 /// # Errors
 ///
@@ -197,7 +198,11 @@ pub fn reset_keeping<const N: usize>(
         while alloc_unbound(xen, DomId::SELF)? != port {}
         close(xen, port)?;
         let again = match connection {
-            Connection::Interdomain(peer, remote) => bind_interdomain(xen, peer, remote)?,
+            Connection::Interdomain(peer, remote) => match bind_interdomain(xen, peer, remote) {
+                // The peer found its end unconnected and closed it. It may come again.
+                Err(Errno::EINVAL) => alloc_unbound(xen, peer)?,
+                bound => bound?,
+            },
             Connection::Unbound(peer) => alloc_unbound(xen, peer)?,
             _ => return Err(Errno::EINVAL),
         };

@@ -8,8 +8,8 @@ use std::vec::Vec;
 use crate::fake::FakeXen;
 use crate::{
     Abi, Connection, DomId, Errno, Fifo, FifoVcpu, Kicker, Port, Priority, Virq, WaitOutcome,
-    alloc_unbound, bind_ipi, bind_virq, close, poll, reset, reset_keeping, send, set_priority,
-    status, unmask,
+    alloc_unbound, bind_interdomain, bind_ipi, bind_virq, close, poll, reset, reset_keeping, send,
+    set_priority, status, unmask,
 };
 
 /// A domain with the FIFO ABI, one array page, and queues for every vCPU.
@@ -300,4 +300,18 @@ fn going_back_keeps_the_ports_named_and_closes_all_others() {
     assert_eq!(set_priority(&vcpu, console, Priority::MAX), Err(Errno::ENOSYS));
     reset_keeping(&vcpu, [None; 2]).unwrap();
     assert_eq!(connection(console), Connection::Closed);
+}
+
+/// The console daemon closes its end when it looks at it during the reset; the guest panicked.
+#[test]
+fn a_peer_that_is_gone_after_the_reset_may_come_again() {
+    let (xen, _events, _queues) = domain(1);
+    let vcpu = xen.vcpu(0);
+    let console = alloc_unbound(&vcpu, DomId::SELF).unwrap();
+    // In the fake the peer is a port of the same domain, which the reset closes.
+    let daemon = bind_interdomain(&vcpu, DomId::SELF, console).unwrap();
+    assert!(daemon > console);
+    reset_keeping(&vcpu, [Some(console)]).unwrap();
+    assert_eq!(status(&vcpu, console).unwrap().connection, Connection::Unbound(DomId::SELF));
+    assert_eq!(bind_interdomain(&vcpu, DomId::SELF, console), Ok(daemon));
 }

@@ -174,6 +174,7 @@ pub(crate) fn refused_words(machine: &'static Machine) -> Result<(), &'static st
 }
 
 fn refused(machine: &'static Machine, frame_of: fn(usize) -> u64) -> Result<(), &'static str> {
+    wait_for_the_host(machine)?;
     let strict = events::choose_with(machine, Wanted::Fifo, frame_of);
     log::info!("Xen said {strict:?}");
     check(strict == Err(Errno::EINVAL), "Xen did not refuse")?;
@@ -182,6 +183,23 @@ fn refused(machine: &'static Machine, frame_of: fn(usize) -> u64) -> Result<(), 
     check(events().ports() == 4096, "the bits are not those of the 2-level ABI")?;
     upcalls_come(machine)?;
     daemons_listen(machine)
+}
+
+/// Says so on the console, and waits until somebody in dom0 has read it and writes `data/pvlab/go`.
+///
+/// The console daemon looks at its end of a new domain's port several times, and where it finds it closed,
+/// by a reset, gives up. When it has handed on this line it has done with that.
+fn wait_for_the_host(machine: &'static Machine) -> Result<(), &'static str> {
+    const PATIENCE_NS: u64 = 30_000_000_000;
+    let Some((ring, _)) = machine.xenstore_ring() else { return Ok(()) };
+    let mut store = Client::new(ring, Store(machine));
+    log::info!("waits for the host");
+    let limit = machine.now() + PATIENCE_NS;
+    while store.read("data/pvlab/go").is_err() {
+        check(machine.now() < limit, "the host says nothing")?;
+        machine.sleep_until(machine.now() + 20_000_000);
+    }
+    Ok(())
 }
 
 /// Xenstored and the console daemon still are at the other end of their ports.
