@@ -24,8 +24,8 @@ pub(crate) struct Waiter {
 /// get it back before it can go on. With two CPUs on one lock that halves the throughput.
 #[inline]
 pub(crate) fn stand_back<P: Platform>(turns: u32) {
-    // The model checker takes a turn as leave to run others first, and would miss orders.
-    let turns = if cfg!(loom) { 0 } else { turns };
+    // The model checkers take a turn as leave to run others first, and would miss orders.
+    let turns = if cfg!(any(loom, shuttle)) { 0 } else { turns };
     for _ in 0..turns {
         P::relax();
     }
