@@ -61,7 +61,7 @@ fn found_and_replayed(control: &str) {
     assert_eq!(line(&second, "replay: "), Some(command));
     // Where each vCPU was, which lock it was, and who was entered.
     let what = |text: &str| {
-        let begins = ["pvlock: ", "deadlock: "];
+        let begins = ["pvlock: ", "entries left", "deadlock: "];
         begins.iter().find_map(|begin| line(text, begin)).expect("what was found")
     };
     assert_eq!(what(&second), what(&first));

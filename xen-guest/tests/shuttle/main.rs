@@ -242,10 +242,14 @@ policy!(adaptive, Adaptive);
 
 /// S1, the negative control.
 #[test]
-#[should_panic(expected = "two entries for lock")]
 fn the_posted_patch_enters_a_lock_twice() {
     let locks = machine!(AsPosted);
-    explore(FOUR, locks, 100_000); // ends with the first that finds it
+    // Ends with the first that finds it.
+    let found = catch_unwind(AssertUnwindSafe(|| explore(FOUR, locks, 100_000)));
+    let found = found.expect_err("the second entry is noticed");
+    let told = found.downcast_ref::<String>().expect("a failed assertion says what it found");
+    // The hash notices the second entry, or it is left over when all is done.
+    assert!(told.contains("two entries for lock") || told.contains("entries left"), "{told}");
 }
 
 /// The other one: without it, "no deadlock" would say nothing.
