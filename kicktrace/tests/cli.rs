@@ -155,6 +155,15 @@ fn dump_filters() {
     }
     let lines = good(&["dump", TWICE, "--pcpu", "1"]).lines().count();
     assert!((1_000..23_000).contains(&lines));
+    // By number, as it is printed where there is no name.
+    let switches = good(&["dump", TWICE, "--event", "0x0002800a"]);
+    assert!(
+        switches.contains(" switch ") && switches.lines().all(|line| line.contains(" switch "))
+    );
+    for misspelt in ["wakee", "0xxyz", "0x00028000a"] {
+        let told = bad(&["dump", TWICE, "--event", misspelt], 2);
+        assert!(told.contains("no event's name begins so; there are adjdom, block"), "{told}");
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(super) struct Args {
     #[arg(long = "pcpu", value_name = "PCPU")]
     pcpus: Vec<u32>,
     /// Only events whose name or number begins so: wake, switch, 0x00021 (may be repeated)
-    #[arg(long = "event", value_name = "PREFIX")]
+    #[arg(long = "event", value_name = "PREFIX", value_parser = parse_event)]
     events: Vec<String>,
     /// Print TSC values instead of seconds
     #[arg(long)]
@@ -114,4 +114,23 @@ impl Args {
 fn named(event: u32, prefixes: &[String]) -> bool {
     let (name, number) = (name(event), format!("{event:#010x}"));
     prefixes.iter().any(|prefix| name.starts_with(prefix) || number.starts_with(prefix))
+}
+
+/// Takes the beginning of a name, or of a number as it is printed.
+fn parse_event(text: &str) -> Result<String, String> {
+    let number = || {
+        let digits = text.strip_prefix("0x")?;
+        (digits.len() <= 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+            .then_some(())
+    };
+    if event::names().any(|name| name.starts_with(text)) || number().is_some() {
+        return Ok(text.into());
+    }
+    let mut names: Vec<_> = event::names().collect();
+    names.sort_unstable();
+    names.dedup();
+    Err(format!(
+        "no event's name begins so; there are {}, and numbers such as 0x0002800a",
+        names.join(", ")
+    ))
 }
