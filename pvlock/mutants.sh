@@ -9,6 +9,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-target/mutants}
+mkdir -p "$out"
 stage() {
     # Exit code 2 or 3: some were not caught, or hung. That is what the next stage is for.
     cargo mutants -p pvlock --jobs 1 -o "$out" "$@" || [ $? -le 3 ]

@@ -5,7 +5,7 @@
 ///
 /// A script may set `limit`, in fifths of a second, and define `meanwhile NAME`, called as often.
 pub(crate) const RUN: &str = r#"
-limit=300
+limit=900
 meanwhile() { :; }
 run() {
     xl create -q /guest/$1.cfg || { echo "not created" > /out/$1.end; return; }
