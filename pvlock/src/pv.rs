@@ -1,6 +1,6 @@
 //! The slow path when waiters sleep in the hypervisor, and the unlock that wakes them.
 //!
-//! Owns the order of all steps between a sleeper and whoever must wake it. The races, R1 to R9, are
+//! Owns the order of all steps between a sleeper and whoever must wake it. The races, R1 to R12, are
 //! listed with what closes each in the book's chapter on the lock.
 
 use core::marker::PhantomData;
@@ -13,13 +13,12 @@ use crate::sync::{acquire_fence, full_fence, full_fence_before_rmw, step};
 use crate::word::{FREE, LEVELS, LOCKED, SLOW, Snapshot, Tail, Word};
 use crate::{HashTable, Platform};
 
-/// Takes the lock: past the queue if the policy allows, otherwise through it.
+/// Takes the lock: past the queue if the policy allows, otherwise through it. `seen` is what the fast path
+/// found.
 ///
 /// # Panics
 ///
 /// When the hash table has room for less than four entries for each CPU, before anything is done.
-///
-/// `seen` is what the fast path found.
 pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word, seen: Snapshot) {
     assert!(
         cfg!(loom) || P::hash().capacity() >= LEVELS * P::MAX_CPUS,
