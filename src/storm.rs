@@ -130,13 +130,16 @@ pub struct Storm {
 /// Carries the operations out. An operation that fails ends the storm.
 const SCRIPT: &str = r#"
 now() { cut -d. -f1 /proc/uptime; }
+# Waits until domain $1 says that it runs, as another domain than $2. A PV domain that was just restored cannot be
+# saved before: it has not told yet where its list of frames is.
 running() {
     i=0
-    while [ $i -lt 300 ]; do
+    while [ $i -lt 600 ]; do
         id=$(xl domid $1 2>/dev/null) && [ "$id" != "$2" ] &&
             [ "$(xenstore-read /local/domain/$id/data/pvlab/state 2>/dev/null)" = running ] && return 0
         i=$((i+1)); sleep 0.2
     done
+    echo "the domain does not say that it runs"
     return 1
 }
 ports() {
@@ -150,6 +153,7 @@ ports() {
     return 1
 }
 perform() {
+    old=$(xl domid $1)
     case $2 in
         pause) xl pause $1 && sleep $3 && xl unpause $1;;
         pin) xl vcpu-pin $1 $3 $4;;
@@ -159,10 +163,10 @@ perform() {
         nmi) xl trigger $1 nmi $3;;
         wait) sleep $3;;
         ports) ports $1 $3 $4;;
-        save-and-restore) xl save $1 /tmp/image && xl restore /tmp/image;;
+        save-and-restore) xl save $1 /tmp/image && xl restore /tmp/image && running $1 $old;;
         save-and-continue) xl save -c $1 /tmp/image;;
-        migrate) xl migrate -s '' $1 'xl migrate-receive';;
-        reboot) old=$(xl domid $1); xl reboot $1 && running $1 $old;;
+        migrate) xl migrate -s '' $1 'xl migrate-receive' && running $1 $old;;
+        reboot) xl reboot $1 && running $1 $old;;
     esac
 }
 storm() {
