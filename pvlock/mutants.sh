@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
 # Changes the lock's code in some hundred places, one at a time, and tells which changes no test sees.
-# Needs `cargo install cargo-mutants`; takes an hour or two. docs/mutants.md explains
+# Needs `cargo install cargo-mutants`; takes about an hour. docs/mutants.md explains
 # those that are left.
 #
 #   pvlock/mutants.sh [OUT]        results in OUT/mutants.out, default target/mutants

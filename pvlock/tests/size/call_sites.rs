@@ -14,7 +14,7 @@ unsafe extern "C" {
 }
 
 macro_rules! platform {
-    ($name:ident, $mode:expr, $plain_unlock:expr) => {
+    ($name:ident, $mode:expr $(, $plain_unlock:expr)?) => {
         pub struct $name;
 
         // SAFETY: never run.
@@ -44,18 +44,19 @@ macro_rules! platform {
             fn mode() -> Mode {
                 $mode
             }
-            #[inline]
+            $(#[inline]
             fn plain_unlock() -> bool {
                 $plain_unlock
-            }
+            })?
         }
     };
 }
 
 static MODE: ModeCell = ModeCell::new(Mode::Pv);
 
-platform!(AlwaysPv, Mode::Pv, false);
-platform!(AlwaysNative, Mode::Native, true);
+// Whether an unlock is a plain store follows from a mode that is a constant.
+platform!(AlwaysPv, Mode::Pv);
+platform!(AlwaysNative, Mode::Native);
 platform!(AtBoot, MODE.get(), MODE.plain_unlock());
 
 macro_rules! call_sites {
