@@ -118,12 +118,10 @@ fn named(event: u32, prefixes: &[String]) -> bool {
 
 /// Takes the beginning of a name, or of a number as it is printed.
 fn parse_event(text: &str) -> Result<String, String> {
-    let number = || {
-        let digits = text.strip_prefix("0x")?;
-        (digits.len() <= 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
-            .then_some(())
-    };
-    if event::names().any(|name| name.starts_with(text)) || number().is_some() {
+    let is_number = text.strip_prefix("0x").is_some_and(|digits| {
+        digits.len() <= 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    });
+    if is_number || event::names().any(|name| name.starts_with(text)) {
         return Ok(text.into());
     }
     let mut names: Vec<_> = event::names().collect();
