@@ -43,7 +43,7 @@ pub enum ErrorKind {
     #[error(
         "byte {offset}: absurd window: pCPU {cpu}, {size} bytes (a pCPU is below {max}, a size is \
          a multiple of 4); cut the file with `head -c {offset}` to read what is before",
-        max = crate::reader::MAX_PCPUS
+        max = crate::event::MAX_PCPUS
     )]
     AbsurdWindow {
         /// Where the window's header stands.
@@ -119,7 +119,7 @@ pub enum ErrorKind {
         limit: usize,
     },
     /// The input ends inside a window, which
-    /// [`ReadOptions::strict`](crate::reader::ReadOptions::strict) forbids.
+    /// `ReadOptions::strict` forbids.
     #[error(
         "byte {offset}: the trace is cut here, {missing} bytes before the end of its last window; \
          without --strict it is read up to this byte"

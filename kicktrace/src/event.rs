@@ -109,6 +109,9 @@ pub const SCHEDOP_BLOCK: u32 = 1;
 #[doc(alias = "SCHEDOP_poll")]
 pub const SCHEDOP_POLL: u32 = 3;
 
+/// One more than the highest pCPU number accepted: Xen's own limit (NR_CPUS is at most 16383).
+pub const MAX_PCPUS: u32 = 16384;
+
 /// The domain of Xen's idle vCPUs.
 pub const DOMID_IDLE: u32 = 0x7fff;
 

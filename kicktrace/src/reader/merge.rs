@@ -11,9 +11,10 @@ use std::sync::mpsc::Sender;
 
 use crate::error::Error;
 use crate::event;
+use crate::reader::reading::{PcpuReading, ReadOptions, Reading};
+use crate::reader::record::{Record, Visit};
 use crate::reader::tournament::{NOTHING, Tournament};
 use crate::reader::window::{Block, End, FULL, LONGEST, payload, record_words, wide};
-use crate::reader::{PcpuReading, ReadOptions, Reading, Record, Visit};
 
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
 const AHEAD: usize = 32;

@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::error::{Error, ErrorKind};
 use crate::event;
-use crate::reader::{MAX_PCPUS, Truncation, Visit};
+use crate::reader::reading::Truncation;
+use crate::reader::record::Visit;
 
 /// Words read at a time. A window larger than this comes as several blocks.
 const BLOCK_WORDS: usize = 64 << 10;
@@ -127,7 +128,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
                 return Ok(self.end(truncated));
             }
             let [_, cpu, size] = words;
-            if cpu >= MAX_PCPUS || size % 4 != 0 {
+            if cpu >= event::MAX_PCPUS || size % 4 != 0 {
                 return Err(ErrorKind::AbsurdWindow { offset: start, cpu, size }.into());
             }
             self.windows += 1;
