@@ -1,6 +1,6 @@
 //! Builds what `pvlab` carries inside, and tells it where that is.
 //!
-//! - The guest image: the package `xen-guest`, compiled with the ordinary host toolchain and flags of
+//! - The guest image: the package `lab-guest`, compiled with the ordinary host toolchain and flags of
 //!   its own into a freestanding ELF. `XEN_GUEST_IMAGE` is its path, for `include_bytes!`;
 //!   `XEN_GUEST_SELFTEST` is that of a second image, which the tests boot.
 //! - The library of the package `pvlab-lockstep`, which the lab preloads into its emulator:
@@ -25,6 +25,8 @@ const SOURCES: &[&str] = &[
     "Cargo.toml",
     "evtchn/Cargo.toml",
     "evtchn/src",
+    "lab-guest/Cargo.toml",
+    "lab-guest/src",
     "lockstep/Cargo.toml",
     "lockstep/src",
     "pvlock/Cargo.toml",
@@ -52,12 +54,12 @@ fn main() {
         println!("cargo::rerun-if-changed={source}");
     }
     let out = PathBuf::from(variable("OUT_DIR"));
-    let image = ["--package", "xen-guest", "--bins", "--features", "image"];
+    let image = ["--package", "lab-guest", "--bins", "--features", "image"];
     let guest = build(&root, &out.join("guest"), &image, &image_flags(&root));
     let lockstep = build(&root, &out.join("lockstep"), &["--package", "pvlab-lockstep"], &[]);
     for (name, file) in [
-        ("XEN_GUEST_IMAGE", guest.join("xen-guest")),
-        ("XEN_GUEST_SELFTEST", guest.join("xen-guest-selftest")),
+        ("XEN_GUEST_IMAGE", guest.join("lab-guest")),
+        ("XEN_GUEST_SELFTEST", guest.join("lab-guest-selftest")),
         ("PVLAB_LOCKSTEP", lockstep.join("libpvlab_lockstep.so")),
     ] {
         println!("cargo::rustc-env={name}={}", file.display());
@@ -66,8 +68,8 @@ fn main() {
 
 /// Whether there is something to build, and a toolchain that can.
 fn possible(root: &Path) -> Result<(), String> {
-    if !root.join("xen-guest/Cargo.toml").exists() {
-        return Err("the sources of xen-guest are not here; use pvlab's --image".into());
+    if !root.join("lab-guest/Cargo.toml").exists() {
+        return Err("the sources of lab-guest are not here; use pvlab's --image".into());
     }
     let host = variable("HOST");
     if !host.starts_with("x86_64-unknown-linux") {

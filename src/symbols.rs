@@ -143,7 +143,7 @@ mod tests {
     fn symbols() -> Symbols {
         let functions = vec![
             (0x1000, 0x10, "xen_pv_entry".to_owned()),
-            (0x1040, 0x20, "_ZN9xen_guest8workload6commit17h0123456789abcdefE".to_owned()),
+            (0x1040, 0x20, "_ZN9lab_guest8workload6commit17h0123456789abcdefE".to_owned()),
         ];
         let stacks = Stacks { first: 0x10000, stride: 0x9000, guard: 0x1000, count: 2 };
         Symbols { functions, stacks: Some(stacks) }
@@ -152,8 +152,8 @@ mod tests {
     #[test]
     fn an_address_has_the_name_of_the_function_around_it() {
         let symbols = symbols();
-        assert_eq!(symbols.name(0x1045).unwrap(), "xen_guest::workload::commit+0x5");
-        assert_eq!(symbols.name(0x1060).unwrap(), "xen_guest::workload::commit+0x20");
+        assert_eq!(symbols.name(0x1045).unwrap(), "lab_guest::workload::commit+0x5");
+        assert_eq!(symbols.name(0x1060).unwrap(), "lab_guest::workload::commit+0x20");
         assert_eq!(symbols.name(0x100f).unwrap(), "xen_pv_entry+0xf");
         assert_eq!([0xfff, 0x1020, 0x1061].map(|at| symbols.name(at)), [None, None, None]);
     }
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_backtrace_on_a_console_gets_names() {
         let console = "hello\r\n  backtrace: 0x1045 (3 times)\r\n  backtrace: 0x5\n";
-        let expected = "hello\n  backtrace: 0x1045 (3 times) xen_guest::workload::commit+0x5\n  backtrace: 0x5";
+        let expected = "hello\n  backtrace: 0x1045 (3 times) lab_guest::workload::commit+0x5\n  backtrace: 0x5";
         assert_eq!(symbols().explain(console), expected);
         assert!(matches!(symbols().explain("no address\n"), Cow::Borrowed(_)));
     }

@@ -1,9 +1,9 @@
 //! What parts of the project repeat because none may import the other, compared here. Needs no Xen.
 
 use kicktrace::markers as read;
+use lab_guest::markers as written;
+use lab_guest::params::Params;
 use pvlab::scenario::{Library, POLICIES, WorkloadLine};
-use xen_guest::markers as written;
-use xen_guest::params::Params;
 
 #[test]
 fn the_guest_writes_the_markers_kicktrace_reads() {

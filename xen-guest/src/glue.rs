@@ -27,7 +27,8 @@
 //! and before the first, hypercalls and the shared page: [`hypercall`], [`shared_info`](crate::shared_info).
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crossbeam_utils::CachePadded;
 use evtchn::{Abi, Errno, Kicker, NmiGuard, Port, WaitCounts, WaitOutcome};
@@ -36,9 +37,9 @@ use pvlock::{
 };
 
 use crate::events::{self, events};
-use crate::hypercall::{self, Xen};
+use crate::hypercall::Xen;
 use crate::percpu::{MAX_VCPUS, PerCpu, current_vcpu};
-use crate::{clock, markers, upcall, watchdog};
+use crate::{clock, upcall};
 
 /// The lock around a value, on this kernel.
 ///
@@ -170,16 +171,46 @@ pub fn wait_counts(vcpu: usize) -> WaitCounts {
     KICKERS[vcpu].counts()
 }
 
-/// What a lock asks of this kernel.
+/// What a kernel is told of its locks' waits and kicks, on the vCPU that waits or kicks. Every method is
+/// empty unless it is written anew, and costs nothing then.
+pub trait Hooks: Send + Sync + 'static {
+    /// `vcpu`, which runs this, has to wait for a lock: `wait` is that wait, and is called once.
+    #[inline]
+    fn around_wait(vcpu: u32, wait: impl FnOnce() -> WaitOutcome) -> WaitOutcome {
+        let _ = vcpu;
+        wait()
+    }
+
+    /// A kick of `target` is about to be sent.
+    #[inline]
+    fn before_kick(target: u32) {
+        let _ = target;
+    }
+
+    /// A poll of `vcpu`, which runs this, has reached its deadline of [`POLL_NS`]: the lock is held for
+    /// long, or a kick was lost.
+    #[inline]
+    fn poll_expired(vcpu: u32) {
+        let _ = vcpu;
+    }
+}
+
+/// Nothing is told.
 #[derive(Debug)]
-pub struct XenPlatform;
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// What a lock asks of this kernel, which is told of waits and kicks by `H`.
+#[derive(Debug)]
+pub struct XenPlatform<H = NoHooks>(PhantomData<fn() -> H>);
 
 // SAFETY: 1. A vCPU's number is in its own area, found through its GS base; nothing migrates
 // between vCPUs. 2. The statics above are used by this platform alone. 3. Upcall handlers and NMI
 // handlers return before what they interrupted goes on. 4, 5. As `Kicker::wait` and `Kicker::kick`
 // promise: the token is taken before the condition is looked at, both sides' hypercalls and locked
 // instructions are full barriers, and a nested wait leaves the token alone.
-unsafe impl Platform for XenPlatform {
+unsafe impl<H: Hooks> Platform for XenPlatform<H> {
     const MAX_CPUS: usize = MAX_VCPUS;
 
     #[inline]
@@ -198,26 +229,21 @@ unsafe impl Platform for XenPlatform {
     }
 
     fn wait(still_blocked: impl Fn() -> bool) {
-        let vcpu = Self::current_cpu();
-        let marked = markers::enabled().then(|| mark_wait_begin(vcpu));
-        let mut outcome = poll_once(vcpu, &still_blocked);
-        if outcome == WaitOutcome::TimedOut {
+        let vcpu = current_vcpu();
+        H::around_wait(vcpu, || {
+            let outcome = poll_once(vcpu, &still_blocked);
+            if outcome != WaitOutcome::TimedOut {
+                return outcome;
+            }
             // A wait can be that long on a crowded host. It is a fault only if there was nothing
             // left to wait for and the kick is missing.
-            watchdog::poll_expired();
-            if !still_blocked() {
-                outcome = wait_for_late_kick(vcpu);
-            }
-        }
-        if let Some(lock) = marked {
-            mark(markers::WAIT_END, &[vcpu as u32, lock, outcome_code(outcome)]);
-        }
+            H::poll_expired(vcpu);
+            if still_blocked() { outcome } else { wait_for_late_kick::<H>(vcpu) }
+        });
     }
 
     fn kick(cpu: usize) {
-        if markers::enabled() {
-            mark(markers::KICK, &[current_vcpu(), cpu as u32]);
-        }
+        H::before_kick(cpu as u32);
         // It fails only where the port is gone, with its vCPU. There is nobody to wake then.
         let _ = KICKERS[cpu].kick(&Xen);
     }
@@ -246,54 +272,25 @@ unsafe impl Platform for XenPlatform {
     }
 }
 
-/// Marks the begin of a wait; returns the lock's name for the end of it.
-#[cold]
-fn mark_wait_begin(vcpu: usize) -> u32 {
-    /// How often each vCPU has waited as head, at its last mark.
-    static AS_HEAD: [CachePadded<AtomicU64>; MAX_VCPUS] =
-        [const { CachePadded::new(AtomicU64::new(0)) }; MAX_VCPUS];
-    let as_head = pvlock::counters::<XenPlatform>(vcpu)[Counter::WaitHead as usize];
-    // The lock counts a wait before it waits. Relaxed: only this vCPU uses the entry.
-    let head = AS_HEAD[vcpu].swap(as_head, Ordering::Relaxed) != as_head;
-    let lock = markers::current_lock(vcpu);
-    mark(markers::WAIT_BEGIN, &[vcpu as u32, lock, u32::from(head)]);
-    lock
-}
-
-#[cold]
-fn mark(event: u16, words: &[u32]) {
-    // A mark that is missing shows in the trace; there is nothing to do about it here.
-    let _ = hypercall::xentrace(event, words);
-}
-
-fn outcome_code(outcome: WaitOutcome) -> u32 {
-    match outcome {
-        WaitOutcome::Kicked => 0,
-        WaitOutcome::ConditionGone => 1,
-        WaitOutcome::TimedOut => 2,
-        WaitOutcome::Early | WaitOutcome::NoPort => 3,
-    }
-}
-
 /// One poll with a deadline.
-fn poll_once(vcpu: usize, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
+fn poll_once(vcpu: u32, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
     let deadline = clock::now() + POLL_NS;
-    KICKERS[vcpu].wait(&Xen, &events(), deadline, still_blocked)
+    KICKERS[vcpu as usize].wait(&Xen, &events(), deadline, still_blocked)
 }
 
 /// The condition of a wait has gone, so somebody owes this vCPU a kick: `KickAtUnlock` registers a
 /// sleeper while its predecessor still holds the lock and kicks it at unlock, and any kicker may be
 /// preempted before its send. Only a kick that does not come for [`LATE_POLLS`] is lost.
 #[cold]
-fn wait_for_late_kick(vcpu: usize) -> WaitOutcome {
+fn wait_for_late_kick<H: Hooks>(vcpu: u32) -> WaitOutcome {
     for _ in 0..LATE_POLLS {
         match poll_once(vcpu, &|| true) {
-            WaitOutcome::TimedOut => watchdog::poll_expired(),
+            WaitOutcome::TimedOut => H::poll_expired(vcpu),
             // Also after another event: nothing can be told of the kick then.
             outcome => return outcome,
         }
     }
-    pvlock::add_to_counter::<XenPlatform>(vcpu, Counter::PollTimeout, 1);
+    pvlock::add_to_counter::<XenPlatform<H>>(vcpu as usize, Counter::PollTimeout, 1);
     WaitOutcome::TimedOut
 }
 
@@ -342,8 +339,8 @@ mod tests {
         static LOCK: Mutex<u32> = Mutex::new(1);
         drop(LOCK.lock());
         let error = configure(Mode::Native, 7).unwrap_err();
-        assert_eq!((error.mode, XenPlatform::mode()), (Mode::Pv, Mode::Pv));
-        assert_eq!(XenPlatform::spin_turns(), 7);
+        assert_eq!((error.mode, <XenPlatform>::mode()), (Mode::Pv, Mode::Pv));
+        assert_eq!(<XenPlatform>::spin_turns(), 7);
     }
 
     #[test]

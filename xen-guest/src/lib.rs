@@ -1,4 +1,4 @@
-//! A guest kernel that proves `pvlock` and `evtchn` on Xen, and the pieces to build your own.
+//! The pieces of a guest kernel on Xen, PV and PVH, to build your own with.
 //!
 //! | you have | you take | it asks of you |
 //! |---|---|---|
@@ -8,8 +8,7 @@
 //! | all of that, and want the lock | [`glue`] | each vCPU's GS base: [`percpu::PerCpu::prepare`] |
 //! | a kernel that wants none of ours but the lock | `pvlock`, `evtchn` | a copy of [`glue`]; `example-kernel/` has the shortest |
 //!
-//! Each of these modules says how it is used alone. The rest ([`programme`], [`workload`], [`params`],
-//! [`report`], ...) is the experiment, and none of the above needs it.
+//! Each of these modules says how it is used alone. What the project does with them is `lab-guest`.
 #![no_std]
 
 extern crate alloc;
@@ -27,16 +26,10 @@ pub mod glue;
 pub mod heap;
 mod hvm;
 pub mod hypercall;
-pub mod locks;
 pub mod machine;
-pub mod markers;
 #[cfg(feature = "image")]
 mod mem;
-pub mod params;
 pub mod percpu;
-pub mod programme;
-pub mod report;
-pub mod rng;
 pub mod shared_info;
 pub mod smp;
 pub mod stack;
@@ -44,7 +37,4 @@ pub mod suspend;
 pub mod timer;
 pub mod trap;
 pub mod upcall;
-pub mod watchdog;
-pub mod work;
-pub mod workload;
 pub mod xenstore;

@@ -11,10 +11,10 @@ use alloc::vec::Vec;
 use results::{
     Calibration, DomainReport, DomainType, EventAbi, Histogram, Outcome, VcpuReport, framing,
 };
+use xen_guest::xenstore;
 
 use crate::params::{Limit, Params};
 use crate::workload::Share;
-use crate::xenstore;
 
 /// Where a domain and its host talk about a run, below the domain's home in xenstore.
 pub mod path {

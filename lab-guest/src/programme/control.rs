@@ -9,10 +9,11 @@ use alloc::string::String;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
+use xen_guest::machine::{Errno, Machine, Port, ShutdownReason};
+use xen_guest::{glue, hypercall, smp, suspend, timer, upcall};
+
 use super::host::Order;
 use super::{RUN, Run, STEP_NS};
-use crate::machine::{Errno, Machine, Port, ShutdownReason};
-use crate::{glue, hypercall, smp, suspend, timer, upcall};
 
 /// Go down, until told otherwise.
 const DOWN: u32 = 1;

@@ -2,7 +2,7 @@
 //!
 //! Owns the event numbers, whether markers are on, and which lock each vCPU is after. It writes
 //! nothing itself: whoever has something to mark calls
-//! [`Machine::trace_marker`](crate::machine::Machine::trace_marker). Each marker costs a hypercall;
+//! [`Machine::trace_marker`](xen_guest::machine::Machine::trace_marker). Each marker costs a hypercall;
 //! with markers off, one relaxed load.
 //!
 //! | event | words (32 bits each) | written |

@@ -9,7 +9,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 /// One stream of numbers.
 ///
 /// ```
-/// use xen_guest::rng::Stream;
+/// use lab_guest::rng::Stream;
 ///
 /// let mut rng = Stream::new(42, 0);
 /// let n = rng.below(6);

@@ -4,14 +4,14 @@
 
 use core::panic::PanicInfo;
 
-use xen_guest::heap::Heap;
+use lab_guest::heap::RoutedHeap;
 
 #[global_allocator]
-static HEAP: Heap = Heap;
+static HEAP: RoutedHeap = RoutedHeap;
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     xen_guest::crash::panic(info)
 }
 
-xen_guest::kernel!(xen_guest::programme::run);
+xen_guest::kernel!(lab_guest::programme::run);

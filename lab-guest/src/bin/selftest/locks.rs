@@ -2,10 +2,10 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
+use lab_guest::work::work;
 use pvlock::Counter;
 use xen_guest::glue::{self, IrqMutex, Mutex, XenPlatform};
 use xen_guest::machine::Machine;
-use xen_guest::work::work;
 use xen_guest::{timer, upcall};
 
 use super::{COUNT, check, soon, start_others};

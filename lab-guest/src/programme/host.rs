@@ -6,9 +6,10 @@
 use alloc::format;
 use alloc::string::String;
 
-use crate::machine::{Errno, Machine, Port, ShutdownReason};
+use xen_guest::machine::{Errno, Machine, Port, ShutdownReason};
+use xen_guest::xenstore::{Client, Error, Link};
+
 use crate::report::{self, path};
-use crate::xenstore::{Client, Error, Link};
 
 const LONGEST_WAIT_NS: u64 = 5_000_000_000;
 

@@ -7,7 +7,7 @@
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use crate::events::Wanted;
+use xen_guest::events::Wanted;
 
 /// What the lock is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ pub enum Limit {
 /// All parameters of a run, checked, defaults filled in. Times in nanoseconds.
 ///
 /// ```
-/// use xen_guest::params::{Limit, Params};
+/// use lab_guest::params::{Limit, Params};
 ///
 /// let params = Params::parse("policy=kick-twice critical=20us acquisitions=1000", 4).unwrap();
 /// assert_eq!((params.vcpus, params.critical_ns), (4, 20_000));

@@ -22,7 +22,7 @@ use spin::mutex::{SpinMutex, TicketMutex};
 ///
 /// ```
 /// use spin::mutex::SpinMutex;
-/// use xen_guest::locks::TestedLock;
+/// use lab_guest::locks::TestedLock;
 ///
 /// let lock: SpinMutex<u64> = TestedLock::new(0);
 /// TestedLock::with(&lock, |n| *n += 1);

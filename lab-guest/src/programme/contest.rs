@@ -12,15 +12,16 @@ use core::sync::atomic::AtomicU64;
 
 use crossbeam_utils::CachePadded;
 use pvlock::{Adaptive, Hybrid, KickAtUnlock, KickTwice};
+use xen_guest::clock;
 
 use super::RunningVcpu;
-use crate::glue::XenPlatform;
+use crate::heap;
+use crate::hooks::TestedPlatform;
 use crate::locks::{Family, Pv, Spin, TestedLock, Ticket};
 use crate::params::{Params, Policy, Workload};
 use crate::workload::alloc::{TestedArena, churn};
 use crate::workload::torture::Torture;
 use crate::workload::{Guarded, Plan, Share, Vcpu, contend, free_locks};
-use crate::{clock, heap};
 
 /// The locks of a run and the workload on them.
 pub(super) trait Contest: Send + Sync {
@@ -58,7 +59,7 @@ fn tried<L: TestedLock<Guarded>>(locks: &[CachePadded<L>]) -> u64 {
 
 /// The locks and the workload that `params` name.
 pub(super) fn new(params: &Params) -> Box<dyn Contest> {
-    type Xen<K> = Pv<XenPlatform, K>;
+    type Xen<K> = Pv<TestedPlatform, K>;
     match params.policy {
         Policy::KickTwice => of_family::<Xen<KickTwice>>(params),
         Policy::Hybrid => of_family::<Xen<Hybrid>>(params),

@@ -22,16 +22,18 @@ use crossbeam_utils::CachePadded;
 use pvlock::Counter;
 use results::{Calibration, Outcome};
 use spin::{Mutex, Once};
+use xen_guest::glue;
+use xen_guest::machine::{Machine, ShutdownReason};
+use xen_guest::percpu::PerCpu;
+use xen_guest::{events, timer, upcall};
 
-use crate::glue::{self, XenPlatform};
-use crate::machine::{Machine, ShutdownReason};
+use crate::hooks::TestedPlatform;
 use crate::params::{Params, Policy};
-use crate::percpu::PerCpu;
 use crate::report::{self, Domain};
 use crate::watchdog::{self, Stuck, Watchdog};
 use crate::work::{Speed, work};
 use crate::workload::{Plan, Share, Vcpu, WaitCounts};
-use crate::{events, heap, markers, timer, upcall};
+use crate::{heap, markers};
 
 use contest::Contest;
 use control::{Events, Orders};
@@ -335,7 +337,7 @@ impl Run {
     fn counters(&self) -> BTreeMap<String, u64> {
         let mut sums = BTreeMap::new();
         for vcpu in 0..self.params.vcpus as usize {
-            let counts = pvlock::counters::<XenPlatform>(vcpu);
+            let counts = pvlock::counters::<TestedPlatform>(vcpu);
             for (counter, n) in Counter::ALL.into_iter().zip(counts) {
                 *sums.entry(counter.name().to_string()).or_insert(0) += n;
             }
