@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use pvlab::host::{self, Event, Toolstack};
-use pvlab::lab::{Boot, Lab, Mode, Repeatable, commands};
+use pvlab::lab::{Boot, Hypervisor, Lab, Mode, Repeatable, commands};
 use pvlab::plan::{Choices, Plan};
 use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
@@ -89,9 +89,9 @@ enum Command {
 enum LabCommand {
     /// Download what is missing and build the host.
     Prepare,
-    /// Open a shell in its dom0.
+    /// Open a shell in its dom0, or on the KVM host.
     Shell(Machine),
-    /// Run a script in its dom0; what the script leaves in /out comes back.
+    /// Run a script in its dom0, or on the KVM host; what the script leaves in /out comes back.
     Boot {
         #[command(flatten)]
         machine: Machine,
@@ -108,6 +108,9 @@ enum LabCommand {
 
 #[derive(Args)]
 struct Machine {
+    /// Who runs the domains.
+    #[arg(long, value_enum, default_value_t)]
+    hypervisor: Hypervisor,
     /// pCPUs; dom0 has the first for itself.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     pcpus: u32,
@@ -372,6 +375,7 @@ fn lab(command: LabCommand) -> Result<ExitCode> {
 impl Machine {
     fn boot(&self) -> Boot {
         let mut boot = Boot::script("", &self.out);
+        boot.hypervisor = self.hypervisor;
         boot.pcpus = self.pcpus;
         if let Some(settings) = self.emulation.repeatable() {
             boot.mode = Mode::Repeatable(settings);

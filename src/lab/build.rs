@@ -15,7 +15,7 @@ use super::{deb, initramfs, kernel};
 use crate::progress::Progress;
 
 /// Goes up by one whenever a lab built by an older pvlab would no longer do.
-pub(super) const RECIPE: u32 = 2;
+pub(super) const RECIPE: u32 = 3;
 
 /// The unpacked packages, in a finished lab.
 pub(super) const ROOT: &str = "root";

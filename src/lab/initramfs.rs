@@ -13,6 +13,9 @@ pub(super) const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 const INIT: &str = include_str!("dom0-init.sh");
 
+/// The emulator in a KVM host: the lab's own, from the unpacked packages, which the host sees read-only.
+const NESTED_QEMU: &str = include_str!("nested-qemu.sh");
+
 /// Modules that init loads at start.
 const AT_START: [&str; 5] = ["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc"];
 
@@ -22,6 +25,9 @@ const WAY_OUT: [&str; 3] = ["virtio_pci", "9pnet_virtio", "9p"];
 /// Modules for those who work in dom0 by hand.
 const AT_HAND: [&str; 6] =
     ["xen-blkback", "xen-netback", "xen-blkfront", "xen-netfront", "virtio_blk", "loop"];
+
+/// The module that makes a KVM host.
+const KVM: [&str; 1] = ["kvm-amd"];
 
 /// Programs without which there is no host.
 const TOOLS: [&str; 6] =
@@ -103,7 +109,7 @@ pub(super) fn assemble(root: &Path, release: &str) -> Result<Image, Error> {
     }
 
     let tree = Tree::scan(&root.join("usr/lib/modules").join(release))?;
-    let modules = tree.closure(&[&AT_START[..], &WAY_OUT, &AT_HAND].concat())?;
+    let modules = tree.closure(&[&AT_START[..], &WAY_OUT, &AT_HAND, &KVM].concat())?;
     let folder = format!("/usr/lib/modules/{release}");
     archive.bytes(&format!("{folder}/modules.dep"), 0o644, modules::dependencies(&modules));
     for module in modules {
@@ -114,8 +120,15 @@ pub(super) fn assemble(root: &Path, release: &str) -> Result<Image, Error> {
         names if names.is_empty() => ":".into(),
         names => format!("modprobe -a {}", names.join(" ")),
     };
-    let init = INIT.replace("XEN_BIN", &inside).replace("LOAD_AT_START", &load(&AT_START));
-    archive.bytes("/init", 0o755, init.replace("LOAD_WAY_OUT", &load(&WAY_OUT)));
+    let init = [
+        ("XEN_BIN", inside),
+        ("LOAD_AT_START", load(&AT_START)),
+        ("LOAD_WAY_OUT", load(&WAY_OUT)),
+        ("LOAD_KVM", load(&KVM)),
+    ];
+    let init = init.iter().fold(INIT.to_owned(), |text, (name, value)| text.replace(name, value));
+    archive.bytes("/init", 0o755, init);
+    archive.bytes("/usr/bin/qemu-system-x86_64", 0o755, NESTED_QEMU);
     Ok(Image { archive, libraries: libraries.into_keys().collect() })
 }
 

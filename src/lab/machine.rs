@@ -86,7 +86,9 @@ pub(super) fn shell(lab: &Lab, boot: &Boot) -> Result<(), Error> {
 
 /// Puts what the host starts from into `folder`, under the names the command line uses.
 fn lay_out(lab: &Lab, boot: &Boot, folder: &Path) -> Result<(), Error> {
-    for (from, name) in [(build::XEN, qemu::XEN), (build::VMLINUX, qemu::VMLINUX)] {
+    let parts =
+        [(build::XEN, qemu::XEN), (build::VMLINUX, qemu::VMLINUX), (build::ROOT, qemu::ROOT)];
+    for (from, name) in parts {
         let link = folder.join(name);
         symlink(lab.part(from), &link).map_err(Error::file("create link", &link))?;
     }

@@ -1,7 +1,8 @@
-//! Makes a Xen host out of a plain Linux machine: without root and with nothing installed.
+//! Makes a Xen host, or a KVM host, out of a plain Linux machine: without root and with nothing
+//! installed.
 //!
 //! Owns everything between "this is a Debian or Ubuntu machine" and "a program runs in dom0 under a
-//! real Xen": the packages ([`Lab::prepare`]), the dom0 image made of them, the emulator and its
+//! real Xen" (or on Linux with KVM): the packages ([`Lab::prepare`]), the dom0 image made of them, the emulator and its
 //! processes ([`Lab::run`]). It knows nothing of scenarios, policies or domains, and it never
 //! writes outside its cache and the folder a run is given.
 //!
@@ -84,19 +85,32 @@ impl Default for Repeatable {
     }
 }
 
+/// Who runs the domains of a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Hypervisor {
+    /// Xen; the script runs in dom0.
+    #[default]
+    Xen,
+    /// The same Linux without Xen, and with KVM; the script starts machines by qemu-system-x86_64.
+    Kvm,
+}
+
 /// One start of the host: what it is made of and what it does.
 #[derive(Debug, Clone)]
 pub struct Boot {
+    /// Who runs the domains.
+    pub hypervisor: Hypervisor,
     /// pCPUs of the machine. dom0 has pCPU 0 for itself; domains belong on 1 and up.
     pub pcpus: u32,
     /// Memory of the machine in MiB.
     pub memory_mib: u32,
-    /// Memory of dom0 in MiB, out of `memory_mib`.
+    /// Memory of dom0 in MiB, out of `memory_mib`. Means nothing with [`Hypervisor::Kvm`].
     pub dom0_mib: u32,
     /// How pCPUs run.
     pub mode: Mode,
-    /// Added to Xen's command line, for experiments with the hypervisor itself.
-    pub xen_options: String,
+    /// Added to the hypervisor's command line (Xen's, or Linux' with [`Hypervisor::Kvm`]), for experiments
+    /// with the hypervisor itself.
+    pub hypervisor_options: String,
     /// Files placed in dom0 before it starts.
     pub files: Vec<Overlay>,
     /// Run by `sh` in dom0 once the toolstack is up. What it leaves in `/out` comes back.
@@ -111,11 +125,12 @@ impl Boot {
     /// A host that runs `script` in dom0 on three pCPUs in parallel, and brings `/out` back to `out`.
     pub fn script(script: impl Into<String>, out: impl Into<PathBuf>) -> Self {
         Boot {
+            hypervisor: Hypervisor::Xen,
             pcpus: 3,
             memory_mib: 2048,
             dom0_mib: 512,
             mode: Mode::Parallel,
-            xen_options: String::new(),
+            hypervisor_options: String::new(),
             files: Vec::new(),
             script: script.into(),
             out: out.into(),

@@ -4,13 +4,15 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Boot, Error, Mode, Repeatable, lockstep};
+use super::{Boot, Error, Hypervisor, Mode, Repeatable, lockstep};
 
 /// The file names a host is started from, in the emulator's working folder. They are part of the
 /// guest's memory, so they are the same for every run and machine.
 pub(super) const XEN: &str = "xen";
 pub(super) const VMLINUX: &str = "vmlinux";
 pub(super) const INITRD: &str = "initrd.cpio";
+/// The unpacked packages, for a KVM host.
+pub(super) const ROOT: &str = "root";
 
 /// The slice timer needs a microsecond interval; instructions are 1 ns to 1024 ns.
 const MAX_SHIFT: u8 = 10;
@@ -47,7 +49,11 @@ pub(super) fn check(boot: &Boot) -> Result<(), Error> {
     if !(1..=64).contains(&boot.pcpus) {
         return wrong(format!("{} pCPUs: the lab has 1 to 64", boot.pcpus));
     }
-    if boot.dom0_mib < 256 || boot.memory_mib < boot.dom0_mib + 128 {
+    let xen = boot.hypervisor == Hypervisor::Xen;
+    if !xen && boot.memory_mib < 512 {
+        return wrong(format!("{} MiB: a KVM host needs 512 MiB", boot.memory_mib));
+    }
+    if xen && (boot.dom0_mib < 256 || boot.memory_mib < boot.dom0_mib + 128) {
         return wrong(format!(
             "{} MiB for the host, {} of them for dom0: dom0 needs 256 MiB, and Xen and the domains 128 MiB more than it",
             boot.memory_mib, boot.dom0_mib
@@ -85,9 +91,45 @@ pub(super) fn timing(mode: Mode) -> Vec<String> {
     }
 }
 
-/// The arguments of a host: Xen, dom0 and its image by the names above, the console on `serial`.
+/// The arguments of a host: its kernels and its image by the names above, the console on `serial`.
 pub(super) fn host(boot: &Boot, share: Option<&Path>, serial: &str) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = timing(boot.mode).into_iter().map(Into::into).collect();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    // No XSAVE: QEMU's ignores CR0.TS, and with Xen's lazy FPU switching domains would see each
+    // other's vector registers. SVM and NPT are what PVH domains and KVM need.
+    add(&["-machine", "q35", "-cpu", "qemu64,+svm,+npt"]);
+    add(&["-smp", &boot.pcpus.to_string(), "-m", &format!("{}M", boot.memory_mib)]);
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", serial]);
+    match boot.hypervisor {
+        Hypervisor::Xen => add(&xen(boot).each_ref().map(String::as_str)),
+        Hypervisor::Kvm => add(&kvm(boot).each_ref().map(String::as_str)),
+    }
+    let mut add_share = |tag: &str, options: &str, path: &Path| {
+        let mut device =
+            OsString::from(format!("local,id={tag},security_model=none,{options}path="));
+        device.push(doubled_commas(path));
+        arguments.extend([OsString::from("-fsdev"), device]);
+        let device = format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}");
+        arguments.extend([OsString::from("-device"), device.into()]);
+    };
+    if let Some(share) = share {
+        add_share("out", "", share);
+    }
+    if boot.hypervisor == Hypervisor::Kvm {
+        add_share("lab", "readonly=on,", Path::new(ROOT));
+    }
+    arguments
+}
+
+/// What a repeatable run adds to Linux' command line. Two runs must agree on addresses; and on what the
+/// kernel says after the 9p share is mounted, when their clocks no longer do.
+fn same(boot: &Boot) -> &'static str {
     let repeatable = matches!(boot.mode, Mode::Repeatable(_));
+    if repeatable { " nokaslr printk.time=0" } else { "" }
+}
+
+/// Xen, and in it dom0.
+fn xen(boot: &Boot) -> [String; 6] {
     let dom0 = boot.dom0_mib;
     // No `noreboot`: a host that crashes then resets, which ends the emulator, instead of hanging.
     // dom0 has pCPU 0; its one vCPU stays there. Scrubbing memory at boot only costs time, and its
@@ -96,32 +138,26 @@ pub(super) fn host(boot: &Boot, share: Option<&Path>, serial: &str) -> Vec<OsStr
         "loglvl=all guest_loglvl=all com1=115200,8n1 console=com1 bootscrub=0 \
          dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1 dom0_vcpus_pin"
     );
-    if !boot.xen_options.is_empty() {
+    if !boot.hypervisor_options.is_empty() {
         xen.push(' ');
-        xen += &boot.xen_options;
+        xen += &boot.hypervisor_options;
     }
-    // Two runs must agree on addresses; and on what the kernel says after the 9p share is mounted,
-    // when their clocks no longer do.
-    let same = if repeatable { " nokaslr printk.time=0" } else { "" };
     // A comma ends a module's text unless doubled.
-    let module = format!("{VMLINUX} console=hvc0 earlyprintk=xen quiet{same}").replace(',', ",,");
+    let module =
+        format!("{VMLINUX} console=hvc0 earlyprintk=xen quiet{}", same(boot)).replace(',', ",,");
+    let initrd = format!("{module},{INITRD}");
+    ["-kernel".into(), XEN.into(), "-append".into(), xen, "-initrd".into(), initrd]
+}
 
-    let mut arguments: Vec<OsString> = timing(boot.mode).into_iter().map(Into::into).collect();
-    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-    // No XSAVE: QEMU's ignores CR0.TS, and with Xen's lazy FPU switching domains would see each
-    // other's vector registers. SVM and NPT are what PVH domains need.
-    add(&["-machine", "q35", "-cpu", "qemu64,+svm,+npt"]);
-    add(&["-smp", &boot.pcpus.to_string(), "-m", &format!("{}M", boot.memory_mib)]);
-    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", serial]);
-    add(&["-kernel", XEN, "-append", &xen, "-initrd", &format!("{module},{INITRD}")]);
-    if let Some(share) = share {
-        let mut device = OsString::from("local,id=share,security_model=none,path=");
-        device.push(doubled_commas(share));
-        arguments.extend([OsString::from("-fsdev"), device]);
-        arguments
-            .extend(["-device", "virtio-9p-pci,fsdev=share,mount_tag=out"].map(OsString::from));
-    }
-    arguments
+/// Linux alone, which tells its init by `lab=kvm` that it is the hypervisor. Its mitigations would cost each
+/// VM exit a multiple, and this host has no secrets. A panic ends the emulator.
+fn kvm(boot: &Boot) -> [String; 6] {
+    let linux = format!(
+        "console=ttyS0 quiet mitigations=off panic=-1 lab=kvm{} {}",
+        same(boot),
+        boot.hypervisor_options
+    );
+    ["-kernel".into(), VMLINUX.into(), "-append".into(), linux, "-initrd".into(), INITRD.into()]
 }
 
 fn doubled_commas(path: &Path) -> PathBuf {
@@ -191,6 +227,16 @@ mod tests {
     }
 
     #[test]
+    fn a_kvm_host_is_linux_without_xen_and_sees_the_packages() {
+        let boot = Boot { hypervisor: Hypervisor::Kvm, ..Boot::script("", "/results") };
+        let text = text(&boot);
+        for part in ["-kernel vmlinux", " lab=kvm", "readonly=on,path=root", "mount_tag=out"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("dom0_mem"), "{text}");
+    }
+
+    #[test]
     fn commas_in_names_are_doubled() {
         assert!(text(&Boot::script("", "/results")).contains("path=/results/a,,b"));
     }
@@ -207,6 +253,7 @@ mod tests {
             (Boot { pcpus: 65, ..good.clone() }, "pCPUs"),
             (Boot { dom0_mib: 100, ..good.clone() }, "dom0"),
             (Boot { memory_mib: 512, ..good.clone() }, "MiB"),
+            (Boot { hypervisor: Hypervisor::Kvm, memory_mib: 400, ..good.clone() }, "KVM"),
             (Boot { mode: repeatable(11, 100), ..good.clone() }, "shift"),
             (Boot { mode: repeatable(3, 0), ..good.clone() }, "slice"),
         ];
