@@ -14,7 +14,7 @@ use crate::summary::{
 
 pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O) {
     let clock = analyser.calibration.clock(analyser.options.cpu_hz);
-    let ticks = reading.last_tsc.saturating_sub(reading.first_tsc);
+    let ticks = reading.ticks();
     let mut warnings = warnings(&analyser, &reading);
     let classes = analyser.classes;
     let last = reading.last_tsc;

@@ -9,7 +9,7 @@ use clap::Args;
 use super::Failure;
 use crate::analysis::VcpuId;
 use crate::error::Error;
-use crate::reader::ReadOptions;
+use crate::reader::{Drift, ReadOptions};
 use crate::{Options, Summary};
 
 #[derive(Clone, Debug, Args)]
@@ -34,6 +34,8 @@ pub(super) struct Reading {
     /// Correct a pCPU's TSC by so many ticks, PCPU=TICKS (may be repeated)
     #[arg(long = "tsc-offset", value_name = "PCPU=TICKS", value_parser = parse_offset)]
     tsc_offsets: Vec<(u32, i64)>,
+    #[arg(skip)]
+    tsc_drifts: Vec<Drift>,
     /// Hold back at most so many MiB of records to put them in order
     #[arg(long, value_name = "MIB", default_value_t = 256,
           value_parser = clap::value_parser!(u64).range(1..=65536))]
@@ -66,6 +68,7 @@ impl Reading {
                 buffer_limit: (self.buffer << 20) as usize,
                 strict: self.strict,
                 tsc_offsets: self.tsc_offsets.clone(),
+                tsc_drifts: self.tsc_drifts.clone(),
             },
             cpu_hz: self.cpu_hz,
             domains: self.domains.clone(),

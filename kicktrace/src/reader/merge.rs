@@ -11,10 +11,12 @@ use std::sync::mpsc::Sender;
 
 use crate::error::Error;
 use crate::event;
-use crate::reader::reading::{PcpuReading, ReadOptions, Reading};
+use crate::reader::reading::{PcpuReading, ReadOptions, Reading, Silence};
 use crate::reader::record::{Record, Visit};
+use crate::reader::time::FAR;
 use crate::reader::tournament::{NOTHING, Tournament};
-use crate::reader::window::{Block, End, FULL, LONGEST, payload, record_words, wide};
+use crate::reader::window::{Block, End, FULL};
+use crate::reader::words::{LONGEST, payload, record_words, wide};
 
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
 const AHEAD: usize = 32;
@@ -52,9 +54,7 @@ struct Stream {
     blocks: VecDeque<Block>,
     /// Sort key of the next record: its TSC, or the start of its gap. [`NOTHING`] if there is none.
     key: u64,
-    /// Correction of this pCPU's TSC.
-    tsc_offset: i64,
-    /// The last corrected TSC delivered, for records without one.
+    /// The time of the last record delivered, for records without a TSC.
     tsc: u64,
     reading: PcpuReading,
 }
@@ -90,16 +90,32 @@ impl Passes {
     }
 }
 
+/// Times in which no pCPU wrote anything.
+#[derive(Default)]
+struct Pauses {
+    /// Whether any record was delivered, and the latest time of one.
+    begun: bool,
+    reach: u64,
+    /// The two longest that are no silence.
+    longest: [Silence; 2],
+}
+
+/// Silences told one by one.
+const SILENCES: usize = 16;
+
+/// A pause shorter than this (a fraction of a second) is none, however it stands out.
+const OUTSTANDING: u64 = 1 << 30;
+
 pub(super) struct Merge<'v, V> {
     streams: Vec<Stream>,
     next: Tournament,
     passes: Passes,
     visitor: &'v mut V,
-    offsets: Vec<(u32, i64)>,
     buffer: Buffer,
     buffer_limit: usize,
     /// The highest key delivered.
     delivered: u64,
+    pauses: Pauses,
     reading: Reading,
 }
 
@@ -126,10 +142,10 @@ impl<'v, V: Visit> Merge<'v, V> {
             next: Tournament::default(),
             passes: Passes::default(),
             visitor,
-            offsets: options.tsc_offsets.clone(),
             buffer: Buffer { held: 0, spare },
             buffer_limit: options.buffer_limit,
             delivered: 0,
+            pauses: Pauses::default(),
             reading: Reading { first_tsc: u64::MAX, ..Reading::default() },
         }
     }
@@ -139,12 +155,15 @@ impl<'v, V: Visit> Merge<'v, V> {
         let (cpu, last) = (block.cpu, block.last);
         self.grow(cpu);
         let stream = &mut self.streams[cpu as usize];
-        let max_tsc = match block.max_tsc {
-            0 => 0,
-            tsc => tsc.wrapping_add_signed(stream.tsc_offset),
-        };
-        stream.reading.records += block.records;
-        stream.reading.backwards += block.backwards;
+        let max_tsc = block.max_tsc;
+        let reading = &mut stream.reading;
+        if reading.records == 0 {
+            reading.first_tsc = block.before;
+        }
+        reading.records += block.records;
+        reading.backwards += block.backwards;
+        reading.resets += u64::from(block.restarts);
+        reading.strays += block.strays;
         self.buffer.held += block.bytes();
         self.reading.peak_buffered = self.reading.peak_buffered.max(self.buffer.held as u64);
         stream.blocks.push_back(block);
@@ -182,10 +201,8 @@ impl<'v, V: Visit> Merge<'v, V> {
     fn grow(&mut self, cpu: u32) {
         while self.streams.len() <= cpu as usize {
             let cpu = self.streams.len() as u32;
-            let offset = self.offsets.iter().rev().find(|&&(of, _)| of == cpu);
             self.streams.push(Stream {
                 key: NOTHING,
-                tsc_offset: offset.map_or(0, |&(_, ticks)| ticks),
                 reading: PcpuReading { cpu, ..PcpuReading::default() },
                 ..Stream::default()
             });
@@ -203,10 +220,12 @@ impl<'v, V: Visit> Merge<'v, V> {
         reading.bytes = end.bytes;
         reading.windows = end.windows;
         reading.truncated = end.truncated;
-        for stream in self.streams {
+        for mut stream in self.streams {
             reading.last_tsc = reading.last_tsc.max(stream.tsc);
+            stream.reading.last_tsc = stream.tsc;
             reading.pcpus.push(stream.reading);
         }
+        reading.pause = self.pauses.outstanding(reading.ticks());
         reading.pcpus.retain(|pcpu| pcpu.records > 0);
         reading.records = reading.pcpus.iter().map(|pcpu| pcpu.records).sum();
         if reading.records == 0 {
@@ -223,15 +242,57 @@ impl<'v, V: Visit> Merge<'v, V> {
                 return Ok(());
             }
             self.reading.first_tsc = self.reading.first_tsc.min(key);
+            if key > self.pauses.reach {
+                self.pause(key);
+            }
             let stream = &mut self.streams[cpu as usize];
             let records = stream.advance(&mut self.buffer, self.visitor)?;
             self.next.set(cpu, stream.key);
+            self.pauses.reach = self.pauses.reach.max(stream.tsc);
             if key < self.delivered {
                 self.reading.late_records += records;
             } else {
                 self.delivered = key;
             }
         }
+    }
+}
+
+impl<V: Visit> Merge<'_, V> {
+    /// Nothing was written from the last record on to `to`.
+    #[inline]
+    fn pause(&mut self, to: u64) {
+        let pause = Silence { from: self.pauses.reach, to };
+        if pause.ticks() <= self.pauses.longest[1].ticks() {
+            return;
+        }
+        if self.pauses.begun {
+            self.long_pause(pause);
+        }
+        self.pauses.begun = true;
+    }
+
+    #[cold]
+    fn long_pause(&mut self, pause: Silence) {
+        if pause.ticks() > FAR {
+            self.reading.silent_ticks = self.reading.silent_ticks.saturating_add(pause.ticks());
+            if self.reading.silences.len() < SILENCES {
+                self.reading.silences.push(pause);
+            }
+            self.visitor.silence(pause.from, pause.to);
+            return;
+        }
+        let longest = &mut self.pauses.longest;
+        longest[1] = pause;
+        longest.sort_unstable_by_key(|pause| std::cmp::Reverse(pause.ticks()));
+    }
+}
+
+impl Pauses {
+    /// The longest pause, if it is so long, beside the trace and all others, that no trace explains it.
+    fn outstanding(&self, ticks: u64) -> Option<Silence> {
+        let [first, second] = self.longest.map(|pause| pause.ticks());
+        (first > OUTSTANDING && first > ticks / 2 && first / 8 > second).then_some(self.longest[0])
     }
 }
 
@@ -277,7 +338,7 @@ impl Stream {
             // The padding behind a block has room for a record of any size.
             let Some(of) = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) else { break };
             let (header, payload) = (of[0], payload(of[0]));
-            tsc = tsc_of(of, self.tsc_offset, tsc);
+            tsc = tsc_of(of, tsc);
             records += 1;
             visitor.record(&Record {
                 cpu,
@@ -311,14 +372,14 @@ impl Stream {
                 self.key = NOTHING;
                 return;
             };
-            let mut key = tsc_of(of, self.tsc_offset, self.tsc);
+            let mut key = tsc_of(of, self.tsc);
             if of[0] & event::GROUP_MASK == event::GENERAL {
                 match of[0] & event::EVENT_MASK {
                     event::WRAP_BUFFER => {
                         self.move_to(self.at + record_words(of[0]));
                         continue;
                     }
-                    event::LOST_RECORDS => key = self.reading.lost(of, self.tsc_offset),
+                    event::LOST_RECORDS => key = self.reading.lost(of),
                     _ => {}
                 }
             }
@@ -331,6 +392,7 @@ impl Stream {
     #[cold]
     fn next_block(&mut self, buffer: &mut Buffer) -> bool {
         let Some(block) = self.blocks.pop_front() else { return false };
+        self.tsc = block.before;
         buffer.release(std::mem::replace(&mut self.block, block));
         self.stop = 0;
         self.move_to(0);
@@ -350,10 +412,9 @@ impl Stream {
 impl PcpuReading {
     /// Notes a gap, and returns its start.
     #[cold]
-    fn lost(&mut self, record: &[u32; LONGEST], tsc_offset: i64) -> u64 {
+    fn lost(&mut self, record: &[u32; LONGEST]) -> u64 {
         let &[_, lo, hi, records, _, start_lo, start_hi, ..] = record;
-        let [end, start] = [(lo, hi), (start_lo, start_hi)]
-            .map(|(lo, hi)| wide(lo, hi).wrapping_add_signed(tsc_offset));
+        let (start, end) = (wide(start_lo, start_hi), wide(lo, hi));
         self.lost_records += u64::from(records);
         self.gaps += 1;
         self.gap_ticks = self.gap_ticks.saturating_add(end.saturating_sub(start));
@@ -361,9 +422,8 @@ impl PcpuReading {
     }
 }
 
-/// The corrected TSC of a record; `before` if it carries none.
+/// The time of a record; `before` if it carries none.
 #[inline]
-fn tsc_of(record: &[u32; LONGEST], offset: i64, before: u64) -> u64 {
-    let tsc = wide(record[1], record[2]).wrapping_add_signed(offset);
-    if record[0] >> 31 != 0 { tsc } else { before }
+fn tsc_of(record: &[u32; LONGEST], before: u64) -> u64 {
+    if record[0] >> 31 != 0 { wide(record[1], record[2]) } else { before }
 }

@@ -10,15 +10,17 @@
 mod merge;
 mod reading;
 mod record;
+mod time;
 mod tournament;
 mod window;
+mod words;
 
 use std::io::Read;
 use std::sync::mpsc;
 
 use crate::error::{Error, ErrorKind};
 
-pub use reading::{PcpuReading, ReadOptions, Reading, Truncation};
+pub use reading::{Drift, PcpuReading, ReadOptions, Reading, Silence, Truncation};
 pub use record::{Lost, Record, Visit};
 
 /// Reads a whole trace and hands its records to `visitor` in time order.
@@ -58,7 +60,8 @@ pub fn read<R: Read + Send, V: Visit>(
     let (full, blocks) = mpsc::sync_channel(16);
     let (empties, spare) = mpsc::channel();
     std::thread::scope(|scope| {
-        let reader = scope.spawn(move || window::Windows::<R, V>::new(input, full, spare).run());
+        let reader =
+            scope.spawn(move || window::Windows::<R, V>::new(input, options, full, spare).run());
         let mut merge = merge::Merge::new(options, empties, visitor);
         let visited = loop {
             let block = match blocks.try_recv() {

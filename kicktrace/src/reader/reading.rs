@@ -11,11 +11,38 @@ pub struct ReadOptions {
     pub strict: bool,
     /// TSC ticks to add to the records of a pCPU: `(pcpu, ticks)`.
     pub tsc_offsets: Vec<(u32, i64)>,
+    /// TSCs that run faster or slower than the others, to be corrected besides.
+    pub tsc_drifts: Vec<Drift>,
+}
+
+/// A correction that grows with time: the slope of a pCPU's TSC against the others'.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Drift {
+    /// The pCPU.
+    pub cpu: u32,
+    /// Ticks to add for each tick since `since`; negative for a TSC that is fast.
+    pub per_tick: f64,
+    /// The TSC, as recorded, at which nothing is added.
+    pub since: u64,
+}
+
+impl Drift {
+    /// Ticks to add to a recorded TSC.
+    #[must_use]
+    pub fn ticks(&self, tsc: u64) -> i64 {
+        let since = tsc.wrapping_sub(self.since) as i64;
+        (since as f64 * self.per_tick) as i64
+    }
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { buffer_limit: 256 << 20, strict: false, tsc_offsets: Vec::new() }
+        Self {
+            buffer_limit: 256 << 20,
+            strict: false,
+            tsc_offsets: Vec::new(),
+            tsc_drifts: Vec::new(),
+        }
     }
 }
 
@@ -45,6 +72,31 @@ pub struct PcpuReading {
     pub gap_ticks: u64,
     /// Records whose TSC is before that of their predecessor in the same stream.
     pub backwards: u64,
+    /// TSC of the first record that carries one, and of the last.
+    pub first_tsc: u64,
+    /// See `first_tsc`.
+    pub last_tsc: u64,
+    /// How often the TSC started again from a much lower value: the host slept or rebooted.
+    pub resets: u64,
+    /// Records whose TSC is far from that of both their neighbours: they got their predecessor's.
+    pub strays: u64,
+}
+
+/// A time in which no pCPU wrote anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Silence {
+    /// TSC of the last record before.
+    pub from: u64,
+    /// TSC of the first record behind.
+    pub to: u64,
+}
+
+impl Silence {
+    /// How long it was.
+    #[must_use]
+    pub const fn ticks(&self) -> u64 {
+        self.to.saturating_sub(self.from)
+    }
 }
 
 /// What was read: the format's own figures, all exact.
@@ -65,6 +117,13 @@ pub struct Reading {
     /// Records that came after a record with a later TSC had been delivered: skewed TSCs, or a
     /// buffer limit too small.
     pub late_records: u64,
+    /// Times without any record that are too long for a trace that was being taken (2^34 ticks, some
+    /// seconds): the first 16 of them.
+    pub silences: Vec<Silence>,
+    /// Ticks in all such times. They are no part of the trace's length.
+    pub silent_ticks: u64,
+    /// A shorter time without any record, if it stands out among all others.
+    pub pause: Option<Silence>,
     /// The most bytes held back at one time.
     pub peak_buffered: u64,
     /// Each pCPU that has records.
@@ -72,6 +131,18 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// The length of the trace in ticks: from the first record to the last, silences left out.
+    #[must_use]
+    pub fn ticks(&self) -> u64 {
+        self.last_tsc.saturating_sub(self.first_tsc).saturating_sub(self.silent_ticks)
+    }
+
+    /// How often a pCPU's TSC started again.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.pcpus.iter().map(|pcpu| pcpu.resets).max().unwrap_or(0)
+    }
+
     /// Records Xen dropped, over all pCPUs.
     #[must_use]
     pub fn lost_records(&self) -> u64 {

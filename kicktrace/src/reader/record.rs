@@ -10,8 +10,10 @@ use crate::event;
 pub struct Record<'a> {
     /// The pCPU whose ring held it.
     pub cpu: u32,
-    /// Host TSC, corrected by [`ReadOptions::tsc_offsets`]. A record without one has the time of the
-    /// record before it on the same pCPU.
+    /// Host TSC, corrected as [`ReadOptions`](crate::reader::ReadOptions) says. A record without one has
+    /// the time of the record before it on the same pCPU; the first of a pCPU, of the next that has one.
+    /// Where the TSC started again (the host slept, or a second session follows), it goes on behind the
+    /// latest one so far.
     pub tsc: u64,
     /// The event with all its class bits.
     pub event: u32,
@@ -80,6 +82,13 @@ pub trait Visit {
     fn goes_on(&self, before: u32, event: u32, words: &[u32]) -> bool {
         let _ = (before, event, words);
         false
+    }
+
+    /// Called before the first record behind a time in which no pCPU wrote anything, from the TSC of
+    /// the last record to that of the next one, too long for a trace that was being taken: what stands
+    /// before it belongs to another session.
+    fn silence(&mut self, from: u64, to: u64) {
+        let _ = (from, to);
     }
 
     /// Called when all that could be read so far has been delivered, as far as it is final, and more

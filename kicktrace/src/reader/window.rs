@@ -5,19 +5,20 @@
 
 use std::io::{self, Read};
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::error::{Error, ErrorKind};
 use crate::event;
-use crate::reader::reading::Truncation;
+use crate::reader::reading::{ReadOptions, Truncation};
 use crate::reader::record::Visit;
+use crate::reader::time::{FAR, Step, Times, first_timed};
+use crate::reader::words::{LONGEST, payload, record_words, split, wide};
 
 /// Words read at a time. A window larger than this comes as several blocks.
 const BLOCK_WORDS: usize = 64 << 10;
 
-/// The longest record: header, TSC, seven words.
-pub(super) const LONGEST: usize = 10;
+/// Bytes of records kept at most while their pCPU shows no TSC.
+const UNTIMED: usize = 1 << 20;
 
 /// Words behind the records of a block: wherever a record starts, [`LONGEST`] words can be looked at.
 const PADDING: usize = LONGEST - 1;
@@ -42,8 +43,14 @@ pub(super) struct Block {
     pub(super) records: u64,
     /// Records whose TSC is before that of their predecessor on this pCPU.
     pub(super) backwards: u64,
-    /// The latest TSC in the block; 0 if no record carries one.
+    /// The latest time in the block; 0 if no record carries one.
     pub(super) max_tsc: u64,
+    /// The time of records without a TSC at its start.
+    pub(super) before: u64,
+    /// Whether the TSC started again just before.
+    pub(super) restarts: bool,
+    /// Records whose TSC was absurd.
+    pub(super) strays: u64,
     /// Whether the window ends with this block.
     pub(super) last: bool,
 }
@@ -69,25 +76,6 @@ pub(super) struct End {
     pub(super) truncated: Option<Truncation>,
 }
 
-/// The words of a record with this header.
-#[inline]
-pub(super) const fn record_words(header: u32) -> usize {
-    1 + ((header >> 31) as usize) * 2 + ((header >> 28) & 7) as usize
-}
-
-/// The words of the payload of a record with this header, from the header on.
-#[inline]
-pub(super) const fn payload(header: u32) -> Range<usize> {
-    let start = 1 + 2 * (header >> 31) as usize;
-    start..start + (header >> 28 & 7) as usize
-}
-
-/// A number of 64 bits, lower word first.
-#[inline]
-pub(super) const fn wide(lo: u32, hi: u32) -> u64 {
-    lo as u64 | (hi as u64) << 32
-}
-
 /// Reads for a visitor `V`, which it never meets.
 pub(super) struct Windows<R, V> {
     input: R,
@@ -95,19 +83,33 @@ pub(super) struct Windows<R, V> {
     spare: Receiver<Block>,
     offset: u64,
     windows: u64,
-    /// The last TSC of each pCPU.
-    last_tsc: Vec<u64>,
+    times: Times,
+    /// Blocks of pCPUs that have shown no TSC yet: their time is that of the next record that has one.
+    untimed: Vec<Block>,
     visitor: PhantomData<fn(V)>,
 }
 
 impl<R: Read, V: Visit> Windows<R, V> {
-    pub(super) fn new(input: R, out: SyncSender<Block>, spare: Receiver<Block>) -> Self {
-        let (last_tsc, visitor) = (Vec::new(), PhantomData);
-        Self { input, out, spare, offset: 0, windows: 0, last_tsc, visitor }
+    pub(super) fn new(
+        input: R,
+        options: &ReadOptions,
+        out: SyncSender<Block>,
+        spare: Receiver<Block>,
+    ) -> Self {
+        let (times, untimed, visitor) = (Times::new(options), Vec::new(), PhantomData);
+        Self { input, out, spare, offset: 0, windows: 0, times, untimed, visitor }
     }
 
     /// Reads to the end of the input, or until the merge hangs up.
     pub(super) fn run(mut self) -> Result<End, Error> {
+        let end = self.windows();
+        // Whoever has no time by now has the latest there is.
+        // The merge may have hung up.
+        let _ = self.release_untimed(None);
+        end
+    }
+
+    fn windows(&mut self) -> Result<End, Error> {
         loop {
             let mut header = [0u8; 12];
             let start = self.offset;
@@ -172,13 +174,20 @@ impl<R: Read, V: Visit> Windows<R, V> {
             let start = self.offset - 4 * kept as u64;
             let got = self.fill(bytemuck::cast_slice_mut(&mut words[kept..kept + take]))?;
             left -= take;
-            let read = kept + got / 4;
+            let mut read = kept + got / 4;
             if cfg!(target_endian = "big") {
                 words[kept..read].iter_mut().for_each(|word| *word = u32::from_le(*word));
             }
             (block.cpu, block.offset) = (cpu, start);
-            self.scan(&mut block, read)?;
-            let end = block.end;
+            while self.scan(&mut block, read)? == Scanned::Restarts {
+                // What follows is a block of its own, in a time of its own.
+                let rest = self.split_off(&mut block, read);
+                read -= block.end;
+                if self.send(std::mem::replace(&mut block, rest)).is_err() {
+                    return Ok(Flow::HungUp);
+                }
+            }
+            let (start, end) = (block.offset, block.end);
             let unused = read - end;
             carry.0[..unused].copy_from_slice(&block.words[end..read]);
             carry.1 = unused;
@@ -186,7 +195,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
             let last = left == 0 || cut;
             block.last = last;
             // What stands before damage is good: send it first.
-            let hung_up = self.out.send(block).is_err();
+            let hung_up = self.send(block).is_err();
             if cut {
                 return Ok(Flow::Cut(Truncation {
                     offset: self.offset,
@@ -209,28 +218,71 @@ impl<R: Read, V: Visit> Windows<R, V> {
         }
     }
 
+    /// The records of `block` behind its end, as a block that begins a new session.
+    #[cold]
+    fn split_off(&mut self, block: &mut Block, read: usize) -> Block {
+        let end = block.end;
+        let mut rest = self.buffer(read - end);
+        rest.words[..read - end].copy_from_slice(&block.words[end..read]);
+        (rest.cpu, rest.offset, rest.restarts) = (block.cpu, block.offset + 4 * end as u64, true);
+        block.last = false;
+        self.times.restart(rest.cpu, wide(rest.words[1], rest.words[2]));
+        rest
+    }
+
+    /// Hands a block on, or keeps it until its time is known.
+    fn send(&mut self, block: Block) -> Result<(), HungUp> {
+        let cpu = block.cpu;
+        if !self.times.of(cpu).timed {
+            self.untimed.push(block);
+            let held: usize = self.untimed.iter().map(Block::bytes).sum();
+            return if held > UNTIMED { self.release_untimed(None) } else { Ok(()) };
+        }
+        if !self.untimed.is_empty() {
+            self.release_untimed(Some((cpu, block.before)))?;
+        }
+        self.out.send(block).map_err(|_| HungUp)
+    }
+
+    /// Hands on the blocks of a pCPU whose time is known now; those of all, with the latest time there
+    /// is, for `None`.
+    #[cold]
+    fn release_untimed(&mut self, known: Option<(u32, u64)>) -> Result<(), HungUp> {
+        let (time, latest) = (known.map(|(_, time)| time), self.times.latest);
+        let is_due = |block: &mut Block| known.is_none_or(|(cpu, _)| cpu == block.cpu);
+        let due: Vec<_> = self.untimed.extract_if(.., is_due).collect();
+        for mut block in due {
+            block.before = time.unwrap_or(latest);
+            // The pass it belongs to is over.
+            block.last = false;
+            self.out.send(block).map_err(|_| HungUp)?;
+        }
+        Ok(())
+    }
+
     /// A block with room for so many words and the padding. What they hold means nothing.
     fn buffer(&mut self, words: usize) -> Block {
         let room = if words <= BLOCK_WORDS / 2 { words + PADDING } else { FULL };
         let used = if room == FULL { self.spare.try_recv().ok() } else { None };
         let mut block = used.unwrap_or_else(|| Block { words: vec![0; room], ..Block::default() });
         block.stops.clear();
+        (block.restarts, block.strays, block.last) = (false, 0, false);
         block
     }
 
     /// Walks the records in the first `filled` words of the block: finds where the whole ones end,
-    /// where its stops are, and what there is to know of their TSCs.
-    fn scan(&mut self, block: &mut Block, filled: usize) -> Result<(), Error> {
+    /// where its stops are, and what there is to know of their TSCs, which become times.
+    fn scan(&mut self, block: &mut Block, filled: usize) -> Result<Scanned, Error> {
         // Stops are gathered without a branch, which nobody could predict, and passed on in batches.
         let (mut batch, mut stops) = ([0; 64], 0);
         let (mut records, mut backwards, mut max_tsc) = (0, 0, 0);
-        let cpu = block.cpu as usize;
-        if self.last_tsc.len() <= cpu {
-            self.last_tsc.resize(cpu + 1, 0);
-        }
-        let (mut at, mut before) = (0, self.last_tsc[cpu]);
+        let cpu = block.cpu;
+        let began = self.begin(block, filled);
+        let (mut at, mut before) = (0, self.times.of(cpu).last);
+        block.before = if began { self.times.corrected(cpu, before) } else { 0 };
+        let mut done = Scanned::All;
         while let Some(of) = block.words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) {
-            let (header, payload) = (of[0], payload(of[0]));
+            let (&[header, lo, hi, ..], payload) = (of, payload(of[0]));
             let next = at + payload.end;
             if next > filled {
                 break;
@@ -241,14 +293,34 @@ impl<R: Read, V: Visit> Windows<R, V> {
             if event & event::GROUP_MASK == event::GENERAL {
                 self.check_format_record(event, header, block.offset + 4 * at as u64)?;
                 is_stop = true;
+                if event == event::LOST_RECORDS {
+                    clamp_gap(&mut block.words[at..], before);
+                }
                 // The payload of padding is garbage.
                 let padding = event == event::WRAP_BUFFER;
                 timed &= !padding;
                 records -= i64::from(padding);
             }
             records += 1;
-            let tsc = if timed { wide(of[1], of[2]) } else { before };
-            backwards += u64::from(tsc < before);
+            let mut tsc = if timed { wide(lo, hi) } else { before };
+            // Backwards, or far ahead.
+            if tsc.wrapping_sub(before) > FAR {
+                match self.times.step(before, &block.words, at, filled) {
+                    // Nothing may have been written for long: who is to be told of it needs a stop here.
+                    Step::Sound => is_stop = true,
+                    Step::Restart => {
+                        records -= 1;
+                        done = Scanned::Restarts;
+                        break;
+                    }
+                    Step::Stray => {
+                        block.words[at + 1..at + 3].copy_from_slice(&split(before));
+                        block.strays += 1;
+                        tsc = before;
+                    }
+                }
+                backwards += u64::from(tsc < before);
+            }
             max_tsc = max_tsc.max(if timed { tsc } else { 0 });
             before = tsc;
             batch[stops % batch.len()] = at as u32;
@@ -260,10 +332,32 @@ impl<R: Read, V: Visit> Windows<R, V> {
             at = next;
         }
         block.stops.extend_from_slice(&batch[..stops]);
-        self.last_tsc[cpu] = before;
-        (block.end, block.max_tsc) = (at, max_tsc);
+        self.times.of(cpu).last = before;
+        (block.end, block.max_tsc) = (at, 0);
+        if max_tsc > 0 {
+            block.max_tsc = self.times.seen(cpu, max_tsc);
+        }
+        if !self.times.is_plain(cpu) {
+            self.times.correct(cpu, &mut block.words, at);
+        }
         (block.records, block.backwards) = (records as u64, backwards);
-        Ok(())
+        Ok(done)
+    }
+
+    /// Prepares the time of a block's pCPU, from the block's first TSC; whether it has any.
+    fn begin(&mut self, block: &mut Block, filled: usize) -> bool {
+        let (cpu, of) = (block.cpu, *self.times.of(block.cpu));
+        if of.timed && !self.times.has_sessions() {
+            return true;
+        }
+        let Some(first) = first_timed(&block.words, 0, filled) else { return of.timed };
+        if !of.timed {
+            self.times.begin(cpu, first);
+        } else if self.times.follows_restart(cpu, first) {
+            self.times.restart(cpu, first);
+            block.restarts = true;
+        }
+        true
     }
 
     #[cold]
@@ -296,6 +390,26 @@ impl<R: Read, V: Visit> Windows<R, V> {
         Ok(got)
     }
 }
+
+/// A gap begins no earlier than what its pCPU wrote `before`, and no later than it ends.
+#[cold]
+fn clamp_gap(lost: &mut [u32], before: u64) {
+    let &mut [_, lo, hi, _, _, ref mut start_lo, ref mut start_hi, ..] = lost else { return };
+    let start = wide(*start_lo, *start_hi).max(before).min(wide(lo, hi));
+    [*start_lo, *start_hi] = split(start);
+}
+
+/// How far a block was walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scanned {
+    /// To the last whole record.
+    All,
+    /// To a record whose TSC started again.
+    Restarts,
+}
+
+/// The merge wants no more.
+struct HungUp;
 
 enum Flow {
     Next,
