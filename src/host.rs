@@ -15,8 +15,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use results::DomainReport;
-use results::framing::Decoder;
+use experiment::record::DomainReport;
+use experiment::record::framing::Decoder;
 use serde::{Deserialize, Serialize};
 
 pub use event::Event;
@@ -329,7 +329,7 @@ impl<H: XenHost> PolicyRun<'_, H> {
             };
         let seconds = self.plan.deadline.as_secs();
         let (end, message) = match (&report, life) {
-            (Some(report), _) if report.outcome != results::Outcome::Success => {
+            (Some(report), _) if report.outcome != experiment::record::Outcome::Success => {
                 (End::Failed, format!("domain {name} reports {}", describe(&report.outcome)))
             }
             (Some(_), Life::Crashed) => {
@@ -400,8 +400,8 @@ fn report_on_console(console: &str) -> Result<DomainReport> {
 fn parse_report(text: &str) -> Result<DomainReport> {
     let report: DomainReport =
         serde_json::from_str(text).context("its report is not one pvlab can read")?;
-    if report.schema != results::SCHEMA {
-        let (found, known) = (report.schema, results::SCHEMA);
+    if report.schema != experiment::record::SCHEMA {
+        let (found, known) = (report.schema, experiment::record::SCHEMA);
         bail!(
             "its report has schema {found}, this pvlab reads {known}; use the image of the same version"
         );
@@ -409,8 +409,8 @@ fn parse_report(text: &str) -> Result<DomainReport> {
     Ok(report)
 }
 
-fn describe(outcome: &results::Outcome) -> String {
-    use results::Outcome::{Error, Failure, Skip, Success};
+fn describe(outcome: &experiment::record::Outcome) -> String {
+    use experiment::record::Outcome::{Error, Failure, Skip, Success};
     match outcome {
         Success => "success".to_owned(),
         Skip(reason) => format!("that it cannot run here: {reason}"),

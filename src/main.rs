@@ -10,18 +10,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use experiment::{DomainType, EventAbi, Policy, Setting};
 use pvlab::host::{self, Event, Toolstack};
 use pvlab::lab::{Boot, Hypervisor, Lab, Mode, Repeatable, commands};
 use pvlab::plan::{Choices, Plan};
 use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
 use pvlab::run::{self, Request};
-use pvlab::scenario::{Library, POLICIES, Setting};
+use pvlab::scenario::Library;
 use pvlab::storm::{self, Storm};
 use pvlab::{image, interrupt};
-use results::{DomainType, EventAbi};
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
 #[derive(Parser)]
@@ -147,7 +147,7 @@ struct RunArguments {
     /// The scenario's name; `pvlab scenarios` lists them.
     scenario: String,
     /// A lock or policy to run; may be given several times. Without it: kick-twice and kick-at-unlock.
-    #[arg(long = "policy", value_name = "POLICY", value_parser = PossibleValuesParser::new(POLICIES))]
+    #[arg(long = "policy", value_name = "POLICY", value_parser = PossibleValuesParser::new(Policy::NAMES))]
     policies: Vec<String>,
     #[command(flatten)]
     emulation: Emulation,
@@ -186,14 +186,14 @@ struct StormArguments {
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// How the domain boots.
-    #[arg(long = "type", value_name = "TYPE", default_value = "pv", value_parser = PossibleValuesParser::new(["pv", "pvh"]))]
-    kind: String,
+    #[arg(long = "type", value_name = "TYPE", default_value_t = DomainType::Pv, value_parser = PossibleValuesParser::new(DomainType::NAMES).try_map(|name| name.parse::<DomainType>()))]
+    kind: DomainType,
     /// The lock under test.
-    #[arg(long, default_value = "kick-at-unlock", value_parser = PossibleValuesParser::new(POLICIES))]
-    policy: String,
+    #[arg(long, default_value_t = Policy::KickAtUnlock, value_parser = PossibleValuesParser::new(Policy::NAMES).try_map(|name| name.parse::<Policy>()))]
+    policy: Policy,
     /// The event channel ABI. Without it the guest chooses.
-    #[arg(long, value_name = "ABI", value_parser = PossibleValuesParser::new(["2-level", "fifo"]))]
-    events: Option<String>,
+    #[arg(long, value_name = "ABI", value_parser = PossibleValuesParser::new(EventAbi::NAMES).try_map(|name| name.parse::<EventAbi>()))]
+    events: Option<EventAbi>,
     /// Where the consoles go.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/storm")]
     out: PathBuf,
@@ -247,7 +247,7 @@ fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
     }
     let mut policies = arguments.policies;
     if policies.is_empty() {
-        policies = vec!["kick-twice".to_owned(), "kick-at-unlock".to_owned()];
+        policies = Policy::COMPARED.map(|policy| policy.to_string()).into();
     }
     let out = arguments.out.unwrap_or_else(|| run::default_folder(&arguments.scenario));
     let request = Request {
@@ -301,19 +301,16 @@ fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
 fn storm(arguments: StormArguments) -> Result<ExitCode> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = arguments.seed.unwrap_or_else(|| clock.map_or(1, |time| time.as_secs()));
-    let kind = if arguments.kind == "pv" { DomainType::Pv } else { DomainType::Pvh };
+    let kind = arguments.kind;
     println!("seed {seed}");
     interrupt::install().context("cannot install signal handlers")?;
     let progress = Progress::new();
     let limit = Duration::from_secs(arguments.seconds);
     let storm = Storm {
-        name: arguments.kind,
+        name: kind.to_string(),
         kind,
-        policy: arguments.policy,
-        events: arguments.events.map(|abi| match abi.as_str() {
-            "fifo" => EventAbi::Fifo,
-            _ => EventAbi::TwoLevel,
-        }),
+        policy: arguments.policy.to_string(),
+        events: arguments.events,
         seed,
         // More than one a second cannot be done.
         operations: storm::operations(seed, arguments.seconds as usize, kind),

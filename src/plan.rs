@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use experiment::{Key, Setting, Start, Trace};
 use serde::{Deserialize, Serialize};
 
-use crate::scenario::{ConfigError, Domain, Scenario, Setting, WorkloadError};
+use crate::scenario::{ConfigError, Domain, Scenario};
 
 /// What xentrace must record for kicks of PV guests: SCHED_MIN, SCHED_VERBOSE and the PV hypercalls
 /// (Xen public/trace.h).
@@ -69,22 +70,15 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If a setting is not one the guest knows.
-    pub fn new(
-        scenario: &Scenario,
-        choices: &Choices,
-        image: &Path,
-    ) -> Result<Plan, WorkloadError> {
-        let mut domains = Vec::new();
-        for domain in &scenario.domains {
-            domain.workload.clone().apply(&choices.settings)?;
-            domains.push(PlannedDomain {
-                name: domain.name.clone(),
-                file: domain.config.file().to_owned(),
-                config: domain.config.text().to_owned(),
-            });
-        }
-        Ok(Plan {
+    /// If a guest would refuse what it is asked for.
+    pub fn new(scenario: &Scenario, choices: &Choices, image: &Path) -> Result<Plan, ConfigError> {
+        let domains = scenario.domains.iter().map(|domain| PlannedDomain {
+            name: domain.name.clone(),
+            file: domain.config.file().to_owned(),
+            config: domain.config.text().to_owned(),
+        });
+        let domains = domains.collect();
+        let plan = Plan {
             scenario: scenario.name.clone(),
             policies: choices.policies.clone(),
             domains,
@@ -94,7 +88,13 @@ impl Plan {
             markers: choices.markers && choices.trace,
             trace: choices.trace,
             deadline: scenario.deadline,
-        })
+        };
+        for (domain, policy) in
+            plan.domains.iter().flat_map(|d| plan.policies.iter().map(move |p| (d, p)))
+        {
+            plan.configuration(domain, policy)?;
+        }
+        Ok(plan)
     }
 
     /// The event classes xentrace has to record (its `-e`).
@@ -108,27 +108,30 @@ impl Plan {
         TRACE_MASK_PV | pvh | markers
     }
 
-    /// The configuration of `domain` for a run of `policy`: the person's text and lines after it.
+    /// The configuration of `planned` for a run of `policy`: the person's text and lines after it.
     /// xl takes the last of two settings of one key.
     ///
     /// # Errors
     ///
-    /// If the configuration is broken, or a setting is not one the guest knows.
+    /// If the configuration is broken, or the guest would refuse what it is asked for.
     pub fn configuration(
         &self,
-        domain: &PlannedDomain,
+        planned: &PlannedDomain,
         policy: &str,
     ) -> Result<String, ConfigError> {
-        let Domain { config, mut workload, .. } = Domain::parse(&domain.file, &domain.config)?;
-        let trace = if self.markers { "markers" } else { "off" };
-        let fixed = [("policy", policy), ("start", "wait"), ("trace", trace)];
+        let domain = Domain::parse(&planned.file, &planned.config)?;
+        let mut workload = domain.workload.clone();
+        let trace = if self.markers { Trace::Markers } else { Trace::Off };
+        let fixed =
+            [(Key::policy, policy), (Key::start, Start::Wait.name()), (Key::trace, trace.name())];
         fixed
             .iter()
-            .try_for_each(|(key, value)| workload.set(key, value))
+            .try_for_each(|(key, value)| workload.set(*key, value))
             .and_then(|()| workload.apply(&self.settings))
-            .map_err(|error| config.error("extra", error.what, error.remedy))?;
+            .map_err(|error| domain.refused(error))?;
+        domain.check(&workload.to_string())?;
         let image = self.image.display();
-        let text = domain.config.trim_end();
+        let text = planned.config.trim_end();
         Ok(format!(
             "{text}\n\n# Appended by pvlab for this run; xl takes the last of two settings.\n\
              kernel = \"{image}\"\nextra = \"{workload}\"\non_poweroff = \"preserve\"\n\
@@ -169,6 +172,26 @@ mod tests {
             "workload=handoff",
         ] {
             assert!(extra.split(' ').any(|have| have == word), "{word} is not in {extra}");
+        }
+    }
+
+    #[test]
+    fn a_change_that_a_guest_would_refuse_is_refused_before_anything_is_started() {
+        let scenario = Library::Embedded.load("overcommit-2x").unwrap();
+        for (settings, what) in [
+            (["vcpus=5", "seed=1"], "`vcpus=5` in a domain of 4; accepted values"),
+            (["locks=2", "seed=1"], "`locks` does not go with workload=handoff"),
+            (["control=watch", "vcpus=1"], "`control` does not go with one vCPU"),
+        ] {
+            let choices = Choices {
+                policies: vec!["spin".to_owned()],
+                settings: settings.map(|setting| setting.parse().unwrap()).into(),
+                markers: true,
+                trace: true,
+            };
+            let error = Plan::new(&scenario, &choices, Path::new("/image")).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("guest1.cfg:") && error.contains(what), "{error}");
         }
     }
 

@@ -13,7 +13,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use results::Outcome;
+use experiment::record::Outcome;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

@@ -2,9 +2,8 @@
 //!
 //! A scenario is a folder: one `NAME.cfg` a domain, each a plain file a person can give to
 //! `xl create`, and one `scenario.toml` with what xl has no word for. Owns the reading and checking of
-//! both. It starts nothing and knows no Xen host.
+//! both; what a guest may be asked for is [`experiment`]'s. It starts nothing and knows no Xen host.
 
-mod workload;
 mod xl_config;
 
 use std::fs;
@@ -12,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use experiment::{Line, ParamError, Params};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
-pub use workload::{POLICIES, Setting, WorkloadError, WorkloadLine};
 pub use xl_config::{ConfigError, Value, XlConfig};
 
 static EMBEDDED: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/xl-configs");
@@ -43,7 +42,7 @@ pub struct Domain {
     /// Its configuration file.
     pub config: XlConfig,
     /// Its `extra`: what the guest is asked to do.
-    pub workload: WorkloadLine,
+    pub workload: Line,
 }
 
 /// A place where scenarios are kept.
@@ -190,9 +189,29 @@ impl Domain {
                 return Err(config.error(key, format!("`{key}` is 0"), "write a number from 1"));
             }
         }
-        let workload = WorkloadLine::parse(config.text_of("extra")?)
-            .map_err(|error| config.error("extra", error.what, error.remedy))?;
-        Ok(Domain { name, config, workload })
+        let extra = config.text_of("extra")?.to_owned();
+        let mut domain = Domain { name, config, workload: Line::default() };
+        domain.check(&extra)?;
+        domain.workload = extra.parse().map_err(|error| domain.refused(error))?;
+        Ok(domain)
+    }
+
+    /// Whether the guest will take `line` as its command line, before anything is started.
+    ///
+    /// # Errors
+    ///
+    /// What the guest would say, at the line of the configuration's `extra`.
+    pub fn check(&self, line: &str) -> Result<Params, ConfigError> {
+        // All that it may have, up or not: the guest counts them so.
+        let vcpus =
+            self.config.integer_of("maxvcpus").or_else(|_| self.config.integer_of("vcpus"))?;
+        let vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
+        Params::parse(line, vcpus).map_err(|error| self.refused(error))
+    }
+
+    /// `error` at the line of the configuration's `extra`.
+    pub fn refused(&self, error: ParamError) -> ConfigError {
+        self.config.error("extra", error.what(), error.remedy())
     }
 }
 
@@ -290,14 +309,24 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_extra_is_found_before_anything_is_started() {
-        let text = GOOD.replace("workload=handoff", "workload=handoff critcal=20us");
-        let error = Domain::parse("a.cfg", &text).unwrap_err().to_string();
-        assert!(
-            error.contains("a.cfg:5: ")
-                && error.contains("`critcal`")
-                && error.contains("critical"),
-            "{error}"
-        );
+    fn what_a_guest_would_refuse_is_found_before_anything_is_started() {
+        let long = format!("workload=handoff seed={:0>1001}", 1);
+        for (extra, what) in [
+            (
+                "workload=handoff critcal=20us",
+                "`critcal`: no such parameter; accepted are workload",
+            ),
+            ("workload=hand-off", "`workload=hand-off`; accepted values are handoff, "),
+            ("critical=soon", "`critical=soon`; accepted values are an integer with unit"),
+            ("jitter=101", "`jitter=101`; accepted values are integers from 0 to 100"),
+            ("vcpus=5", "`vcpus=5` in a domain of 4; accepted values are integers from 1 to 4"),
+            ("locks=2", "`locks` does not go with workload=handoff"),
+            ("seed=1 seed=2", "`seed` stands there more than once"),
+            (&long, "the guest's command line has 1023 bytes"),
+        ] {
+            let text = GOOD.replace("workload=handoff", extra);
+            let error = Domain::parse("a.cfg", &text).map(|_| extra).unwrap_err().to_string();
+            assert!(error.contains("a.cfg:5: ") && error.contains(what), "{error}");
+        }
     }
 }

@@ -9,10 +9,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use experiment::record::framing::Decoder;
+use experiment::record::{DomainReport, Outcome};
+use experiment::{DomainType, EventAbi, Events};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use results::framing::Decoder;
-use results::{DomainReport, DomainType, EventAbi, Outcome};
 
 use crate::lab::{Boot, Overlay};
 
@@ -74,7 +75,7 @@ impl fmt::Display for Operation {
 ///
 /// ```
 /// use pvlab::storm::operations;
-/// use results::DomainType;
+/// use experiment::DomainType;
 ///
 /// let storm = operations(7, 100, DomainType::Pv);
 /// assert_eq!(storm, operations(7, 100, DomainType::Pv));
@@ -210,15 +211,8 @@ pub fn prepare(boot: &mut Boot, storms: &[Storm], image: Vec<u8>) {
 impl Storm {
     fn config(&self) -> String {
         let Storm { name, policy, seed, .. } = self;
-        let kind = match self.kind {
-            DomainType::Pv => "pv",
-            DomainType::Pvh => "pvh",
-        };
-        let events = match self.events {
-            None => "auto",
-            Some(EventAbi::TwoLevel) => "2-level",
-            Some(EventAbi::Fifo) => "fifo",
-        };
+        let kind = self.kind;
+        let events = self.events.map_or(Events::Auto.name(), EventAbi::name);
         let (first, last) = (PCPUS.start(), PCPUS.end());
         format!(
             "name = \"{name}\"\ntype = \"{kind}\"\nkernel = \"/guest/xen-guest.elf\"\nmemory = 32\n\
@@ -356,7 +350,7 @@ mod tests {
         let console = |report: &DomainReport| {
             let mut log = String::new();
             let document = serde_json::to_string(report).unwrap();
-            results::framing::console_lines(&document, |line| {
+            experiment::record::framing::console_lines(&document, |line| {
                 let _ = writeln!(log, "{line}");
             });
             write("d.log", &log);

@@ -15,12 +15,13 @@ use std::fs;
 
 use alone::alone;
 use domains::{RUN, wanted};
+use experiment::record::framing::Decoder;
+use experiment::record::{DomainReport, Outcome};
+use experiment::{DomainType, EventAbi};
 use pvlab::image;
 use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
 use pvlab::storm::{self, Operation, Storm};
-use results::framing::Decoder;
-use results::{DomainReport, DomainType, EventAbi, Outcome};
 
 /// Each operation once, those that hang together in an order that can go wrong: a restore while two vCPUs
 /// are down, and their return afterwards; `save -c` last on PV, since `xl` no longer restarts the domain

@@ -330,8 +330,8 @@ impl Params {
             Limit::Duration(ns) => (0, ns),
         };
         results::Parameters {
-            workload: self.workload.name().into(),
-            policy: self.policy.name().into(),
+            workload: self.workload.name().parse().expect("a name"),
+            policy: self.policy.name().parse().expect("a name"),
             vcpus: self.vcpus,
             locks: self.locks,
             critical_ns: self.critical_ns,

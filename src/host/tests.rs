@@ -38,8 +38,12 @@ struct Guest {
 }
 
 fn report() -> String {
-    let report =
-        DomainReport { schema: results::SCHEMA, counter: 5, acquisitions: 5, ..Default::default() };
+    let report = DomainReport {
+        schema: experiment::record::SCHEMA,
+        counter: 5,
+        acquisitions: 5,
+        ..Default::default()
+    };
     serde_json::to_string(&report).unwrap()
 }
 
@@ -98,7 +102,7 @@ impl XenHost for Fake {
                     self.store.insert(node("result/1"), rest.to_owned());
                     self.store.insert(node("result/count"), "2".to_owned());
                 }
-                Act::Print => results::framing::console_lines(&report(), |line| {
+                Act::Print => experiment::record::framing::console_lines(&report(), |line| {
                     guest.console.push_str(line);
                     guest.console.push('\n');
                 }),

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use experiment::record::Histogram;
+use experiment::{DomainType, EventAbi};
 use kicktrace::summary::{Acquisitions, Certainty, Count, Counts, Domain};
-use results::{DomainType, EventAbi, Histogram};
 
 use super::{Mode, PolicyResult, Results};
 
@@ -309,7 +310,7 @@ pub(super) fn duration(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use results::DomainReport;
+    use experiment::record::DomainReport;
 
     use super::*;
     use crate::host::DomainResult;

@@ -4,8 +4,8 @@
 //! how kicks and waits are distributed. It has no script, follows the reader's light or dark theme, and
 //! fetches nothing.
 
+use experiment::record::Histogram;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use results::Histogram;
 
 use super::Results;
 use super::figures::{Column, ROWS, duration, notes};

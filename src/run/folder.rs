@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use experiment::Policy;
 use serde_json::Value;
 
 use crate::report::{RUN_FILE, RunRecord};
@@ -32,7 +33,7 @@ pub(super) fn prepare(out: &Path) -> Result<()> {
     })?;
     for policy in &earlier.plan.policies {
         // The name comes from a file: it must not lead out of the folder.
-        if crate::scenario::POLICIES.contains(&policy.as_str()) {
+        if policy.parse::<Policy>().is_ok() {
             gone(fs::remove_dir_all(out.join(policy)), out)?;
         }
     }

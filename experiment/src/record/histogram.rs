@@ -18,7 +18,7 @@ const BUCKETS: usize = (64 - SUB_BITS as usize + 1) * SUB;
 /// `[lower bound, count]`, plus the exact largest value.
 ///
 /// ```
-/// let mut h = results::Histogram::default();
+/// let mut h = experiment::record::Histogram::default();
 /// (1..=1000).for_each(|ns| h.record(ns));
 /// assert_eq!(h.count(), 1000);
 /// assert_eq!(h.max(), 1000);

@@ -35,7 +35,7 @@ const END: &str = "pvlab-result-end";
 /// Calls `emit` with each console line that carries `document`, without line ends.
 ///
 /// ```
-/// use results::framing::{Decoder, console_lines};
+/// use experiment::record::framing::{Decoder, console_lines};
 ///
 /// let mut decoder = Decoder::default();
 /// let mut got = None;

@@ -1,13 +1,10 @@
 //! The one record a guest writes and pvlab reads.
 //!
-//! This crate owns the shape of a domain's result: what ran, what came out, how the waits were
-//! distributed, which counters moved. It never computes a verdict from them (the guest decides
-//! [`Outcome`], the report decides what to show), and it knows nothing of locks, of Xen or of I/O.
+//! Owns the shape of a domain's result: what ran, what came out, how the waits were distributed,
+//! which counters moved; and how it travels ([`framing`]). It never computes a verdict from them (the
+//! guest decides [`Outcome`], the report decides what to show).
 //!
 //! The record travels as one JSON document (see `docs/results.md` for the schema and its version).
-#![no_std]
-
-extern crate alloc;
 
 pub mod framing;
 mod histogram;
@@ -20,6 +17,10 @@ use serde::{Deserialize, Serialize};
 
 pub use histogram::Histogram;
 
+use crate::keys::Params;
+use crate::names::{DomainType, EventAbi, Policy, Trace, Workload};
+use crate::params::Limit;
+
 /// Version of the JSON document. It grows by one whenever a field changes its meaning or goes away;
 /// a new field with a default does not change it.
 pub const SCHEMA: u32 = 1;
@@ -27,9 +28,11 @@ pub const SCHEMA: u32 = 1;
 /// Everything one domain reports about one run of one workload.
 ///
 /// ```
-/// let report = results::DomainReport::default();
+/// use experiment::record::DomainReport;
+///
+/// let report = DomainReport::default();
 /// let text = serde_json::to_string(&report).unwrap();
-/// let back: results::DomainReport = serde_json::from_str(&text).unwrap();
+/// let back: DomainReport = serde_json::from_str(&text).unwrap();
 /// assert_eq!(back, report);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -101,36 +104,15 @@ pub struct Calibration {
     pub spin_turns: u32,
 }
 
-/// How a domain was booted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DomainType {
-    /// 64-bit paravirtual: no hardware virtualisation at all.
-    #[default]
-    Pv,
-    /// Hardware-virtualised, booted by the PVH protocol.
-    Pvh,
-}
-
-/// How Xen and a domain share the bits of event channels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EventAbi {
-    /// Bitmaps in the shared page, which every Xen offers.
-    #[default]
-    #[serde(rename = "2-level")]
-    TwoLevel,
-    /// One word a port and sixteen queues a vCPU.
-    #[serde(rename = "fifo")]
-    Fifo,
-}
-
 /// What the guest was asked to do, after defaults were filled in. All times in nanoseconds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+///
+/// Of the keys of the command line, those that say what the figures are of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
-    /// `handoff`, `spread`, `torture` or `alloc`.
-    pub workload: String,
-    /// Lock and policy, in the names of pvlab's command line (`kick-at-unlock`, `spin-ticket`, ...).
-    pub policy: String,
+    /// What the lock was used for.
+    pub workload: Workload,
+    /// The lock under test.
+    pub policy: Policy,
     /// vCPUs that took part.
     pub vcpus: u32,
     /// Number of locks they shared.
@@ -151,6 +133,36 @@ pub struct Parameters {
     pub seed: u64,
     /// Whether markers were written into the hypervisor's trace.
     pub markers: bool,
+}
+
+impl From<&Params> for Parameters {
+    fn from(params: &Params) -> Self {
+        let (acquisitions, duration_ns) = match params.limit() {
+            Limit::Acquisitions(n) => (n, 0),
+            Limit::Duration(time) => (0, time.ns()),
+        };
+        Parameters {
+            workload: params.workload,
+            policy: params.policy,
+            vcpus: params.vcpus,
+            locks: params.locks,
+            critical_ns: params.critical.ns(),
+            outside_ns: params.outside.ns(),
+            jitter_percent: params.jitter,
+            spin_ns: params.spin.ns(),
+            acquisitions,
+            duration_ns,
+            seed: params.seed,
+            markers: params.trace == Trace::Markers,
+        }
+    }
+}
+
+/// Those of an empty command line.
+impl Default for Parameters {
+    fn default() -> Self {
+        Parameters::from(&Params::default())
+    }
 }
 
 /// How a run ended; of several, the most severe wins, so they are ordered by severity.
