@@ -1,5 +1,4 @@
 //! What a kernel can get wrong, and what it is told.
-#![cfg(not(loom))]
 
 use pvlock::{CpuNodes, HashStorage, HashTable, KickAtUnlock, Platform, RawPvLock};
 

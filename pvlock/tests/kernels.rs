@@ -3,7 +3,6 @@
 //! The joints of the crates `x86_64` and `kernel_guard` (ArceOS) are compiled against the crates themselves. A
 //! process may not turn interrupts off, so they run against look-alikes of the same shape, as do the joints of
 //! kernels whose crates do not build here.
-#![cfg(not(any(loom, shuttle)))]
 
 #[allow(dead_code)]
 #[path = "common/threads.rs"]

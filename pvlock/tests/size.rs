@@ -1,5 +1,5 @@
 //! Sizes, read from object code: the lock, the nodes, the fast path at a call site, the counters.
-#![cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget};

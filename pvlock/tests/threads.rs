@@ -1,7 +1,6 @@
 //! The real code on threads as vCPUs: exclusion, progress, and nothing left behind.
 //!
 //! Each test takes the one machine of this process for itself; its vCPUs are its threads.
-#![cfg(not(loom))]
 
 #[path = "common/threads.rs"]
 mod machine;

@@ -1,17 +1,11 @@
 //! Lock and event channels together, under random schedules: 4 to 8 vCPUs, every policy, both event
 //! channel ABIs, nested acquisition.
 //!
-//! Needs a build of its own; `tests/shuttle_suite.rs` makes it as part of `cargo test`. By hand:
-//!
-//! ```text
-//! RUSTFLAGS="--cfg shuttle" cargo test -p xen-guest --test shuttle
-//! ```
-//!
 //! Schedules come in batches of [`BATCH`], each from a seed: the same ones in every run.
 //! `FIRST=1000 SCHEDULES=100000` runs that many for each test, from another seed on. A failing test
 //! prints the command that runs its batch again, up to the schedule that failed.
-#![cfg(shuttle)]
 
+mod controls;
 mod machine;
 
 use std::any::type_name;
@@ -147,6 +141,9 @@ enum Kind {
     Pct,
 }
 
+/// What runs one test of this suite.
+const COMMAND: &str = " cargo test -p pvlock-shuttle --test shuttle ";
+
 /// Runs one batch; if a schedule fails, prints how to run it again.
 fn run_batch<M: Vm, K: Policy>(
     kind: Kind,
@@ -165,8 +162,7 @@ fn run_batch<M: Vm, K: Policy>(
         // "shuttle::adaptive::four_vcpus::Machine": a platform stands in its test.
         let test = type_name::<M>().trim_start_matches("shuttle::").trim_end_matches("::Machine");
         println!(
-            "replay: REPLAY={kind:?}:{seed} RUSTFLAGS=\"--cfg shuttle\" \
-             cargo test -p xen-guest --test shuttle {test} -- --exact --nocapture"
+            "replay: REPLAY={kind:?}:{seed}{COMMAND}{test} -- --exact --nocapture"
         );
         resume_unwind(panic);
     }

@@ -1,6 +1,11 @@
 //! The lock's real code under the model checker, generic over the policy.
 //!
-//! Built only with `--cfg loom`; `tests/model_suite.rs` builds and runs it as part of `cargo test`.
+//! ```text
+//! cargo test -p pvlock-loom -- --nocapture
+//! ```
+//!
+//! runs all of it; `PVLOCK_EXTRA_PREEMPTIONS=1` goes deeper, and `PVLOCK_WEAKEN=link` shows what breaks when that
+//! ordering is one step weaker.
 //!
 //! # What is bounded
 //!
@@ -8,12 +13,11 @@
 //! may see by the C11 model, with at most `Bounds::preemptions` involuntary switches between CPUs, one or two
 //! acquisitions a CPU, spin budgets of 0 or 1 turns, and `MAX_TURNS` turns of all spin loops together. Longer runs are not covered, nor are values that
 //! C11 allows but the checker does not produce (load buffering).
-#![cfg(loom)]
-
 mod contexts;
 mod explore;
 mod machine;
 mod mode;
+mod orderings;
 
 use explore::{Bounds, SLEEP, SPIN, explore};
 use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, Spin};

@@ -1,19 +1,8 @@
-//! Runs the model suite (`tests/loom`) as part of `cargo test`: it needs a build of its own.
-//!
-//! Bounded by the suite's own bounds (see there). By hand:
-//!
-//! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --release -p pvlock --test loom -- --nocapture
-//! ```
-//!
-//! with `PVLOCK_EXTRA_PREEMPTIONS=1` for a deeper run, or `PVLOCK_WEAKEN=link` to see what breaks when
-//! that ordering is one step weaker.
-#![cfg(not(loom))]
+//! That every ordering is needed: each is weakened by one step in a run of its own, and a model fails.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::process::Command;
 
 /// Every named ordering of the slow path, and a model that fails when it is one step weaker.
 /// `NAME/acquire` and `NAME/release` take one half from an `AcqRel`.
@@ -47,54 +36,21 @@ const NEEDED_DEEPER: [(&str, &str); 1] = [("state-load", "two_cpus_deeper")];
 /// cannot tell the two apart. x86-64 reorders no load with a later store.
 const BY_ARGUMENT: [&str; 2] = ["entry-claim", "entry-free"];
 
-/// What the checker must have said about the posted patch.
-const S1: &str = "posted: found: pvlock: two entries for one lock";
-
-/// The suite's program, built once.
-fn suite() -> Command {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let program = PROGRAM.get_or_init(|| {
-        let build = Command::new(env!("CARGO"))
-            .args(["test", "--release", "--locked", "--package", "pvlock", "--test", "loom"])
-            .args(["--no-run", "--message-format=json"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .env("RUSTFLAGS", "--cfg loom")
-            .env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("loom"))
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .output()
-            .expect("cargo can be started");
-        let messages = text(&build);
-        assert!(build.status.success(), "the suite does not build:\n{messages}");
-        let (_, rest) = messages.rsplit_once(r#""executable":""#).expect("cargo names the program");
-        rest.split('"').next().expect("a closed string").into()
-    });
-    let mut command = Command::new(program);
-    command.args(["--nocapture", "--test-threads=1"]).env("RUST_BACKTRACE", "0");
-    command
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-#[test]
-fn the_model_suite_passes_and_finds_the_posted_defect() {
-    let run = suite().env_remove("PVLOCK_WEAKEN").output().expect("the suite can be started");
-    let text = text(&run);
-    println!("{text}");
-    assert!(run.status.success(), "the model suite failed:\n{text}");
-    assert!(text.contains(S1), "the suite did not try the posted patch");
+/// The folder of the lock, whose sources and book these tables speak of.
+fn pvlock() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pvlock")
 }
 
 #[test]
 fn each_ordering_weakened_makes_a_model_fail() {
     for (site, model) in NEEDED.into_iter().chain(NEEDED_DEEPER) {
-        let run = suite()
-            .args(["--exact", model])
+        let run = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--nocapture", "--exact", model])
             .env("PVLOCK_WEAKEN", site)
+            .env("RUST_BACKTRACE", "0")
             .output()
             .expect("the suite can be started");
-        let text = text(&run);
+        let text = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
         assert!(text.contains("running 1 test"), "there is no model {model}");
         assert!(!run.status.success(), "{model} does not need the ordering {site}:\n{text}");
         let why = text.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
@@ -105,8 +61,7 @@ fn each_ordering_weakened_makes_a_model_fail() {
 /// The book's table has every ordering above, and the model that needs it.
 #[test]
 fn the_book_has_the_table_of_orderings() {
-    let book = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/lock.md"))
-        .expect("the book");
+    let book = std::fs::read_to_string(pvlock().join("../docs/lock.md")).expect("the book");
     let rows: Vec<&str> = book.lines().filter(|line| line.starts_with("| `")).collect();
     for (site, model) in NEEDED.iter().chain(&NEEDED_DEEPER) {
         let named = |name: &str, row: &str| row.contains(&format!("{name}`"));
@@ -124,7 +79,7 @@ fn the_book_has_the_table_of_orderings() {
 fn the_table_of_orderings_is_complete() {
     let mut used = BTreeSet::new();
     for file in ["node.rs", "hash.rs", "pv.rs", "queue.rs", "native.rs", "word/portable.rs"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+        let path = pvlock().join("src").join(file);
         let source = std::fs::read_to_string(&path).expect("a source file");
         for mark in ["ord!(\"", "acquire_fence(\"", "full_fence(\"", "full_fence_before_rmw(\""] {
             for (at, _) in source.match_indices(mark) {
