@@ -370,13 +370,14 @@ impl FifoVcpu {
                 if first.as_ref().is_none_or(|first| first.was_last) {
                     ready &= !(1 << queue);
                 }
-                if let Some(First { port, flags, .. }) = first
-                    && flags & PENDING != 0
-                    && flags & MASKED == 0
-                    && events.clear(port)
-                {
-                    handled += 1;
-                    handler(port);
+                match first {
+                    Some(First { port, flags, .. })
+                        if flags & (PENDING | MASKED) == PENDING && events.clear(port) =>
+                    {
+                        handled += 1;
+                        handler(port);
+                    }
+                    _ => {}
                 }
                 ready |= self.ready().swap(0, Ordering::SeqCst);
             }

@@ -122,8 +122,12 @@ impl SchedOp {
         match self {
             Self::Poll { port, deadline_ns } => {
                 let mut port: sys::evtchn_port_t = port.get();
-                let mut poll =
-                    sys::sched_poll { ports: &raw mut port, nr_ports: 1, timeout: deadline_ns };
+                #[cfg(target_arch = "x86_64")]
+                let ports = &raw mut port;
+                // On ARM the pointer has 64 bits whatever the guest's have.
+                #[cfg(not(target_arch = "x86_64"))]
+                let ports = sys::__guest_handle_64_evtchn_port_t { p: &raw mut port };
+                let mut poll = sys::sched_poll { ports, nr_ports: 1, timeout: deadline_ns };
                 hypercall(sys::SCHEDOP_poll, (&raw mut poll).cast())
             }
             Self::Yield => hypercall(sys::SCHEDOP_yield, core::ptr::null_mut()),
@@ -228,8 +232,13 @@ mod tests {
         op.with_raw(|cmd, argument| {
             // SAFETY: `with_raw` of a poll hands out a valid sched_poll.
             let poll = unsafe { *argument.cast::<sys::sched_poll>() };
+            #[cfg(target_arch = "x86_64")]
+            let ports = poll.ports;
+            #[cfg(not(target_arch = "x86_64"))]
+            // SAFETY: a pointer is what `with_raw` has put in.
+            let ports = unsafe { poll.ports.p };
             // SAFETY: and its port handle points to `nr_ports` = 1 ports.
-            let port = unsafe { *poll.ports };
+            let port = unsafe { *ports };
             assert_eq!((cmd, poll.nr_ports, poll.timeout, port), (3, 1, 123, 9));
         });
         SchedOp::Yield.with_raw(|cmd, argument| assert!(cmd == 0 && argument.is_null()));

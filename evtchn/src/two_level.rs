@@ -15,11 +15,12 @@ use crate::{Abi, Errno, Hypercalls, Port, VcpuInfo, unmask};
 const WORDS: usize = 64;
 const BITS: u32 = u64::BITS;
 
-// Xen public/xen.h, x86-64 layout.
+// Xen public/xen.h. `shared_info` begins with room for 32 vCPUs on x86-64, for one on ARM.
 const _: () = {
     use core::mem::offset_of;
-    assert!(offset_of!(sys::shared_info, evtchn_pending) == 2048);
-    assert!(offset_of!(sys::shared_info, evtchn_mask) == 2048 + 8 * WORDS);
+    const PENDING: usize = if cfg!(target_arch = "x86_64") { 2048 } else { 48 };
+    assert!(offset_of!(sys::shared_info, evtchn_pending) == PENDING);
+    assert!(offset_of!(sys::shared_info, evtchn_mask) == PENDING + 8 * WORDS);
     assert!(WORDS as u32 * BITS == TwoLevel::PORTS);
 };
 
@@ -151,9 +152,10 @@ impl TwoLevel {
                     }
                     // AcqRel: acquire what the sender wrote; a later event latches anew.
                     let before = self.pending(word).fetch_and(!(1 << bit), Ordering::AcqRel);
-                    if before & (1 << bit) != 0
-                        && let Some(port) = port(word, bit)
-                    {
+                    if before & (1 << bit) == 0 {
+                        continue;
+                    }
+                    if let Some(port) = port(word, bit) {
                         handled += 1;
                         handler(port);
                     }

@@ -8,11 +8,12 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use xen_sys as sys;
 
-// Xen public/xen.h, x86 layout.
+// Xen public/xen.h. On ARM the byte behind the pending flag is padding, and what follows the selector is shorter.
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<sys::vcpu_info>() == 64);
+    assert!(size_of::<sys::vcpu_info>() == if cfg!(target_arch = "x86_64") { 64 } else { 48 });
     assert!(offset_of!(sys::vcpu_info, evtchn_upcall_pending) == 0);
+    #[cfg(target_arch = "x86_64")]
     assert!(offset_of!(sys::vcpu_info, evtchn_upcall_mask) == 1);
     assert!(offset_of!(sys::vcpu_info, evtchn_pending_sel) == 8);
     assert!(size_of::<sys::xen_ulong_t>() == 8);
@@ -62,8 +63,12 @@ impl VcpuInfo {
     }
 
     fn mask_flag(&self) -> &AtomicU8 {
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: in bounds of the structure that `new` was promised.
         let field = unsafe { &raw mut (*self.0.as_ptr()).evtchn_upcall_mask };
+        #[cfg(not(target_arch = "x86_64"))]
+        // SAFETY: as above.
+        let field = unsafe { &raw mut (*self.0.as_ptr()).pad0 };
         // SAFETY: valid and only accessed atomically, by the contract of `new`.
         unsafe { AtomicU8::from_ptr(field) }
     }
@@ -98,7 +103,8 @@ impl VcpuInfo {
         self.pending_flag().swap(1, Ordering::SeqCst) != 0
     }
 
-    /// Whether upcalls are masked on this vCPU. Means nothing under HVM and PVH.
+    /// Whether upcalls are masked on this vCPU. Means nothing under HVM, PVH and on ARM, where upcalls are
+    /// interrupts: Xen does not look at the flag.
     #[must_use]
     #[doc(alias = "evtchn_upcall_mask")]
     pub fn upcalls_masked(&self) -> bool {
@@ -106,7 +112,8 @@ impl VcpuInfo {
         self.mask_flag().load(Ordering::Relaxed) != 0
     }
 
-    /// Masks upcalls: the PV form of "interrupts off". Says whether they were masked before.
+    /// Masks upcalls: the PV form of "interrupts off". Says whether they were masked before. On ARM, and wherever
+    /// upcalls are interrupts, turn those off instead.
     ///
     /// For the calling vCPU's own flags only.
     #[must_use = "restore what was before"]

@@ -478,12 +478,14 @@ impl Domain {
 
     /// Ends the vCPU's poll if its deadline has passed.
     pub(super) fn expire(&mut self, vcpu: u32) {
-        if let Run::Polling { deadline_ns, .. } = self.runs[vcpu as usize]
-            && deadline_ns != 0
-            && deadline_ns <= self.now_ns()
-        {
-            self.seen.expired_polls += 1;
-            self.unblock(vcpu as usize);
+        match self.runs[vcpu as usize] {
+            Run::Polling { deadline_ns, .. }
+                if deadline_ns != 0 && deadline_ns <= self.now_ns() =>
+            {
+                self.seen.expired_polls += 1;
+                self.unblock(vcpu as usize);
+            }
+            _ => {}
         }
     }
 

@@ -96,7 +96,7 @@ impl FifoDomain {
         op.link_bits = sys::EVTCHN_FIFO_LINK_BITS as u8;
         let vcpu = self.vcpus.get_mut(op.vcpu as usize).ok_or(Errno::ENOENT)?;
         if op.offset as usize > PAGE - size_of::<sys::evtchn_fifo_control_block>()
-            || !op.offset.is_multiple_of(8)
+            || op.offset % 8 != 0
             || vcpu.block.is_some()
         {
             return Err(Errno::EINVAL);
