@@ -63,7 +63,7 @@ impl Policy for Adaptive {
         if wait_early::<P>(spin) {
             return false;
         }
-        if !spin.turn().is_multiple_of(LOOK_EVERY) {
+        if spin.turn() % LOOK_EVERY != 0 {
             return true;
         }
         if spin.stage() == Stage::Head

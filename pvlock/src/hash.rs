@@ -178,9 +178,8 @@ impl HashTable {
     /// In debug builds: no entry for `lock` yet.
     #[cfg(not(loom))]
     fn check_single(&self, lock: usize, cpu: usize) {
-        if cfg!(debug_assertions)
-            && let Some((_, other)) = self.entries().find(|&(entered, _)| entered == lock)
-        {
+        let other = || self.entries().find(|&(entered, _)| entered == lock);
+        if let Some((_, other)) = cfg!(debug_assertions).then(other).flatten() {
             panic!("pvlock: two entries for lock {lock:#x}: cpu {other} and cpu {cpu}");
         }
     }

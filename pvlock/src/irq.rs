@@ -3,9 +3,8 @@
 //! Owns the order of the two: interrupts off, lock, ..., unlock, interrupts as they were. Works over any
 //! `lock_api` raw mutex and any way to turn interrupts off.
 
-use core::marker::PhantomData;
-
-use lock_api::{RawMutex, RawMutexFair};
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 
 /// How this kernel turns interrupts off on the calling CPU, and back.
 ///
@@ -32,7 +31,8 @@ pub unsafe trait Interrupts: 'static {
 
 /// A raw mutex that is only held with interrupts off.
 ///
-/// Guards must be dropped in the reverse order of their making: each puts back what it found.
+/// Guards must be dropped in the reverse order of their making: each puts back what it found. It is kept in the lock, which
+/// is larger by that: eight bytes in all, where a flag is saved.
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
@@ -60,69 +60,74 @@ pub unsafe trait Interrupts: 'static {
 /// drop(ticks);
 /// assert!(ENABLED.get());
 /// ```
-pub struct RawIrqLock<R, I> {
+pub struct RawIrqLock<R, I: Interrupts> {
     inner: R,
-    _interrupts: PhantomData<fn() -> I>,
+    /// What the owner puts back.
+    saved: UnsafeCell<MaybeUninit<I::Saved>>,
 }
 
-/// What a guard puts back. Not `Send`: interrupts belong to a CPU.
-pub struct IrqGuard<G, I: Interrupts> {
-    inner: G,
-    saved: I::Saved,
-    _not_send: PhantomData<*mut ()>,
-}
+// SAFETY: `saved` belongs to the owner of `inner`.
+unsafe impl<R: Sync, I: Interrupts> Sync for RawIrqLock<R, I> {}
 
-// SAFETY: the inner lock keeps the rules of `RawMutex`; this one adds that interrupts are off from
-// before it is taken until after it is released.
-unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
-    const INIT: Self = Self { inner: R::INIT, _interrupts: PhantomData };
+/// Interrupts are off as long as this exists.
+pub(crate) struct Off<I: Interrupts>(I::Saved);
 
-    type Guard = IrqGuard<R::Guard, I>;
-
+impl<I: Interrupts> Off<I> {
     #[inline]
-    fn lock(&self) -> Self::Guard {
+    fn new() -> Self {
         let saved = I::save();
         I::disable();
-        IrqGuard { inner: self.inner.lock(), saved, _not_send: PhantomData }
+        Self(saved)
     }
 
+    /// They stay off: the caller puts them back.
     #[inline]
-    fn try_lock(&self) -> Option<Self::Guard> {
-        let saved = I::save();
-        I::disable();
-        let inner = self.inner.try_lock();
-        if inner.is_none() {
-            I::restore(saved);
-        }
-        inner.map(|inner| IrqGuard { inner, saved, _not_send: PhantomData })
-    }
-
-    #[inline]
-    unsafe fn unlock(&self, guard: Self::Guard) {
-        // SAFETY: the guard holds the inner lock's state of the same acquisition.
-        unsafe { self.inner.unlock(guard.inner) };
-        I::restore(guard.saved);
-    }
-
-    #[inline]
-    fn is_locked(&self) -> bool {
-        self.inner.is_locked()
+    fn keep(self) -> I::Saved {
+        let saved = self.0;
+        core::mem::forget(self);
+        saved
     }
 }
 
-// SAFETY: as the inner lock. Interrupts stay off through a bump.
-unsafe impl<R: RawMutexFair, I: Interrupts> RawMutexFair for RawIrqLock<R, I> {
+impl<I: Interrupts> Drop for Off<I> {
     #[inline]
-    unsafe fn unlock_fair(&self, guard: Self::Guard) {
-        // SAFETY: the guard holds the inner lock's state of the same acquisition.
-        unsafe { self.inner.unlock_fair(guard.inner) };
-        I::restore(guard.saved);
+    fn drop(&mut self) {
+        I::restore(self.0);
+    }
+}
+
+impl<R, I: Interrupts> RawIrqLock<R, I> {
+    /// `inner`, held with interrupts off.
+    pub(crate) const fn over(inner: R) -> Self {
+        Self { inner, saved: UnsafeCell::new(MaybeUninit::uninit()) }
     }
 
     #[inline]
-    unsafe fn bump(&self, guard: &mut Self::Guard) {
-        // SAFETY: the guard holds the inner lock's state of the same acquisition.
-        unsafe { self.inner.bump(&mut guard.inner) };
+    pub(crate) fn inner(&self) -> &R {
+        &self.inner
+    }
+
+    /// Turns interrupts off and takes the inner lock by `lock`; if that fails or panics, they come back.
+    #[inline]
+    pub(crate) fn lock_with<G>(&self, lock: impl FnOnce(&R) -> Option<G>) -> Option<G> {
+        let off = Off::<I>::new();
+        let guard = lock(&self.inner)?;
+        // SAFETY: the lock is ours, and the cell with it.
+        unsafe { *self.saved.get() = MaybeUninit::new(off.keep()) };
+        Some(guard)
+    }
+
+    /// What puts interrupts back when it is dropped, which is after the inner lock was released.
+    ///
+    /// # Safety
+    ///
+    /// The calling context owns the lock, and calls this once.
+    #[inline]
+    pub(crate) unsafe fn off(&self) -> Off<I> {
+        // SAFETY: the lock is ours, and the cell with it.
+        let saved = unsafe { *self.saved.get() };
+        // SAFETY: written when the lock was taken.
+        Off(unsafe { saved.assume_init() })
     }
 }
 
@@ -130,7 +135,7 @@ unsafe impl<R: RawMutexFair, I: Interrupts> RawMutexFair for RawIrqLock<R, I> {
 mod tests {
     use super::*;
     use core::cell::{Cell, RefCell};
-    use lock_api::GuardNoSend;
+    use lock_api::{GuardNoSend, RawMutex};
 
     thread_local! {
         static EVENTS: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
@@ -169,20 +174,19 @@ mod tests {
     unsafe impl RawMutex for Spy {
         #[allow(clippy::declare_interior_mutable_const)]
         const INIT: Self = Self;
-        type Guard = GuardNoSend;
+        type GuardMarker = GuardNoSend;
 
-        fn lock(&self) -> GuardNoSend {
+        fn lock(&self) {
             HELD.set(HELD.get() + 1);
             event("lock");
-            GuardNoSend::new()
         }
 
-        fn try_lock(&self) -> Option<GuardNoSend> {
+        fn try_lock(&self) -> bool {
             event("no lock");
-            None
+            false
         }
 
-        unsafe fn unlock(&self, _: GuardNoSend) {
+        unsafe fn unlock(&self) {
             HELD.set(HELD.get() - 1);
             event("unlock");
         }

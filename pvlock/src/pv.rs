@@ -242,9 +242,7 @@ fn wait<P: Platform, K: Policy>(cpu: usize, still_blocked: impl Fn() -> bool) {
 fn wait_patiently<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
     for _ in 0..K::PATIENCE {
         let seen = word.load_acquire();
-        if seen.locked() == FREE
-            && let Some(taken) = take::<K>(word, seen, waiter)
-        {
+        if let Some(taken) = take::<K>(word, seen, waiter) {
             return Some(taken);
         }
         step!(waiter.cpu, "head: is patient");
@@ -262,9 +260,7 @@ fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<
     loop {
         // At least one look: the caller may come from a kick.
         let seen = word.load_acquire();
-        if seen.locked() == FREE
-            && let Some(taken) = take::<K>(word, seen, waiter)
-        {
+        if let Some(taken) = take::<K>(word, seen, waiter) {
             return Some(taken);
         }
         if !K::keep_spinning::<P>(&mut spin) {
@@ -275,8 +271,11 @@ fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<
     }
 }
 
-/// Takes a lock that was seen free, as the head.
+/// Takes the lock as the head, if it was `seen` free.
 fn take<K: Policy>(word: &Word, seen: Snapshot, waiter: &Waiter) -> Option<Taken> {
+    if seen.locked() != FREE {
+        return None;
+    }
     if K::STEALS == 0 {
         // FIFO: while there is a queue, nobody but its head takes the lock.
         return Some(queue::take_seen_free(word, seen, waiter));

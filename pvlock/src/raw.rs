@@ -94,7 +94,7 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
         seen.pending() || seen.tail().is_some()
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(crate) fn word(&self) -> &Word {
         &self.word
     }
@@ -113,59 +113,5 @@ impl<P: Platform, K: Policy> Default for RawPvLock<P, K> {
 impl<P: Platform, K: Policy> core::fmt::Debug for RawPvLock<P, K> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "RawPvLock<{}>({})", K::NAME, self.snapshot())
-    }
-}
-
-#[cfg(not(loom))]
-// SAFETY: the word is a lock: one owner at a time, acquire on every path that takes it, release on
-// every path that frees it. Forgetting a guard leaves it locked; a locked one may be moved by
-// who owns it alone, because only its waiters refer to its address, and then there are none.
-// No operation unwinds once the lock is taken, unless memory was corrupted before: `lock` panics
-// before it joins the queue, `unlock` when the lock was not held to begin with.
-unsafe impl<P: Platform, K: Policy> lock_api::RawMutex for RawPvLock<P, K> {
-    const INIT: Self = Self::new();
-
-    type Guard = lock_api::GuardNoSend;
-
-    #[inline]
-    fn lock(&self) -> Self::Guard {
-        Self::lock(self);
-        lock_api::GuardNoSend::new()
-    }
-
-    #[inline]
-    fn try_lock(&self) -> Option<Self::Guard> {
-        Self::try_lock(self).then_some(lock_api::GuardNoSend::new())
-    }
-
-    #[inline]
-    unsafe fn unlock(&self, _guard: Self::Guard) {
-        // SAFETY: the guard state proves that this context owns the lock.
-        unsafe { Self::unlock(self) }
-    }
-
-    #[inline]
-    fn is_locked(&self) -> bool {
-        Self::is_locked(self)
-    }
-}
-
-#[cfg(not(loom))]
-// SAFETY: an unlock lets the queue's head go first: a newcomer takes a queued-for lock only where the
-// policy steals, and the book says so. `bump` gives the lock up and takes it again behind the queue.
-unsafe impl<P: Platform, K: Policy> lock_api::RawMutexFair for RawPvLock<P, K> {
-    #[inline]
-    unsafe fn unlock_fair(&self, _guard: Self::Guard) {
-        // SAFETY: the guard state proves that this context owns the lock.
-        unsafe { Self::unlock(self) }
-    }
-
-    #[inline]
-    unsafe fn bump(&self, _guard: &mut Self::Guard) {
-        if self.is_contended() {
-            // SAFETY: the guard state proves that this context owns the lock.
-            unsafe { Self::unlock(self) };
-            Self::lock(self);
-        }
     }
 }

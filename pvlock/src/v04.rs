@@ -1,26 +1,82 @@
-//! The lock behind `lock_api` 0.4, which most kernels still use. Feature `lock_api_04`.
+//! The locks behind `lock_api` 0.4, which kernels and the crates they use are written for. The crate's own face: its root
+//! has the names below.
 //!
-//! Owns the two impls and nothing else.
+//! Owns the impls and the aliases. [`v05`](crate::v05) is the same for `lock_api` 0.5.
 
-use crate::{Platform, Policy, RawPvLock};
+use lock_api::{GuardNoSend, RawMutex};
 
-/// [`Mutex`](crate::Mutex) for code written against `lock_api` 0.4.
+use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock};
+
+/// Data behind a [`RawPvLock`].
+///
+/// The methods have the names of `spin::Mutex` (`new`, `lock`, `try_lock`, `is_locked`, `get_mut`,
+/// `into_inner`, `force_unlock`, and `MutexGuard::leak`), so that a kernel moves from it by one alias of its own:
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
 /// # use platform::Threads;
-/// static DATA: pvlock::v04::Mutex<u32, Threads> = pvlock::v04::Mutex::new(1);
-/// *DATA.lock() += 1;
-/// assert_eq!(*DATA.lock(), 2);
+/// // was: use spin::Mutex;
+/// type Mutex<T> = pvlock::Mutex<T, Threads>;
+///
+/// static QUEUE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+/// QUEUE.lock().push(1);
+/// assert!(!QUEUE.is_locked());
+/// assert_eq!(QUEUE.try_lock().as_deref().map(Vec::len), Some(1));
 /// ```
-pub type Mutex<T, P, K = crate::KickAtUnlock> = lock_api_04::Mutex<RawPvLock<P, K>, T>;
+///
+/// A guard does not leave its CPU:
+///
+/// ```compile_fail,E0277
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// static DATA: pvlock::Mutex<u8, Threads> = pvlock::Mutex::new(1);
+/// fn send(_: impl Send) {}
+/// send(DATA.lock());
+/// ```
+///
+/// Nor does a guard unlock another kind of lock than its own, or the same lock twice:
+///
+/// ```compile_fail,E0308
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// static FIFO: pvlock::Mutex<u8, Threads, pvlock::KickAtUnlock> = pvlock::Mutex::new(1);
+/// let guard: pvlock::MutexGuard<u8, Threads, pvlock::Hybrid> = FIFO.lock();
+/// ```
+///
+/// ```compile_fail,E0382
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// static DATA: pvlock::Mutex<u8, Threads> = pvlock::Mutex::new(1);
+/// let guard = DATA.lock();
+/// drop(guard);
+/// drop(guard);
+/// ```
+pub type Mutex<T, P, K = KickAtUnlock> = lock_api::Mutex<RawPvLock<P, K>, T>;
 
-// SAFETY: as the impl for `lock_api` 0.5.
-unsafe impl<P: Platform, K: Policy> lock_api_04::RawMutex for RawPvLock<P, K> {
+/// The guard of a [`Mutex`].
+pub type MutexGuard<'a, T, P, K = KickAtUnlock> = lock_api::MutexGuard<'a, RawPvLock<P, K>, T>;
+
+/// The guard of a part of what a [`Mutex`] holds.
+pub type MappedMutexGuard<'a, T, P, K = KickAtUnlock> =
+    lock_api::MappedMutexGuard<'a, RawPvLock<P, K>, T>;
+
+/// Data behind a [`RawPvLock`] that is held with interrupts off.
+pub type IrqMutex<T, P, I, K = KickAtUnlock> = lock_api::Mutex<RawIrqLock<RawPvLock<P, K>, I>, T>;
+
+/// The guard of an [`IrqMutex`].
+pub type IrqMutexGuard<'a, T, P, I, K = KickAtUnlock> =
+    lock_api::MutexGuard<'a, RawIrqLock<RawPvLock<P, K>, I>, T>;
+
+// SAFETY: the word is a lock: one owner at a time, acquire on every path that takes it, release on
+// every path that frees it. Forgetting a guard leaves it locked; a locked one may be moved by
+// who owns it alone, because only its waiters refer to its address, and then there are none.
+// No operation unwinds once the lock is taken, unless memory was corrupted before: `lock` panics
+// before it joins the queue, `unlock` when the lock was not held to begin with.
+unsafe impl<P: Platform, K: Policy> RawMutex for RawPvLock<P, K> {
     #[allow(clippy::declare_interior_mutable_const)] // As the trait has it.
     const INIT: Self = Self::new();
 
-    type GuardMarker = lock_api_04::GuardNoSend;
+    type GuardMarker = GuardNoSend;
 
     #[inline]
     fn lock(&self) {
@@ -44,11 +100,37 @@ unsafe impl<P: Platform, K: Policy> lock_api_04::RawMutex for RawPvLock<P, K> {
     }
 }
 
-// SAFETY: as the impl for `lock_api` 0.5.
-unsafe impl<P: Platform, K: Policy> lock_api_04::RawMutexFair for RawPvLock<P, K> {
+// SAFETY: the inner lock keeps the rules of `RawMutex`; this one adds that interrupts are off from
+// before it is taken until after it is released.
+unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
+    #[allow(clippy::declare_interior_mutable_const)] // As the trait has it.
+    const INIT: Self = Self::over(R::INIT);
+
+    type GuardMarker = GuardNoSend;
+
     #[inline]
-    unsafe fn unlock_fair(&self) {
-        // SAFETY: the caller owns the lock.
-        unsafe { Self::unlock(self) }
+    fn lock(&self) {
+        self.lock_with(|inner| {
+            inner.lock();
+            Some(())
+        });
+    }
+
+    #[inline]
+    fn try_lock(&self) -> bool {
+        self.lock_with(|inner| inner.try_lock().then_some(())).is_some()
+    }
+
+    #[inline]
+    unsafe fn unlock(&self) {
+        // SAFETY: the caller owns this lock.
+        let _off = unsafe { self.off() };
+        // SAFETY: and with it the inner one.
+        unsafe { self.inner().unlock() }
+    }
+
+    #[inline]
+    fn is_locked(&self) -> bool {
+        self.inner().is_locked()
     }
 }

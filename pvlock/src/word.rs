@@ -223,6 +223,6 @@ mod tests {
     }
 
     each_step_changes_its_own_field_only!(each_portable_step_changes_its_own_field, portable::Word);
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(shuttle, miri))))]
     each_step_changes_its_own_field_only!(each_x86_64_step_changes_its_own_field, x86_64::Word);
 }

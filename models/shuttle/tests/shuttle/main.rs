@@ -161,9 +161,7 @@ fn run_batch<M: Vm, K: Policy>(
     if let Err(panic) = catch_unwind(batch) {
         // "shuttle::adaptive::four_vcpus::Machine": a platform stands in its test.
         let test = type_name::<M>().trim_start_matches("shuttle::").trim_end_matches("::Machine");
-        println!(
-            "replay: REPLAY={kind:?}:{seed}{COMMAND}{test} -- --exact --nocapture"
-        );
+        println!("replay: REPLAY={kind:?}:{seed}{COMMAND}{test} -- --exact --nocapture");
         resume_unwind(panic);
     }
 }

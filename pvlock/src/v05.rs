@@ -1,0 +1,103 @@
+//! The locks behind `lock_api` 0.5, under the names they have in the crate's root for 0.4. Feature `lock_api_05`; it needs
+//! Rust 1.95, as `lock_api` 0.5 does.
+//!
+//! Owns the impls and the aliases. [`v04`](crate::v04) is the same for `lock_api` 0.4.
+//!
+//! ```
+//! # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+//! # use platform::Threads;
+//! static DATA: pvlock::v05::Mutex<u32, Threads> = pvlock::v05::Mutex::new(1);
+//! *DATA.lock() += 1;
+//! assert_eq!(*DATA.lock(), 2);
+//! ```
+
+use core::marker::PhantomData;
+
+use lock_api_05::{GuardNoSend, RawMutex};
+
+use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock};
+
+/// Data behind a [`RawPvLock`].
+pub type Mutex<T, P, K = KickAtUnlock> = lock_api_05::Mutex<RawPvLock<P, K>, T>;
+
+/// The guard of a [`Mutex`].
+pub type MutexGuard<'a, T, P, K = KickAtUnlock> = lock_api_05::MutexGuard<'a, RawPvLock<P, K>, T>;
+
+/// The guard of a part of what a [`Mutex`] holds.
+pub type MappedMutexGuard<'a, T, P, K = KickAtUnlock> =
+    lock_api_05::MappedMutexGuard<'a, RawPvLock<P, K>, T>;
+
+/// Data behind a [`RawPvLock`] that is held with interrupts off.
+pub type IrqMutex<T, P, I, K = KickAtUnlock> =
+    lock_api_05::Mutex<RawIrqLock<RawPvLock<P, K>, I>, T>;
+
+/// The guard of an [`IrqMutex`].
+pub type IrqMutexGuard<'a, T, P, I, K = KickAtUnlock> =
+    lock_api_05::MutexGuard<'a, RawIrqLock<RawPvLock<P, K>, I>, T>;
+
+// SAFETY: as the impl for `lock_api` 0.4.
+unsafe impl<P: Platform, K: Policy> RawMutex for RawPvLock<P, K> {
+    const INIT: Self = Self::new();
+
+    type Guard = GuardNoSend;
+
+    #[inline]
+    fn lock(&self) -> Self::Guard {
+        Self::lock(self);
+        GuardNoSend::new()
+    }
+
+    #[inline]
+    fn try_lock(&self) -> Option<Self::Guard> {
+        Self::try_lock(self).then_some(GuardNoSend::new())
+    }
+
+    #[inline]
+    unsafe fn unlock(&self, _guard: Self::Guard) {
+        // SAFETY: the guard state proves that this context owns the lock.
+        unsafe { Self::unlock(self) }
+    }
+
+    #[inline]
+    fn is_locked(&self) -> bool {
+        Self::is_locked(self)
+    }
+}
+
+/// The state of a guard that keeps interrupts off. Not `Send`: interrupts belong to a CPU.
+pub struct IrqGuard<G> {
+    inner: G,
+    _not_send: PhantomData<*mut ()>,
+}
+
+// SAFETY: as the impl for `lock_api` 0.4.
+unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
+    const INIT: Self = Self::over(R::INIT);
+
+    type Guard = IrqGuard<R::Guard>;
+
+    #[inline]
+    fn lock(&self) -> Self::Guard {
+        let inner = self.lock_with(|inner| Some(inner.lock())).expect("`lock` takes it");
+        IrqGuard { inner, _not_send: PhantomData }
+    }
+
+    #[inline]
+    fn try_lock(&self) -> Option<Self::Guard> {
+        let inner = self.lock_with(RawMutex::try_lock)?;
+        Some(IrqGuard { inner, _not_send: PhantomData })
+    }
+
+    #[inline]
+    unsafe fn unlock(&self, guard: Self::Guard) {
+        // SAFETY: the guard proves that this context owns the lock.
+        let _off = unsafe { self.off() };
+        // SAFETY: the guard holds the inner lock's state of the same acquisition.
+        unsafe { self.inner().unlock(guard.inner) }
+    }
+
+    #[inline]
+    fn is_locked(&self) -> bool {
+        self.inner().is_locked()
+    }
+}
