@@ -37,7 +37,3 @@ pub use line::{Line, Setting};
 pub use names::{Control, DomainType, EventAbi, Events, Fault, Policy, Start, Trace, Workload};
 pub use params::{LONGEST_LINE, Limit, ParamError};
 pub use time::Time;
-
-// For the guest, until it says `record` itself.
-#[doc(hidden)]
-pub use record::*;

@@ -13,7 +13,6 @@ pub mod heap;
 pub mod hooks;
 pub mod locks;
 pub mod markers;
-pub mod params;
 pub mod programme;
 pub mod report;
 pub mod rng;

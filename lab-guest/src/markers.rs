@@ -44,7 +44,7 @@ pub fn enabled() -> bool {
 }
 
 /// The most vCPUs whose lock is remembered; those beyond have lock 0 in their markers.
-const VCPUS: usize = 128;
+const VCPUS: usize = experiment::MAX_VCPUS as usize;
 
 /// The lock each vCPU is after. A vCPU reads and writes its own entry only.
 static CURRENT: [CachePadded<AtomicU32>; VCPUS] =

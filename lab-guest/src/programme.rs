@@ -19,16 +19,17 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
+use experiment::record::{Calibration, DomainReport, Outcome};
+use experiment::{Control, DomainType, EventAbi, Key, Params, Policy, Start, Trace};
 use pvlock::Counter;
-use results::{Calibration, Outcome};
 use spin::{Mutex, Once};
+use xen_guest::events::{self, Wanted};
 use xen_guest::glue;
-use xen_guest::machine::{Machine, ShutdownReason};
+use xen_guest::machine::{self, Machine, ShutdownReason};
 use xen_guest::percpu::PerCpu;
-use xen_guest::{events, timer, upcall};
+use xen_guest::{timer, upcall};
 
 use crate::hooks::TestedPlatform;
-use crate::params::{Params, Policy};
 use crate::report::{self, Domain};
 use crate::watchdog::{self, Stuck, Watchdog};
 use crate::work::{Speed, work};
@@ -43,6 +44,9 @@ use host::Host;
 const STEP_NS: u64 = 20_000_000;
 /// How long the vCPUs may take to come up.
 const BRING_UP_NS: u64 = 30_000_000_000;
+
+// What a person may ask for is what the kernel has room for.
+const _: () = assert!(experiment::MAX_VCPUS as usize == xen_guest::percpu::MAX_VCPUS);
 
 /// One run, shared by all vCPUs.
 struct Run {
@@ -89,10 +93,18 @@ pub fn run(machine: &'static Machine) -> ! {
 
 /// Settles how events come, before there is a port that it matters for.
 fn choose_events(machine: &Machine, params: Params) -> Result<Params, String> {
-    match events::choose(machine, params.events) {
+    use experiment::Events::{Auto, Fifo, TwoLevel};
+    let wanted = match params.events {
+        Auto => Wanted::Auto,
+        TwoLevel => Wanted::TwoLevel,
+        Fifo => Wanted::Fifo,
+    };
+    match events::choose(machine, wanted) {
         Ok(_) => Ok(params),
         Err(errno) => Err(format!(
-            "events=fifo: Xen refuses FIFO event channels ({errno}); accepted here: auto, 2-level"
+            "{}={wanted}: Xen refuses FIFO event channels ({errno}); accepted here: {Auto}, {TwoLevel}",
+            Key::events,
+            wanted = params.events,
         )),
     }
 }
@@ -109,8 +121,9 @@ impl Run {
     fn prepare(machine: &'static Machine, host: Host, params: Params) -> Run {
         let work_speed = Speed::calibrate(|| machine.now(), work);
         let spin_speed = Speed::calibrate_among_others(|| machine.now(), spin);
-        let spin_turns = u32::try_from(spin_speed.turns(params.spin_ns)).unwrap_or(u32::MAX).max(1);
-        markers::enable(params.markers);
+        let spin_turns =
+            u32::try_from(spin_speed.turns(params.spin.ns())).unwrap_or(u32::MAX).max(1);
+        markers::enable(params.trace == Trace::Markers);
         let calibration = Calibration {
             work_turns_per_ms: work_speed.turns_per_ms(),
             spin_turns_per_ms: spin_speed.turns_per_ms(),
@@ -121,22 +134,28 @@ impl Run {
             machine,
             domain: Domain {
                 domid: host.domid(),
-                domain_type: machine.domain_type(),
-                events: events::abi(),
+                domain_type: match machine.domain_type() {
+                    machine::DomainType::Pv => DomainType::Pv,
+                    machine::DomainType::Pvh => DomainType::Pvh,
+                },
+                events: match events::abi() {
+                    events::EventAbi::TwoLevel => EventAbi::TwoLevel,
+                    events::EventAbi::Fifo => EventAbi::Fifo,
+                },
                 calibration,
             },
             plan: Plan {
-                critical_turns: work_speed.turns(params.critical_ns),
-                outside_turns: work_speed.turns(params.outside_ns),
-                jitter_percent: params.jitter_percent,
-                limit: params.limit,
+                critical_turns: work_speed.turns(params.critical.ns()),
+                outside_turns: work_speed.turns(params.outside.ns()),
+                jitter_percent: params.jitter,
+                limit: params.limit(),
                 seed: params.seed,
                 fault: params.fault,
                 vcpus: params.vcpus,
-                timer_ns: params.timer_ns,
+                timer_ns: params.timer.ns(),
             },
             contest: contest::new(&params),
-            watchdog: Watchdog::new(params.vcpus, params.deadline_ns, now),
+            watchdog: Watchdog::new(params.vcpus, params.deadline.ns(), now),
             arrived: AtomicU32::new(1),
             start_at: AtomicU64::new(0),
             shares: (0..params.vcpus).map(|_| CachePadded::default()).collect(),
@@ -153,7 +172,7 @@ impl Run {
         self.bring_up()?;
         let mut host = self.host.lock();
         host.set_state("ready");
-        if self.params.wait_for_go {
+        if self.params.start == Start::Wait {
             host.wait_for_go()?;
         }
         host.set_state("running");
@@ -163,7 +182,7 @@ impl Run {
     /// Settles the lock, starts the other vCPUs and waits until each has come to the start line.
     fn bring_up(&'static self) -> Result<(), String> {
         glue::configure(mode(self.params.policy), self.domain.calibration.spin_turns)
-            .map_err(|settled| format!("policy={}: {settled}", self.params.policy.name()))?;
+            .map_err(|settled| format!("{}={}: {settled}", Key::policy, self.params.policy))?;
         for vcpu in 0..self.params.vcpus {
             glue::bind(vcpu)
                 .map_err(|errno| format!("vCPU {vcpu} got no event channel: {errno:?}"))?;
@@ -208,7 +227,7 @@ impl Run {
         // Release: pairs with the Acquire in `other_vcpu`.
         self.start_at.store(start_at, Ordering::Release);
         self.machine.sleep_until(start_at);
-        if self.params.watch_control {
+        if self.params.control == Control::Watch {
             self.look_after();
             *self.shares[0].lock() = Some(Share::default());
             self.watchdog.done(0);
@@ -324,7 +343,7 @@ impl Run {
         glue::dump_pending(out)
     }
 
-    fn publish(&self, report: &results::DomainReport, host: &mut Host) {
+    fn publish(&self, report: &DomainReport, host: &mut Host) {
         let document = match report::to_json(report) {
             Ok(document) => document,
             Err(error) => return log::error!("the report cannot be written: {error}"),
@@ -364,7 +383,7 @@ fn other_vcpu(vcpu: u32) {
     run.take_part(vcpu);
     // Done. Should vCPU 0 be stuck, somebody else has to notice: look now and then.
     loop {
-        run.machine.sleep_until(run.machine.now() + run.params.deadline_ns);
+        run.machine.sleep_until(run.machine.now() + run.params.deadline.ns());
         run.look();
     }
 }

@@ -8,12 +8,12 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use results::{
-    Calibration, DomainReport, DomainType, EventAbi, Histogram, Outcome, VcpuReport, framing,
+use experiment::record::{
+    Calibration, DomainReport, Histogram, Outcome, Parameters, SCHEMA, VcpuReport, framing,
 };
+use experiment::{Control, DomainType, EventAbi, Limit, Params};
 use xen_guest::xenstore;
 
-use crate::params::{Limit, Params};
 use crate::workload::Share;
 
 /// Where a domain and its host talk about a run, below the domain's home in xenstore.
@@ -83,13 +83,13 @@ pub fn broken_off(
 
 fn frame(domain: Domain, params: &Params) -> DomainReport {
     DomainReport {
-        schema: results::SCHEMA,
+        schema: SCHEMA,
         domid: domain.domid,
         domain_type: domain.domain_type,
         events: domain.events,
         calibration: domain.calibration,
         image: env!("CARGO_PKG_VERSION").to_string(),
-        parameters: params.record(),
+        parameters: Parameters::from(params),
         ..DomainReport::default()
     }
 }
@@ -114,9 +114,9 @@ fn verdict(params: &Params, shares: &[Share], counter: u64) -> Outcome {
             "mutual exclusion is broken: {acquisitions} acquisitions raised the counter to {counter}"
         ));
     }
-    if let Limit::Acquisitions(wanted) = params.limit {
+    if let Limit::Acquisitions(wanted) = params.limit() {
         // With control=watch, vCPU 0 takes no part, and the toolstack may end the run before.
-        let bound_to = if params.watch_control { 0 } else { shares.len() };
+        let bound_to = if params.control == Control::Watch { 0 } else { shares.len() };
         for (vcpu, share) in shares[..bound_to].iter().enumerate() {
             if share.acquisitions != wanted {
                 let got = share.acquisitions;

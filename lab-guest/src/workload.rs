@@ -13,11 +13,11 @@ use ::alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
-use results::Histogram;
+use experiment::record::Histogram;
+use experiment::{Fault, Limit};
 
 use crate::locks::TestedLock;
 use crate::markers;
-use crate::params::{Fault, Limit};
 use crate::rng::Stream;
 use crate::work::work;
 
@@ -185,7 +185,7 @@ pub fn contend<L: TestedLock<Guarded>>(
     let started = vcpu.now();
     let (most, end) = match plan.limit {
         Limit::Acquisitions(n) => (n, u64::MAX),
-        Limit::Duration(ns) => (u64::MAX, started.saturating_add(ns)),
+        Limit::Duration(time) => (u64::MAX, started.saturating_add(time.ns())),
     };
     let fault_at = plan.fault_at(vcpu.number());
     while share.acquisitions < most && vcpu.proceed() {
@@ -269,6 +269,7 @@ fn use_up_the_stack(depth: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use experiment::Time;
     use spin::mutex::{SpinMutex, TicketMutex};
     use std::time::Instant;
 
@@ -349,7 +350,8 @@ mod tests {
 
     #[test]
     fn a_duration_ends_each_vcpu_by_its_own_clock() {
-        let (counter, shares) = run::<SpinMutex<Guarded>>(2, 1, &plan(Limit::Duration(20_000_000)));
+        let (counter, shares) =
+            run::<SpinMutex<Guarded>>(2, 1, &plan(Limit::Duration(Time::ms(20))));
         assert_eq!(counter, shares.iter().map(|share| share.acquisitions).sum::<u64>());
         assert!(
             shares.iter().all(|share| share.elapsed_ns >= 20_000_000 && share.acquisitions > 0)
@@ -379,7 +381,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "fault=panic")]
     fn a_panic_on_purpose_comes_in_the_critical_section() {
-        let plan = Plan { fault: Fault::Panic, ..plan(Limit::Duration(u64::MAX)) };
+        let plan = Plan { fault: Fault::Panic, ..plan(Limit::Duration(Time::LONGEST)) };
         let locks = free_locks::<SpinMutex<Guarded>>(1);
         contend(&Thread { number: 0, start: Instant::now() }, &plan, &locks, &AtomicU64::new(0));
     }

@@ -16,7 +16,7 @@ use evtchn::{Errno, Port};
 use crate::abi::{ConsoleRing, PAGE_SIZE};
 use crate::console::{self, Sink};
 use crate::hypercall::Resumed;
-use crate::machine::{self, Machine};
+use crate::machine::{self, DomainType, Machine};
 use crate::percpu::MAX_VCPUS;
 use crate::{hypercall, stack, timer, trap};
 
@@ -185,7 +185,7 @@ pub(crate) fn is_pvh() -> bool {
 
 /// What a boot protocol has found out.
 struct Found {
-    domain_type: results::DomainType,
+    domain_type: DomainType,
     cmdline: &'static [u8],
     xenstore: Option<&'static crate::xenstore::Ring>,
 }

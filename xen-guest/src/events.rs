@@ -12,7 +12,6 @@ use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use evtchn::{Abi, ChosenAbi, Connection, Errno, Fifo, FifoVcpu, Port, Priority};
-use results::EventAbi;
 use spin::{Mutex, Once};
 use xen_sys as sys;
 
@@ -65,6 +64,15 @@ static GROWING: Mutex<()> = Mutex::new(());
 
 /// How long a new domain's daemons may take to connect: far longer than they do, where there are any.
 const PATIENCE_NS: u64 = 5_000_000_000;
+
+/// The ABI a domain is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventAbi {
+    /// Bitmaps in the shared page, which every Xen offers.
+    TwoLevel,
+    /// One word a port and sixteen queues a vCPU.
+    Fifo,
+}
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

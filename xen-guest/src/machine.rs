@@ -16,7 +16,6 @@ use crate::xenstore::Ring as XenstoreRing;
 use crate::{clock, console, percpu, smp};
 
 pub use evtchn::{Errno, Port};
-pub use results::DomainType;
 
 /// Why a domain ends; what the toolstack does then stands in its configuration (`on_poweroff`,
 /// `on_crash`, ...). Xen public/sched.h.
@@ -35,6 +34,15 @@ pub enum ShutdownReason {
     /// Something went wrong.
     #[doc(alias = "SHUTDOWN_crash")]
     Crash = xen_sys::SHUTDOWN_crash,
+}
+
+/// How the domain was booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DomainType {
+    /// 64-bit paravirtual: no hardware virtualisation at all.
+    Pv,
+    /// Hardware-virtualised, booted by the PVH protocol.
+    Pvh,
 }
 
 /// The booted domain.

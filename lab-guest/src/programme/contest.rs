@@ -11,6 +11,7 @@ use core::fmt::{self, Write};
 use core::sync::atomic::AtomicU64;
 
 use crossbeam_utils::CachePadded;
+use experiment::{Params, Policy, Workload};
 use pvlock::{Adaptive, Hybrid, KickAtUnlock, KickTwice};
 use xen_guest::clock;
 
@@ -18,7 +19,6 @@ use super::RunningVcpu;
 use crate::heap;
 use crate::hooks::TestedPlatform;
 use crate::locks::{Family, Pv, Spin, TestedLock, Ticket};
-use crate::params::{Params, Policy, Workload};
 use crate::workload::alloc::{TestedArena, churn};
 use crate::workload::torture::Torture;
 use crate::workload::{Guarded, Plan, Share, Vcpu, contend, free_locks};

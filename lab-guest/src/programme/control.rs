@@ -9,6 +9,7 @@ use alloc::string::String;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
+use experiment::{Control, Time};
 use xen_guest::machine::{Errno, Machine, Port, ShutdownReason};
 use xen_guest::{glue, hypercall, smp, suspend, timer, upcall};
 
@@ -93,7 +94,7 @@ impl Events {
 pub(super) fn prepare(run: &Run, vcpu: u32) -> Result<(), Errno> {
     suspend::prepare(vcpu)?;
     // With control=watch, vCPU 0 takes no part.
-    if run.params.timer_ns != 0 && !(run.params.watch_control && vcpu == 0) {
+    if run.params.timer != Time::ZERO && !(run.params.control == Control::Watch && vcpu == 0) {
         timer::bind_for(vcpu)?;
     }
     Ok(())

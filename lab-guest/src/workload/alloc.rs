@@ -15,13 +15,13 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
+use experiment::Limit;
 use linked_list_allocator::Heap as FreeList;
 
 use super::{Plan, Share, Vcpu, WaitCounts};
 use crate::heap::Arena;
 use crate::locks::{Family, TestedLock};
 use crate::markers;
-use crate::params::Limit;
 use crate::rng::Stream;
 use crate::work::work;
 
@@ -134,7 +134,7 @@ pub fn churn<F: Family>(
     // Two acquisitions a block, so an even number.
     let (most, end) = match plan.limit {
         Limit::Acquisitions(n) => (n & !1, u64::MAX),
-        Limit::Duration(ns) => (u64::MAX, started.saturating_add(ns)),
+        Limit::Duration(time) => (u64::MAX, started.saturating_add(time.ns())),
     };
     route(true);
     let mut live = 0;

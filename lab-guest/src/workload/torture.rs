@@ -15,11 +15,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
+use experiment::Limit;
 
 use super::{Guarded, Plan, Share, Vcpu, free_locks};
 use crate::locks::{Family, TestedLock};
 use crate::markers;
-use crate::params::Limit;
 use crate::rng::Stream;
 use crate::work::work;
 
@@ -125,7 +125,7 @@ impl<F: Family> Torture<F> {
         let started = vcpu.now();
         let (most, end) = match plan.limit {
             Limit::Acquisitions(n) => (n, u64::MAX),
-            Limit::Duration(ns) => (u64::MAX, started.saturating_add(ns)),
+            Limit::Duration(time) => (u64::MAX, started.saturating_add(time.ns())),
         };
         while party.share.acquisitions < most && vcpu.now() < end && vcpu.proceed() {
             party.turn(most);
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn no_short_lived_lock_outlives_the_run() {
-        let (torture, _) = torture::<Spin>(2, 2, Limit::Duration(5_000_000));
+        let (torture, _) = torture::<Spin>(2, 2, Limit::Duration(experiment::Time::ms(5)));
         torture.counter();
         assert!(torture.slots.iter().all(|slot| slot.with(|slot| slot.short.is_none())));
     }

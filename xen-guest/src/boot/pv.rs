@@ -15,6 +15,7 @@ use super::{Found, Main, Rings};
 use crate::abi::{ConsoleRing, PAGE_SIZE};
 use crate::console::{self, Sink};
 use crate::hypercall::Resumed;
+use crate::machine::DomainType;
 use crate::percpu::PerCpu;
 use crate::{hypercall, shared_info, smp, trap};
 use evtchn::{Errno, Port};
@@ -103,7 +104,7 @@ pub unsafe extern "C" fn start(info: *mut sys::start_info, main: Main) -> ! {
     trap::init_pv();
     protect();
 
-    let domain_type = results::DomainType::Pv;
+    let domain_type = DomainType::Pv;
     super::finish(Found { domain_type, cmdline: cmdline(), xenstore }, main)
 }
 

@@ -22,6 +22,7 @@ use super::{Found, Main, Rings};
 use crate::abi::{ConsoleRing, PAGE_SIZE, hvm_param};
 use crate::console::{self, Sink};
 use crate::hypercall::Resumed;
+use crate::machine::DomainType;
 use crate::percpu::PerCpu;
 use crate::{hvm, hypercall, shared_info, smp};
 
@@ -98,7 +99,7 @@ pub unsafe extern "C" fn start(info: u32, main: Main) -> ! {
 
     let info = info.expect("Xen passed a start_info with its magic number");
     let cmdline = info.cmdline().map_or(&[][..], |line| line.to_bytes());
-    super::finish(Found { domain_type: results::DomainType::Pvh, cmdline, xenstore }, main)
+    super::finish(Found { domain_type: DomainType::Pvh, cmdline, xenstore }, main)
 }
 
 /// The root table, for cr3 of another vCPU.

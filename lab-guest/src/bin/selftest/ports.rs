@@ -3,9 +3,8 @@
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use evtchn::{Abi, Errno, Kicker, Port, Priority, WaitOutcome};
-use results::EventAbi;
 use xen_guest::boot::pv;
-use xen_guest::events::{self, Wanted, events};
+use xen_guest::events::{self, EventAbi, Wanted, events};
 use xen_guest::hypercall::Xen;
 use xen_guest::machine::Machine;
 use xen_guest::percpu::PerCpu;
