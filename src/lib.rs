@@ -17,6 +17,8 @@
 //! - [`image`]: the guest image inside this program
 //! - [`symbols`]: names for the addresses in that image
 //! - [`interrupt`]: Ctrl-C, told to whoever waits
+//! - `leash`: child processes that cannot outlive this one
+//! - [`output`]: standard output, closed and full ones included
 //! - [`progress`]: what a person sees meanwhile, on standard error
 //!
 //! This library is the program's inside, split off for its tests; its interface is not stable.
@@ -25,6 +27,8 @@ pub mod host;
 pub mod image;
 pub mod interrupt;
 pub mod lab;
+mod leash;
+pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod report;

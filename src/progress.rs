@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::output;
+
 /// Where progress is shown. Cheap to clone; all clones share one screen.
 ///
 /// ```
@@ -68,7 +70,7 @@ impl Progress {
     pub fn note(&self, text: impl Display) {
         match self.form {
             Form::Hidden => {}
-            Form::Lines => eprintln!("{text}"),
+            Form::Lines => output::note(text),
             // The screen moves its bars out of the way; a closed standard error is nobody's problem.
             Form::Moving => drop(self.screen.println(text.to_string())),
         }
@@ -89,7 +91,7 @@ impl Progress {
                 bar
             }
             Form::Lines => {
-                eprintln!("{text} ...");
+                output::note(format_args!("{text} ..."));
                 ProgressBar::hidden()
             }
             Form::Hidden => ProgressBar::hidden(),

@@ -13,7 +13,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use super::Error;
-use super::process::Leashed;
+use super::process::follow;
+use crate::leash::Leashed;
 use crate::progress::Progress;
 
 /// apt, ready to be asked.
@@ -208,7 +209,7 @@ fn run(
     })?;
     let out = collect(child.child().stdout.take());
     let err = collect(child.child().stderr.take());
-    let status = child.follow(&mut || {
+    let status = follow(&mut child, &mut || {
         tick();
         Ok(())
     })?;

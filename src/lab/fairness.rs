@@ -13,9 +13,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::process::Leashed;
+use super::process::follow;
 use super::qemu::{self, Emulator};
 use super::{Error, Lab, Mode, Repeatable, lockstep};
+use crate::leash::Leashed;
 
 /// Written to the lab's folder once its emulator has passed.
 const STAMP: &str = "fair-2";
@@ -248,7 +249,7 @@ fn race(
     let begun = Instant::now();
     let mut emulator =
         Leashed::spawn(&mut command).map_err(Error::file("start", command.get_program()))?;
-    let status = emulator.follow(&mut || match begun.elapsed() {
+    let status = follow(&mut emulator, &mut || match begun.elapsed() {
         late if late > LIMIT => Err(failed(format!("nothing within {} s", LIMIT.as_secs()))),
         _ => Ok(()),
     })?;

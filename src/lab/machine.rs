@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use super::cpio::Archive;
 use super::overlay::{self, Content};
-use super::process::Leashed;
+use super::process::follow;
 use super::qemu::{self, Emulator};
 use super::{Boot, Ended, Error, Lab, Mode, build, elf, fairness, initramfs, lockstep};
 use crate::interrupt;
+use crate::leash::Leashed;
 
 /// The serial console, in [`Boot::out`].
 const CONSOLE: &str = "console-host.log";
@@ -26,11 +27,16 @@ const TICK: Duration = Duration::from_millis(100);
 /// Lines of the console shown with an error.
 const SHOWN: usize = 15;
 
-pub(super) fn run(lab: &Lab, boot: &Boot, on_line: &mut dyn FnMut(&str)) -> Result<Ended, Error> {
+pub(super) fn check(lab: &Lab, boot: &Boot) -> Result<(), Error> {
     qemu::check(boot)?;
     if matches!(boot.mode, Mode::Repeatable(_)) {
         fairness::require(lab)?;
     }
+    Ok(())
+}
+
+pub(super) fn run(lab: &Lab, boot: &Boot, on_line: &mut dyn FnMut(&str)) -> Result<Ended, Error> {
+    check(lab, boot)?;
     fs::create_dir_all(&boot.out).map_err(Error::file("create folder", &boot.out))?;
     let out = fs::canonicalize(&boot.out).map_err(Error::file("find", &boot.out))?;
     let folder = lab.cache.run_folder()?;
@@ -73,7 +79,7 @@ pub(super) fn shell(lab: &Lab, boot: &Boot) -> Result<(), Error> {
     command.args(qemu::host(&boot, None, "mon:stdio")).current_dir(folder.path());
     let mut emulator = Leashed::spawn_on_terminal(&mut command)
         .map_err(Error::file("start", command.get_program()))?;
-    let status = emulator.follow(&mut || Ok(()))?;
+    let status = follow(&mut emulator, &mut || Ok(()))?;
     if status.success() {
         return Ok(());
     }

@@ -201,6 +201,16 @@ impl Lab {
         Ok(Lab { cache, folder, parts })
     }
 
+    /// Whether a host could be started as `boot` asks. It starts none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`], and [`Error::Unfair`] for [`Mode::Repeatable`] on an emulator whose pCPUs do not
+    /// share time.
+    pub fn check(&self, boot: &Boot) -> Result<(), Error> {
+        machine::check(self, boot)
+    }
+
     /// Starts a host, hands every line of its console to `on_line`, and waits until it has powered
     /// off. Whatever happens, no process is left behind and the console so far is kept.
     ///

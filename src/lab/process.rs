@@ -1,142 +1,29 @@
-//! Child processes that cannot outlive this one.
-//!
-//! Owns the start and the end of every program the lab runs. A child leads a process group of its
-//! own, so that its helpers go with it and a terminal's Ctrl-C reaches this process alone, which
-//! then ends the group in order; and the kernel kills it if this process dies without a word.
+//! Waits for the programs that the lab runs, with an eye on signals.
 
-use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::ExitStatus;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
-
 use super::Error;
 use crate::interrupt;
+use crate::leash::Leashed;
 
-/// A running program. Dropping it kills it, with its group, and waits for its end.
-pub(super) struct Leashed {
-    child: Child,
-    /// Whether the program leads a group of its own.
-    leads: bool,
-}
-
-impl Leashed {
-    /// Starts `command` in a process group of its own.
-    ///
-    /// The calling thread must live as long as the program: the kernel ties the two together.
-    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
-        command.process_group(0);
-        die_with_parent(command);
-        Ok(Leashed { child: command.spawn()?, leads: true })
-    }
-
-    /// Starts `command` in this process's own group, for a program that reads from the terminal:
-    /// another group would be stopped for it.
-    ///
-    /// The calling thread must live as long as the program, as above.
-    pub(super) fn spawn_on_terminal(command: &mut Command) -> io::Result<Self> {
-        die_with_parent(command);
-        Ok(Leashed { child: command.spawn()?, leads: false })
-    }
-
-    pub(super) fn child(&mut self) -> &mut Child {
-        &mut self.child
-    }
-
-    /// Waits for the program's end, calling `tick` several times a second.
-    ///
-    /// # Errors
-    ///
-    /// What `tick` returns, and the interruption of this process by a signal.
-    pub(super) fn follow(
-        &mut self,
-        tick: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<ExitStatus, Error> {
-        loop {
-            interrupt::check()?;
-            tick()?;
-            if let Some(status) =
-                self.child.try_wait().map_err(Error::file("wait for", "a program"))?
-            {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(50));
+/// Waits for the program's end, calling `tick` several times a second.
+///
+/// # Errors
+///
+/// What `tick` returns, and the interruption of this process by a signal.
+pub(super) fn follow(
+    program: &mut Leashed,
+    tick: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<ExitStatus, Error> {
+    loop {
+        interrupt::check()?;
+        tick()?;
+        let ended = program.child().try_wait().map_err(Error::file("wait for", "a program"))?;
+        if let Some(status) = ended {
+            return Ok(status);
         }
-    }
-
-    pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait()
-    }
-}
-
-impl Drop for Leashed {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            // Not waited for yet, so the number is still this child's, and its group's.
-            match i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                // It may have ended a moment ago, here and below.
-                Some(group) if self.leads => drop(kill_process_group(group, Signal::KILL).ok()),
-                _ => drop(self.child.kill()),
-            }
-            drop(self.child.wait());
-        }
-    }
-}
-
-/// Has the kernel kill the program when the thread that starts it ends.
-fn die_with_parent(command: &mut Command) {
-    let parent = rustix::process::getpid();
-    let hook = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The parent may have died before the line above.
-        if rustix::process::getppid() != Some(parent) {
-            return Err(io::Error::from(rustix::io::Errno::SRCH));
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the hook makes two system calls and touches no lock, no heap
-    // and no other state of this process (an Errno converts to an io::Error without allocating).
-    unsafe { command.pre_exec(hook) };
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{BufRead, BufReader};
-    use std::path::Path;
-    use std::process::Stdio;
-    use std::time::Instant;
-
-    use super::*;
-
-    fn gone(pid: &str) -> bool {
-        let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
-        // A zombie waits for its new parent to look at it; it runs no more.
-        stat.map_or(true, |stat| {
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
-        })
-    }
-
-    #[test]
-    fn a_dropped_program_takes_its_helpers_along() {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(Stdio::piped());
-        let mut leashed = Leashed::spawn(&mut shell).unwrap();
-        let mut helper = String::new();
-        let out = leashed.child().stdout.take().unwrap();
-        BufReader::new(out).read_line(&mut helper).unwrap();
-        assert!(!gone(helper.trim()));
-        drop(leashed);
-        let begun = Instant::now();
-        while !gone(helper.trim()) {
-            assert!(begun.elapsed() < Duration::from_secs(10), "helper {helper} still runs");
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn a_program_that_is_missing_is_an_error() {
-        assert!(Leashed::spawn(&mut Command::new("/no/such/program")).is_err());
+        thread::sleep(Duration::from_millis(50));
     }
 }

@@ -58,14 +58,14 @@ impl Histogram {
     /// Adds everything `other` has counted.
     pub fn merge(&mut self, other: &Histogram) {
         for (mine, theirs) in self.counts.0.iter_mut().zip(other.counts.0.iter()) {
-            *mine += theirs;
+            *mine = mine.saturating_add(*theirs);
         }
         self.max = self.max.max(other.max);
     }
 
     /// How many values were counted.
     pub fn count(&self) -> u64 {
-        self.counts.0.iter().sum()
+        self.counts.0.iter().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
     /// The largest value counted, exact; 0 if there is none.
@@ -87,7 +87,7 @@ impl Histogram {
         let rank = (q * count as f64) as u64;
         let mut seen = 0;
         for (bucket, n) in self.counts.0.iter().enumerate() {
-            seen += n;
+            seen = n.saturating_add(seen);
             if seen > rank {
                 return lower_bound(bucket);
             }
@@ -136,7 +136,8 @@ impl<'de> Deserialize<'de> for Histogram {
         let wire = Wire::deserialize(deserializer)?;
         let mut histogram = Histogram { max: wire.max, ..Histogram::default() };
         for (low, n) in wire.buckets {
-            histogram.counts.0[bucket_of(low)] += n;
+            let count = &mut histogram.counts.0[bucket_of(low)];
+            *count = count.saturating_add(n);
         }
         Ok(histogram)
     }
