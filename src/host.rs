@@ -20,7 +20,7 @@ use experiment::record::framing::Decoder;
 use serde::{Deserialize, Serialize};
 
 pub use event::Event;
-pub use toolstack::{Toolstack, is_xen_host};
+pub use toolstack::{Toolstack, is_dom0_without_xenfs, is_xen_host};
 
 use crate::interrupt;
 use crate::plan::{Plan, PlannedDomain};
@@ -110,6 +110,23 @@ pub struct DomainResult {
     pub message: String,
     /// The guest's own report, if it got as far as that.
     pub report: Option<DomainReport>,
+}
+
+impl DomainResult {
+    /// Its report, if its run came to its end. A run that the guest's watchdog broke off has no time, and
+    /// its counters under the locks were never read.
+    pub fn whole(&self) -> Option<&DomainReport> {
+        self.report.as_ref().filter(|report| !broken_off(report))
+    }
+
+    /// Its report, if the guest's watchdog broke its run off.
+    pub fn broken_off(&self) -> Option<&DomainReport> {
+        self.report.as_ref().filter(|report| broken_off(report))
+    }
+}
+
+fn broken_off(report: &DomainReport) -> bool {
+    report.elapsed_ns == 0 && matches!(report.outcome, experiment::record::Outcome::Failure(_))
 }
 
 /// How a domain ended.
@@ -330,7 +347,7 @@ impl<H: XenHost> PolicyRun<'_, H> {
         let seconds = self.plan.deadline.as_secs();
         let (end, message) = match (&report, life) {
             (Some(report), _) if report.outcome != experiment::record::Outcome::Success => {
-                (End::Failed, format!("domain {name} reports {}", describe(&report.outcome)))
+                (End::Failed, format!("domain {name} reports {}", describe(report)))
             }
             (Some(_), Life::Crashed) => {
                 (End::Failed, format!("domain {name} crashed after its report"))
@@ -398,23 +415,27 @@ fn report_on_console(console: &str) -> Result<DomainReport> {
 }
 
 fn parse_report(text: &str) -> Result<DomainReport> {
-    let report: DomainReport =
-        serde_json::from_str(text).context("its report is not one pvlab can read")?;
-    if report.schema != experiment::record::SCHEMA {
-        let (found, known) = (report.schema, experiment::record::SCHEMA);
+    let unreadable = "its report is not one pvlab can read";
+    let report: serde_json::Value = serde_json::from_str(text).context(unreadable)?;
+    // First of all: what another schema's fields mean is not known.
+    let (found, known) = (&report["schema"], experiment::record::SCHEMA);
+    if *found != known {
         bail!(
             "its report has schema {found}, this pvlab reads {known}; use the image of the same version"
         );
     }
-    Ok(report)
+    serde_json::from_value(report).context(unreadable)
 }
 
-fn describe(outcome: &experiment::record::Outcome) -> String {
+fn describe(report: &DomainReport) -> String {
     use experiment::record::Outcome::{Error, Failure, Skip, Success};
-    match outcome {
+    match &report.outcome {
         Success => "success".to_owned(),
         Skip(reason) => format!("that it cannot run here: {reason}"),
         Error(reason) => format!("an error: {reason}"),
+        Failure(reason) if broken_off(report) => format!(
+            "NO PROGRESS: {reason}; its watchdog broke the run off, so exclusion was not checked"
+        ),
         Failure(reason) => format!("a FAILED CHECK: {reason}"),
     }
 }

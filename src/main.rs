@@ -21,7 +21,7 @@ use pvlab::report::{self, Results, Verdict};
 use pvlab::run::{self, Request};
 use pvlab::scenario::Library;
 use pvlab::storm::{self, Storm};
-use pvlab::{image, interrupt};
+use pvlab::{image, interrupt, output};
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
 #[derive(Parser)]
@@ -99,7 +99,7 @@ enum LabCommand {
         #[arg(long, value_name = "FILE")]
         script: PathBuf,
         /// Wall time after which the host is ended by force.
-        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
         deadline: u64,
     },
     /// Remove everything the lab keeps on this machine.
@@ -204,7 +204,7 @@ fn main() -> ExitCode {
     match perform(arguments.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("pvlab: {error:#}");
+            output::note(format_args!("pvlab: {error:#}"));
             ExitCode::from(2)
         }
     }
@@ -216,7 +216,7 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::Scenarios { configs } => {
             let library = library(configs);
             for name in library.names()? {
-                println!("{name:18} {}", library.load(&name)?.description);
+                output::print(format_args!("{name:18} {}\n", library.load(&name)?.description))?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -271,9 +271,9 @@ fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
 
 fn show(results: &Results, json: bool) -> Result<ExitCode> {
     if json {
-        print!("{}", results.json()?);
+        output::print(results.json()?)?;
     } else {
-        print!("{}", report::table(results));
+        output::print(report::table(results))?;
     }
     Ok(match results.verdict() {
         Verdict::Good => ExitCode::SUCCESS,
@@ -287,13 +287,14 @@ fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
         |folder: &Path| serde_json::to_value(Results::read(folder)?).context("cannot compare");
     let differences = report::differences(&read(a)?, &read(b)?);
     if differences.is_empty() {
-        println!("equal: every figure of {} is the same in {}", a.display(), b.display());
+        let (a, b) = (a.display(), b.display());
+        output::print(format_args!("equal: every figure of {a} is the same in {b}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{} figures differ ({} | {}):", differences.len(), a.display(), b.display());
-    for difference in differences {
-        println!("  {difference}");
-    }
+    let mut text =
+        format!("{} figures differ ({} | {}):\n", differences.len(), a.display(), b.display());
+    differences.iter().for_each(|difference| text += &format!("  {difference}\n"));
+    output::print(text)?;
     Ok(ExitCode::from(1))
 }
 
@@ -302,7 +303,7 @@ fn storm(arguments: StormArguments) -> Result<ExitCode> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = arguments.seed.unwrap_or_else(|| clock.map_or(1, |time| time.as_secs()));
     let kind = arguments.kind;
-    println!("seed {seed}");
+    output::print(format_args!("seed {seed}\n"))?;
     interrupt::install().context("cannot install signal handlers")?;
     let progress = Progress::new();
     let limit = Duration::from_secs(arguments.seconds);
@@ -332,18 +333,19 @@ fn storm(arguments: StormArguments) -> Result<ExitCode> {
     match storms[0].verdict(&arguments.out) {
         Ok((report, performed)) => {
             let acquisitions = report.acquisitions;
-            println!(
+            let mut text = format!(
                 "{performed} operations; {acquisitions} acquisitions since boot, counter exact; {:?} \
-                 event channels",
+                 event channels\n",
                 report.events
             );
             for (name, n) in report.counters.iter().filter(|(_, n)| **n > 0) {
-                println!("{name:24} {n}");
+                text += &format!("{name:24} {n}\n");
             }
+            output::print(text)?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            println!("{error:#}");
+            output::print(format_args!("{error:#}\n"))?;
             Ok(ExitCode::from(1))
         }
     }
@@ -384,13 +386,16 @@ impl Machine {
 /// Events go out as lines of JSON; whoever started this process reads them from the console.
 fn carry_out(plan: &Path, out: &Path) -> Result<ExitCode> {
     interrupt::install().context("cannot install signal handlers")?;
-    let mut tell = |event: Event| println!("{}", event.line());
+    // Whoever started this one may be gone; the run's files stay.
+    let mut tell = |event: Event| drop(output::print(format_args!("{}\n", event.line())));
     let ran = (|| {
         let text =
             fs::read_to_string(plan).with_context(|| format!("cannot read {}", plan.display()))?;
         let plan: Plan = serde_json::from_str(&text)
             .with_context(|| format!("{} is no plan", plan.display()))?;
-        host::run(&mut Toolstack::open()?, &plan, out, &mut tell)
+        let mut toolstack = Toolstack::open()?;
+        toolstack.check(&plan)?;
+        host::run(&mut toolstack, &plan, out, &mut tell)
     })();
     if let Err(error) = &ran {
         tell(Event::Error { message: format!("{error:#}") });

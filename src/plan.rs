@@ -3,13 +3,36 @@
 //! Owns the document that crosses into dom0 and the configurations made from it, one for each domain
 //! and policy. Everything a Xen host needs to know is in it; it starts nothing.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use experiment::{Key, Setting, Start, Trace};
+use anyhow::{Result, bail};
+use experiment::record::{DomainReport, Parameters};
+use experiment::{DomainType, Events, Key, Line, Setting, Start, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::scenario::{ConfigError, Domain, Scenario};
+
+/// The words of a guest's command line that are pvlab's, and how a person has a say in them. A column of the
+/// table bears a policy's name: nothing else may choose what runs in it.
+pub const OWN_WORDS: [(Key, &str); 3] = [
+    (Key::policy, "use --policy"),
+    (Key::start, "leave it out: the guests start when all of them are ready"),
+    (Key::trace, "use --no-markers or --no-trace"),
+];
+
+/// What the number (UUID) of every domain of pvlab's begins with: "pvlab" in ASCII.
+pub const UUID_PREFIX: &str = "70766c61-62";
+
+/// The number that Xen keeps with the domain `name`, from the moment it exists. The same in every run.
+pub fn uuid(name: &str) -> String {
+    // FNV-1a. Names of one host are few; that they differ is what counts.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{UUID_PREFIX}00-4000-8000-{:012x}", hash & 0xffff_ffff_ffff)
+}
 
 /// What xentrace must record for kicks of PV guests: SCHED_MIN, SCHED_VERBOSE and the PV hypercalls
 /// (Xen public/trace.h).
@@ -70,8 +93,28 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If a guest would refuse what it is asked for.
-    pub fn new(scenario: &Scenario, choices: &Choices, image: &Path) -> Result<Plan, ConfigError> {
+    /// If a policy is named twice, a setting is one of [`OWN_WORDS`], or a guest would refuse what it is asked
+    /// for.
+    pub fn new(scenario: &Scenario, choices: &Choices, image: &Path) -> Result<Plan> {
+        for (index, policy) in choices.policies.iter().enumerate() {
+            if choices.policies[..index].contains(policy) {
+                bail!(
+                    "--policy {policy} is given twice, and its column and its folder bear its name; \
+                     give it once, and run twice into two folders (--out) to compare two runs of it"
+                );
+            }
+        }
+        let path = image.to_string_lossy();
+        if path.contains(|c: char| c.is_control() || matches!(c, '"' | '\\')) {
+            bail!(
+                "xl cannot read the path {path:?}; give --out a folder without quotes in its path"
+            );
+        }
+        for setting in &choices.settings {
+            if let Some((key, remedy)) = OWN_WORDS.iter().find(|(key, _)| *key == setting.key) {
+                bail!("--set {setting}: `{key}` is pvlab's own to set; {remedy}");
+            }
+        }
         let domains = scenario.domains.iter().map(|domain| PlannedDomain {
             name: domain.name.clone(),
             file: domain.config.file().to_owned(),
@@ -120,28 +163,73 @@ impl Plan {
         policy: &str,
     ) -> Result<String, ConfigError> {
         let domain = Domain::parse(&planned.file, &planned.config)?;
-        let mut workload = domain.workload.clone();
-        let trace = if self.markers { Trace::Markers } else { Trace::Off };
-        let fixed =
-            [(Key::policy, policy), (Key::start, Start::Wait.name()), (Key::trace, trace.name())];
-        fixed
-            .iter()
-            .try_for_each(|(key, value)| workload.set(*key, value))
-            .and_then(|()| workload.apply(&self.settings))
-            .map_err(|error| domain.refused(error))?;
+        let workload = self.workload(&domain, policy)?;
         domain.check(&workload.to_string())?;
         let image = self.image.display();
+        let uuid = uuid(&planned.name);
         let text = planned.config.trim_end();
         Ok(format!(
             "{text}\n\n# Appended by pvlab for this run; xl takes the last of two settings.\n\
              kernel = \"{image}\"\nextra = \"{workload}\"\non_poweroff = \"preserve\"\n\
-             on_crash = \"preserve\"\n"
+             on_crash = \"preserve\"\nuuid = \"{uuid}\"\n"
         ))
+    }
+
+    /// What `domain` is asked in a run of `policy`. The last word is pvlab's.
+    fn workload(&self, domain: &Domain, policy: &str) -> Result<Line, ConfigError> {
+        let trace = if self.markers { Trace::Markers } else { Trace::Off };
+        let own = OWN_WORDS.iter().zip([policy, Start::Wait.name(), trace.name()]);
+        let mut workload = domain.workload.clone();
+        workload
+            .apply(&self.settings)
+            .and_then(|()| {
+                own.into_iter().try_for_each(|((key, _), value)| workload.set(*key, value))
+            })
+            .map_err(|error| domain.refused(error))?;
+        Ok(workload)
+    }
+
+    /// Where `report` says that something else ran than `domain` was asked for in a run of `policy`: each
+    /// difference as `key: asked for A, ran B`. Empty if there is none.
+    pub fn mismatch(&self, domain: &str, policy: &str, report: &DomainReport) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut compare = |key: &str, asked: &dyn Display, ran: &dyn Display| {
+            let (asked, ran) = (asked.to_string(), ran.to_string());
+            if asked != ran {
+                found.push(format!("{key}: asked for {asked}, ran {ran}"));
+            }
+        };
+        let planned = self.domains.iter().find(|planned| planned.name == domain);
+        let asked = planned.and_then(|planned| {
+            let domain = Domain::parse(&planned.file, &planned.config).ok()?;
+            let line = self.workload(&domain, policy).ok()?;
+            let params = domain.check(&line.to_string()).ok()?;
+            Some((domain, params))
+        });
+        // What was not planned, or could not be read, was not asked for.
+        let Some((domain, asked)) = asked else {
+            compare("domain", &"none of this name", &domain);
+            return found;
+        };
+        let kind = domain.config.text_of("type").unwrap_or(DomainType::Pv.name());
+        compare("type", &kind, &report.domain_type);
+        if asked.events != Events::Auto {
+            compare("events", &asked.events, &report.events);
+        }
+        // Every field of the record, whatever there is.
+        let fields = |record: &Parameters| serde_json::to_value(record).unwrap_or_default();
+        let (asked, ran) = (fields(&Parameters::from(&asked)), fields(&report.parameters));
+        for (key, asked) in asked.as_object().into_iter().flatten() {
+            compare(key, asked, &ran[key]);
+        }
+        found
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use experiment::{EventAbi, Policy};
+
     use super::*;
     use crate::scenario::{Library, XlConfig};
 
@@ -173,6 +261,84 @@ mod tests {
         ] {
             assert!(extra.split(' ').any(|have| have == word), "{word} is not in {extra}");
         }
+    }
+
+    /// The guest's words in the configuration that is made of `config` (with `--set` `settings`).
+    fn made_of(config: &str, settings: &[&str]) -> XlConfig {
+        let mut plan = plan();
+        plan.settings = settings.iter().map(|set| set.parse().unwrap()).collect();
+        plan.domains[0].config.push_str(config);
+        let text = plan.configuration(&plan.domains[0], "kick-twice").unwrap();
+        XlConfig::parse("made.cfg", &text).unwrap()
+    }
+
+    #[test]
+    fn what_pvlab_sets_cannot_be_set_in_a_configuration() {
+        let words = "extra = \"policy=spin start=now trace=off acquisitions=5\"\n";
+        let config = made_of(words, &["seed=3"]);
+        let extra = "policy=kick-twice start=wait trace=markers acquisitions=5 seed=3";
+        assert_eq!(config.text_of("extra"), Ok(extra));
+        let own = ["kernel", "on_poweroff", "on_crash", "uuid"];
+        let theirs: String = own.iter().map(|key| format!("{key} = \"theirs\"\n")).collect();
+        let config = made_of(&theirs, &[]);
+        for key in own {
+            assert_ne!(config.text_of(key), Ok("theirs"), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_pvlab_sets_cannot_be_set_by_a_choice() {
+        let scenario = Library::Embedded.load("solo-pv").unwrap();
+        let choices = |policies: &[&str], settings: &[&str]| Choices {
+            policies: policies.iter().map(|&policy| policy.to_owned()).collect(),
+            settings: settings.iter().map(|set| set.parse().unwrap()).collect(),
+            markers: true,
+            trace: true,
+        };
+        let refused = |choices: Choices| {
+            Plan::new(&scenario, &choices, Path::new("/image")).unwrap_err().to_string()
+        };
+        for (key, value) in [("policy", "spin"), ("start", "now"), ("trace", "off")] {
+            let error = refused(choices(&["spin"], &[&format!("{key}={value}")]));
+            assert!(error.contains(&format!("`{key}` is pvlab's own")), "{error}");
+        }
+        assert!(refused(choices(&["spin", "native", "spin"], &[])).contains("given twice"));
+        let error = refused(choices(&["spin"], &[&format!("seed={}1", "0".repeat(1000))]));
+        assert!(error.contains("solo.cfg:") && error.contains("bytes"), "{error}");
+        let spin = choices(&["spin"], &[]);
+        assert!(Plan::new(&scenario, &spin, Path::new("/a\"b")).is_err());
+    }
+
+    #[test]
+    fn a_domain_that_ran_something_else_is_found_out() {
+        let mut plan = plan();
+        plan.settings = vec!["events=fifo".parse().unwrap()];
+        let domain = Domain::parse("guest1.cfg", &plan.domains[0].config).unwrap();
+        let line = plan.workload(&domain, "kick-twice").unwrap().to_string();
+        let report = DomainReport {
+            events: EventAbi::Fifo,
+            parameters: Parameters::from(&domain.check(&line).unwrap()),
+            ..DomainReport::default()
+        };
+        let found = |report: &DomainReport| plan.mismatch("guest1", "kick-twice", report);
+        assert_eq!(found(&report), [""; 0]);
+        type Change = fn(&mut DomainReport);
+        let changes: [(&str, Change); 6] = [
+            (r#"policy: asked for "kick-twice", ran "spin""#, |r| {
+                r.parameters.policy = Policy::Spin
+            }),
+            ("markers: asked for true, ran false", |r| r.parameters.markers = false),
+            ("acquisitions: asked for 300, ran 30", |r| r.parameters.acquisitions = 30),
+            ("vcpus: asked for 4, ran 3", |r| r.parameters.vcpus = 3),
+            ("type: asked for pv, ran pvh", |r| r.domain_type = DomainType::Pvh),
+            ("events: asked for fifo, ran 2-level", |r| r.events = EventAbi::TwoLevel),
+        ];
+        for (words, change) in changes {
+            let mut other = report.clone();
+            change(&mut other);
+            assert_eq!(found(&other), [words]);
+        }
+        assert_eq!(plan.mismatch("guest9", "kick-twice", &report).len(), 1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod table;
 
 use std::fs::{self, File};
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use experiment::record::Outcome;
@@ -34,10 +34,18 @@ pub const RUN_FILE: &str = "run.json";
 /// How a run was made: `run.json`, written before it starts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
+    /// [`SCHEMA`] of the pvlab that made it.
+    #[serde(default = "first_schema")]
+    pub schema: u32,
     /// Where the domains ran.
     pub mode: Mode,
     /// What was run.
     pub plan: Plan,
+}
+
+/// Records had no version before the second one.
+fn first_schema() -> u32 {
+    1
 }
 
 /// Where the domains ran, and so what their times mean.
@@ -76,8 +84,12 @@ pub struct Results {
 pub struct PolicyResult {
     /// The policy's name.
     pub policy: String,
+    /// How many domains were to run.
+    pub planned: usize,
     /// One entry a domain. Fewer than planned if the run was cut short.
     pub domains: Vec<DomainResult>,
+    /// Files of domains that are there and cannot be read, and why.
+    pub unreadable: Vec<String>,
     /// What the hypervisor's trace shows; `None` if there is no trace that can be read.
     pub trace: Option<kicktrace::Summary>,
     /// Why there is none although it was asked for.
@@ -100,14 +112,17 @@ impl Results {
     ///
     /// # Errors
     ///
-    /// If it is not a run's folder, or one of its JSON files is damaged. A trace that cannot be read
-    /// is no error: the result says so.
+    /// If it is not a run's folder, or run.json or versions.json is damaged, or anything in it was written by
+    /// a later pvlab. A domain's file or a trace that cannot be read is no error: the result says so.
     pub fn read(folder: &Path) -> Result<Results> {
         let record = folder.join(RUN_FILE);
         if !record.is_file() {
             anyhow::bail!("{} is not a run's folder: it has no {RUN_FILE}", folder.display());
         }
-        let RunRecord { mode, plan } = read_json(&record)?;
+        let record: serde_json::Value = read_json(&record)?;
+        known_schema(&record, SCHEMA, &folder.join(RUN_FILE))?;
+        let RunRecord { mode, plan, .. } = serde_json::from_value(record)
+            .with_context(|| format!("{} is damaged", folder.join(RUN_FILE).display()))?;
         let versions = folder.join("versions.json");
         let versions =
             if versions.is_file() { read_json(&versions)? } else { serde_json::Value::Null };
@@ -163,11 +178,16 @@ impl Results {
 impl PolicyResult {
     fn read(folder: &Path, plan: &Plan, policy: &str) -> Result<PolicyResult> {
         let folder = folder.join(policy);
-        let mut domains = Vec::new();
+        let (mut domains, mut unreadable) = (Vec::new(), Vec::new());
         for domain in &plan.domains {
             let file = folder.join(format!("{}.json", domain.name));
-            if file.is_file() {
-                domains.push(read_json(&file)?);
+            if !file.is_file() {
+                continue;
+            }
+            match read_domain(&file) {
+                Ok(result) => domains.push(compared(result, plan, policy)),
+                Err(error) if error.is::<Later>() => return Err(error),
+                Err(error) => unreadable.push(format!("{error:#}")),
             }
         }
         let (trace, trace_problem) = match summary_of(&folder.join("trace.bin")) {
@@ -176,15 +196,23 @@ impl PolicyResult {
             Err(_) if !plan.trace => (None, None),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
-        Ok(PolicyResult { policy: policy.to_owned(), domains, trace, trace_problem })
+        let (policy, planned) = (policy.to_owned(), plan.domains.len());
+        Ok(PolicyResult { policy, planned, domains, unreadable, trace, trace_problem })
     }
 
-    /// Whether every domain's protected counter equals its acquisitions; `None` if no domain reported.
+    /// Whether the protected counter of every domain whose run came to its end equals its acquisitions;
+    /// `None` if there is no such domain.
     pub fn counter_exact(&self) -> Option<bool> {
-        let mut reports =
-            self.domains.iter().filter_map(|domain| domain.report.as_ref()).peekable();
+        let mut reports = self.domains.iter().filter_map(DomainResult::whole).peekable();
         reports.peek()?;
         Some(reports.all(|report| report.counter == report.acquisitions))
+    }
+
+    /// Whether every domain that was to run has run to its end, and has said so.
+    pub fn is_whole(&self) -> bool {
+        self.planned > 0
+            && self.domains.len() == self.planned
+            && self.domains.iter().all(|domain| domain.whole().is_some())
     }
 
     fn verdict(&self) -> Verdict {
@@ -192,10 +220,9 @@ impl PolicyResult {
             let broken = domain.report.as_ref().is_some_and(|report| {
                 let lost_wakeup =
                     report.counters.get("pv_poll_timeout").is_some_and(|count| *count > 0);
-                matches!(report.outcome, Outcome::Failure(_))
-                    || report.counter != report.acquisitions
-                    || lost_wakeup
+                matches!(report.outcome, Outcome::Failure(_)) || lost_wakeup
             });
+            let broken = broken || counted_wrong(domain).is_some();
             match domain.end {
                 _ if broken => Verdict::Broken,
                 End::Done => Verdict::Good,
@@ -204,7 +231,9 @@ impl PolicyResult {
         };
         let domains = self.domains.iter().map(of).max().unwrap_or(Verdict::Incomplete);
         let trace = if self.trace_doubt().is_some() { Verdict::Incomplete } else { Verdict::Good };
-        domains.max(trace)
+        let missing = self.domains.len() < self.planned;
+        let all = if missing { Verdict::Incomplete } else { Verdict::Good };
+        domains.max(trace).max(all)
     }
 
     /// Why the figures from the trace are missing, or not all there.
@@ -223,8 +252,13 @@ impl PolicyResult {
     fn problems(&self) -> Vec<String> {
         let policy = &self.policy;
         let mut problems = Vec::new();
-        if self.domains.is_empty() {
+        problems.extend(self.unreadable.iter().map(|what| format!("{policy}: {what}")));
+        let (found, planned) = (self.domains.len(), self.planned);
+        if found == 0 && self.unreadable.is_empty() {
             problems.push(format!("{policy}: no domain has left a result"));
+        } else if found < planned {
+            let what = format!("results of {found} domains, not of {planned}");
+            problems.push(format!("{policy}: {what}: figures are of those that are there"));
         }
         for domain in &self.domains {
             let name = &domain.name;
@@ -232,8 +266,7 @@ impl PolicyResult {
                 problems.push(format!("{policy}: {}", domain.message));
             }
             let Some(report) = &domain.report else { continue };
-            if report.counter != report.acquisitions {
-                let (counter, made) = (report.counter, report.acquisitions);
+            if let Some((counter, made)) = counted_wrong(domain) {
                 let what =
                     format!("the counter under the lock is {counter} after {made} acquisitions");
                 problems.push(format!("{policy}: domain {name}: MUTUAL EXCLUSION BROKEN: {what}"));
@@ -246,6 +279,54 @@ impl PolicyResult {
         }
         problems.extend(self.trace_doubt().map(|doubt| format!("{policy}: {doubt}")));
         problems
+    }
+}
+
+/// Counter and acquisitions of a domain whose run came to its end, if they differ.
+fn counted_wrong(domain: &DomainResult) -> Option<(u64, u64)> {
+    let report = domain.whole()?;
+    (report.counter != report.acquisitions).then_some((report.counter, report.acquisitions))
+}
+
+/// A domain that ran something else than it was asked for has failed, whatever it says.
+fn compared(mut result: DomainResult, plan: &Plan, policy: &str) -> DomainResult {
+    let Some(report) = &result.report else { return result };
+    let differences = plan.mismatch(&result.name, policy, report);
+    if !differences.is_empty() {
+        let differences = differences.join("; ");
+        let message =
+            format!("domain {} DID NOT RUN what this column says: {differences}", result.name);
+        result.message = match result.message.as_str() {
+            "" => message,
+            already => format!("{already}; {message}"),
+        };
+        result.end = if result.end == End::Done { End::Failed } else { result.end };
+    }
+    result
+}
+
+fn read_domain(file: &Path) -> Result<DomainResult> {
+    let result: serde_json::Value = read_json(file)?;
+    known_schema(&result["report"], results::SCHEMA, file)?;
+    serde_json::from_value(result).with_context(|| format!("{} is damaged", file.display()))
+}
+
+/// A file that a later pvlab wrote.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: schema {found}, this pvlab reads up to {known}; use the pvlab that wrote it, or a later one", file.display())]
+struct Later {
+    file: PathBuf,
+    found: u64,
+    known: u32,
+}
+
+/// Refuses what a later pvlab wrote: what its fields mean is not known.
+fn known_schema(document: &serde_json::Value, known: u32, file: &Path) -> Result<()> {
+    match document["schema"].as_u64() {
+        Some(found) if found > known.into() => {
+            Err(Later { file: file.to_owned(), found, known }.into())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -293,6 +374,8 @@ mod tests {
         fs::write(file.path(), words.map(u32::to_le_bytes).concat()).unwrap();
         let result = PolicyResult {
             policy: "spin".to_owned(),
+            planned: 1,
+            unreadable: Vec::new(),
             domains: vec![DomainResult {
                 name: "a".to_owned(),
                 domid: 1,

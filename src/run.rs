@@ -10,16 +10,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use self::folder::Folder;
 use crate::host::{self, Event, Toolstack};
 use crate::image;
 use crate::lab::{Boot, Lab, Overlay, Repeatable};
 use crate::plan::{Choices, Plan};
 use crate::progress::{Progress, Step};
-use crate::report::{Mode, Results, RunRecord};
+use crate::report::{Mode, Results, RunRecord, SCHEMA};
 use crate::scenario::Scenario;
 
 /// Where the guest image lies in the lab's dom0.
 const LAB_IMAGE: &str = "/pvlab/xen-guest.elf";
+
+/// And on a Xen host, in the run's folder.
+const HOST_IMAGE: &str = "xen-guest.elf";
 
 /// dom0's memory in the lab, in MiB. The trace lies in it until the run is over.
 const DOM0_MIB: u32 = 1024;
@@ -49,10 +53,13 @@ pub struct Request {
 
 /// Runs the request and writes `results.json`.
 ///
+/// Whether it can run is found out before anything is created or deleted; what an earlier run left in the
+/// folder stays until the new run is whole.
+///
 /// # Errors
 ///
 /// If the input or the surroundings do not allow it, or a signal ended it. What was collected until
-/// then is in the folder.
+/// then is kept, where the message says.
 pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     let image = image::load(request.image.as_deref())?;
     let on_host = host::is_xen_host();
@@ -64,63 +71,90 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
         (false, true) => Mode::Host,
         (false, false) => Mode::Parallel,
     };
-    folder::prepare(&request.out)?;
+    let mut folder = Folder::examine(&request.out)?;
     // Absolute, so that the configurations kept in the folder serve from anywhere.
     let image_path =
-        if on_host { absolute(request.out.join("xen-guest.elf"))? } else { LAB_IMAGE.into() };
+        if on_host { absolute(folder.place().join(HOST_IMAGE))? } else { LAB_IMAGE.into() };
     let plan = Plan::new(&request.scenario, &request.choices, &image_path)?;
-    let record = RunRecord { mode, plan };
-    folder::record(&request.out, &record)?;
-
-    let mut screen = Screen::new(progress, &record.plan);
-    let ran = if on_host {
-        std::fs::write(&image_path, &image)
-            .with_context(|| format!("cannot write {}", image_path.display()))?;
-        let mut toolstack = Toolstack::open()?;
-        host::run(&mut toolstack, &record.plan, &request.out, &mut |event| screen.show(event))
+    let record = RunRecord { schema: SCHEMA, mode, plan };
+    let mut ready = if on_host {
+        let toolstack = Toolstack::open()?;
+        toolstack.check(&record.plan)?;
+        Ready::Host(toolstack)
     } else {
-        in_lab(request, &record, image, progress, &mut screen)
+        if host::is_dom0_without_xenfs() {
+            bail!(
+                "this is Xen's dom0, but its kernel does not say so: mount it with \
+                 `mount -t xenfs xenfs /proc/xen`, then try again"
+            );
+        }
+        let boot = lab_boot(request, &record, &image, folder.place())?;
+        let lab = Lab::prepare(progress)?;
+        lab.check(&boot)?;
+        Ready::Lab(lab, Box::new(boot))
+    };
+
+    // Everything that can be known before is known.
+    folder.begin(&record)?;
+    let mut screen = Screen::new(progress, &record.plan);
+    let ran = match &mut ready {
+        Ready::Host(toolstack) => std::fs::write(&image_path, &image)
+            .with_context(|| format!("cannot write {}", image_path.display()))
+            .and_then(|()| {
+                let tell = &mut |event| screen.show(event);
+                host::run(toolstack, &record.plan, folder.place(), tell)
+            }),
+        Ready::Lab(lab, boot) => in_lab(lab, boot, &mut screen),
     };
     screen.clear();
-    let results = Results::read(&request.out)?;
-    results.write(&request.out)?;
-    ran.with_context(|| format!("what was collected is in {}", request.out.display()))?;
-    Ok(results)
+    if let Ready::Lab(lab, _) = &ready {
+        folder.add_lab_versions(lab.versions())?;
+    }
+    let Err(error) = ran else {
+        folder.finish()?;
+        let results = Results::read(&request.out)?;
+        results.write(&request.out)?;
+        return Ok(results);
+    };
+    // The error that matters is the run's.
+    drop(Results::read(folder.place()).and_then(|results| results.write(folder.place())));
+    Err(error.context(folder.left()))
 }
 
-fn in_lab(
-    request: &Request,
-    record: &RunRecord,
-    image: Vec<u8>,
-    progress: &Progress,
-    screen: &mut Screen,
-) -> Result<()> {
-    let lab = Lab::prepare(progress)?;
+/// What a run needs, found and free.
+enum Ready {
+    Host(Toolstack),
+    Lab(Lab, Box<Boot>),
+}
+
+fn lab_boot(request: &Request, record: &RunRecord, image: &[u8], place: &Path) -> Result<Boot> {
     let plan = serde_json::to_vec(&record.plan).context("cannot write the plan")?;
-    let mut boot = Boot::plan(plan, &request.out)?;
+    let mut boot = Boot::plan(plan, place)?;
     boot.files.push(Overlay::bytes(LAB_IMAGE, 0o644, image));
     boot.pcpus = request.scenario.pcpus + 1;
     boot.dom0_mib = DOM0_MIB;
     boot.memory_mib = DOM0_MIB + XEN_MIB + memory_of(&request.scenario)?;
     let policies = u32::try_from(record.plan.policies.len()).context("too many policies")?;
-    let run = record.plan.deadline * policies;
-    boot.deadline = LAB_GRACE + run;
+    let run = record.plan.deadline.saturating_mul(policies);
+    boot.deadline = run.saturating_add(LAB_GRACE);
     if let Some(settings) = request.repeatable {
         boot.mode = crate::lab::Mode::Repeatable(settings);
-        boot.deadline = (LAB_GRACE + run) * REPEATABLE_SLOWDOWN;
+        boot.deadline = boot.deadline.saturating_mul(REPEATABLE_SLOWDOWN);
     }
+    Ok(boot)
+}
+
+fn in_lab(lab: &Lab, boot: &Boot, screen: &mut Screen) -> Result<()> {
     screen.booting();
     let mut failure = None;
-    let ended = lab.run(&boot, &mut |line| {
+    let ended = lab.run(boot, &mut |line| {
         if let Some(event) = Event::in_line(line) {
             if let Event::Error { message } = &event {
                 failure = Some(message.clone());
             }
             screen.show(event);
         }
-    });
-    folder::add_lab_versions(&request.out, lab.versions())?;
-    let ended = ended?;
+    })?;
     match (ended.status, failure) {
         (0, _) => Ok(()),
         (_, Some(message)) => bail!(message),
@@ -130,18 +164,32 @@ fn in_lab(
     }
 }
 
+/// MiB of all domains.
 fn memory_of(scenario: &Scenario) -> Result<u32> {
-    let mut sum = 0;
+    let mut sum = 0u64;
     for domain in &scenario.domains {
-        let key = "memory";
-        let mib = domain.config.integer_of(key)?;
-        let mib = u32::try_from(mib).ok().filter(|mib| *mib <= 16_384).ok_or_else(|| {
-            domain.config.error(key, format!("`memory` is {mib} MiB"), "write at most 16384")
-        })?;
         // Xen's own tables for the domain come on top.
-        sum += mib + 8;
+        sum += domain.config.integer_of("memory")? + 8;
     }
-    Ok(sum)
+    let machine = total_memory_mib().unwrap_or(u64::MAX);
+    let lab = u64::from(DOM0_MIB + XEN_MIB);
+    if sum + lab > machine {
+        bail!(
+            "the scenario's domains need {sum} MiB and the lab {lab} MiB more, and this machine has \
+             {machine} MiB of memory and swap: use fewer domains, or a smaller `memory`"
+        );
+    }
+    u32::try_from(sum).context("too much memory")
+}
+
+/// Memory and swap of this machine; `None` if it does not tell.
+fn total_memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    Some((kib("MemTotal:")? + kib("SwapTotal:").unwrap_or(0)) >> 10)
 }
 
 /// Shows the events of a run.

@@ -11,11 +11,35 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use experiment::{Line, ParamError, Params};
+use experiment::{Line, MAX_VCPUS, ParamError, Params};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
 pub use xl_config::{ConfigError, Value, XlConfig};
+
+/// Settings of xl by which something else would run than the table says.
+const REFUSED: [(&str, &str); 11] = [
+    ("cmdline", "xl then ignores `extra`: write the words into `extra`"),
+    ("root", "write what the guest is to do into `extra`"),
+    ("ramdisk", "the guest image needs none: leave it out"),
+    ("bootloader", "pvlab starts its own image: leave it out, and use --image for another"),
+    ("bootloader_args", "pvlab starts its own image: leave it out"),
+    ("firmware", "pvlab starts its own image: leave it out"),
+    ("firmware_override", "pvlab starts its own image: leave it out"),
+    ("builder", "use `type`"),
+    ("pvshim", "write `type = \"pv\"` or `type = \"pvh\"` alone"),
+    ("pvshim_path", "leave it out"),
+    ("device_model_override", "the guest needs no device model: leave it out"),
+];
+
+/// Bytes of a domain's name: it becomes part of file names.
+const LONGEST_NAME: usize = 64;
+/// MiB of a domain's memory.
+const MOST_MEMORY_MIB: u64 = 16_384;
+/// pCPUs of the lab, without dom0's.
+const MOST_PCPUS: u32 = 63;
+/// Eleven days: longer than any run, and nowhere near what a clock can hold.
+const LONGEST_DEADLINE: u64 = 1_000_000;
 
 static EMBEDDED: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/xl-configs");
 
@@ -59,7 +83,7 @@ pub enum Library {
 #[serde(deny_unknown_fields)]
 struct About {
     description: String,
-    pcpus: u32,
+    pcpus: u64,
     deadline_seconds: u64,
 }
 
@@ -127,7 +151,8 @@ impl Library {
         Ok(Scenario {
             name: name.to_owned(),
             description: about.description,
-            pcpus: about.pcpus,
+            // It was found to be small.
+            pcpus: about.pcpus as u32,
             deadline: Duration::from_secs(about.deadline_seconds),
             domains,
         })
@@ -173,20 +198,34 @@ impl Domain {
     /// If the text is broken, or lacks what every domain of a scenario needs.
     pub fn parse(file: &str, text: &str) -> Result<Domain, ConfigError> {
         let config = XlConfig::parse(file, text)?;
+        for (key, remedy) in REFUSED {
+            if config.get(key).is_some() {
+                let what = format!("`{key}` would change what pvlab starts");
+                return Err(config.error(key, what, remedy));
+            }
+        }
         let name = config.text_of("name")?.to_owned();
-        if name.is_empty()
-            || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-        {
+        let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        // `xl` takes a name of digits for a domain's number.
+        let number = name.chars().all(|c| c.is_ascii_digit());
+        if number || name.len() > LONGEST_NAME || !name.chars().all(letter) {
             return Err(config.error(
                 "name",
                 format!("`{name}` cannot name a domain"),
-                "use letters, digits, - and _",
+                format!("use up to {LONGEST_NAME} letters, digits, - and _, not digits alone"),
             ));
         }
         config.text_of("kernel")?;
-        for key in ["memory", "vcpus"] {
-            if config.integer_of(key)? == 0 {
-                return Err(config.error(key, format!("`{key}` is 0"), "write a number from 1"));
+        if config.get("type").is_some() && !matches!(config.text_of("type")?, "pv" | "pvh") {
+            let what =
+                format!("the guest image boots as PV or PVH, not as {}", config.text_of("type")?);
+            return Err(config.error("type", what, "write `type = \"pv\"` or `type = \"pvh\"`"));
+        }
+        for (key, most) in [("memory", MOST_MEMORY_MIB), ("vcpus", MAX_VCPUS.into())] {
+            let number = config.integer_of(key)?;
+            if !(1..=most).contains(&number) {
+                let remedy = format!("write a number from 1 to {most}");
+                return Err(config.error(key, format!("`{key}` is {number}"), remedy));
             }
         }
         let extra = config.text_of("extra")?.to_owned();
@@ -220,9 +259,16 @@ fn about_of(file: &str, text: &str) -> Result<About> {
     let about: About = toml::from_str(text).with_context(|| {
         format!("{file} is broken; it needs description, pcpus and deadline_seconds")
     })?;
-    if about.pcpus == 0 || about.deadline_seconds == 0 {
-        bail!("{file}: pcpus and deadline_seconds are numbers from 1");
-    }
+    let within = |key: &str, number: u64, most: u64| {
+        if (1..=most).contains(&number) {
+            return Ok(());
+        }
+        let line = text.lines().position(|line| line.trim_start().starts_with(key)).unwrap_or(0);
+        let line = line + 1;
+        bail!("{file}:{line}: `{key}` is {number}; write a number from 1 to {most}")
+    };
+    within("pcpus", about.pcpus, MOST_PCPUS.into())?;
+    within("deadline_seconds", about.deadline_seconds, LONGEST_DEADLINE)?;
     Ok(about)
 }
 
@@ -327,6 +373,55 @@ mod tests {
             let text = GOOD.replace("workload=handoff", extra);
             let error = Domain::parse("a.cfg", &text).map(|_| extra).unwrap_err().to_string();
             assert!(error.contains("a.cfg:5: ") && error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_by_which_something_else_would_run_are_refused() {
+        let names = ["dom-0", "a.b", "42", "", "../up", "a b", &"n".repeat(65)];
+        let good: Vec<_> = names
+            .iter()
+            .map(|name| GOOD.replace("\"a\"", &format!("\"{name}\"")))
+            .map(|text| Domain::parse("a.cfg", &text).is_ok())
+            .collect();
+        assert_eq!(good, [true, true, false, false, false, false, false]);
+        for (key, _) in REFUSED {
+            let text = format!("{GOOD}{key} = \"x\"\n");
+            let error = Domain::parse("a.cfg", &text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("a.cfg:6: `{key}`")), "{error}");
+        }
+        let hvm = format!("{GOOD}type = \"hvm\"\n");
+        assert!(Domain::parse("a.cfg", &hvm).unwrap_err().to_string().contains("pvh"));
+    }
+
+    #[test]
+    fn absurd_numbers_are_refused_with_the_bounds() {
+        for (key, number) in [
+            ("vcpus=4", "vcpus=4294967298"),
+            ("vcpus=4", "vcpus=129"),
+            ("memory=32", "memory=18446744073709551615"),
+            ("memory=32", "memory=0"),
+        ] {
+            let error = Domain::parse("a.cfg", &GOOD.replace(key, number)).unwrap_err();
+            assert!(error.to_string().contains("from 1 to"), "{error}");
+        }
+        let about = |pcpus: &str, deadline: &str| {
+            let text =
+                format!("description=\"d\"\npcpus = {pcpus}\ndeadline_seconds = {deadline}\n");
+            about_of("scenario.toml", &text)
+        };
+        assert!(about("63", "1000000").is_ok());
+        for (pcpus, deadline, line) in [
+            ("4294967295", "9", ":2: `pcpus`"),
+            ("64", "9", ":2: `pcpus`"),
+            ("0", "9", ":2: `pcpus`"),
+            ("2", "9223372036854775807", ":3: `deadline_seconds`"),
+            ("2", "0", ":3: `deadline_seconds`"),
+            ("-2", "9", "is broken"),
+            ("2", "1e300", "is broken"),
+        ] {
+            let error = about(pcpus, deadline).err().unwrap().to_string();
+            assert!(error.contains(line), "{error}");
         }
     }
 }

@@ -8,8 +8,9 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ use xenstore_rs::unix::XsUnix;
 use super::xentrace::Xentrace;
 use super::{Change, Life, XenHost};
 use crate::interrupt;
+use crate::leash::Leashed;
+use crate::plan::{Plan, UUID_PREFIX, uuid};
 
 /// How long a wait may last before a signal is looked for.
 const SLICE: Duration = Duration::from_millis(500);
@@ -32,15 +35,29 @@ const RELEASE: &str = "@releaseDomain";
 /// Where xenconsoled may write a domain's console, by Debian's default and by `--log-dir=/var/log/xen`.
 const CONSOLE_LOGS: [&str; 2] = ["/var/log/xen/console", "/var/log/xen"];
 
+/// Whether this is dom0, but cannot say so: its kernel's file system for Xen is not mounted.
+pub fn is_dom0_without_xenfs() -> bool {
+    let features = fs::read_to_string("/sys/hypervisor/properties/features").unwrap_or_default();
+    let dom0 = u64::from_str_radix(features.trim(), 16).is_ok_and(|bits| bits & XENFEAT_DOM0 != 0);
+    dom0 && !Path::new("/proc/xen/capabilities").exists()
+}
+
 /// Whether this is a dom0 with control over its host.
 pub fn is_xen_host() -> bool {
     fs::read_to_string("/proc/xen/capabilities").is_ok_and(|text| text.contains("control_d"))
 }
 
+/// How long xenstored may take to answer. Without it a read from its device never returns.
+const XENSTORE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What Xen tells dom0 alone (public/features.h).
+const XENFEAT_DOM0: u64 = 1 << 11;
+
 /// The tools of the Xen host this process runs on.
 pub struct Toolstack {
     xl: PathBuf,
     xentrace: PathBuf,
+    xenstore_watch: PathBuf,
     store: XsUnix,
     watch: Option<Watch>,
     consoles: HashMap<String, Console>,
@@ -51,7 +68,7 @@ enum Console {
     /// xenconsoled's log, from this byte on.
     Log(PathBuf, u64),
     /// A client of ours writes it to this file.
-    Client(PathBuf, Child),
+    Client { file: PathBuf, _client: Leashed },
 }
 
 impl Toolstack {
@@ -64,9 +81,64 @@ impl Toolstack {
         if !is_xen_host() {
             bail!("this machine is not a Xen host: /proc/xen/capabilities does not say control_d");
         }
-        let store = XsUnix::new().context("cannot reach xenstore; is xenstored running?")?;
+        if !rustix::process::geteuid().is_root() {
+            bail!("only root may create domains; run pvlab as root (`sudo pvlab ...`)");
+        }
         let (xl, xentrace) = (tool("xl")?, tool("xentrace")?);
-        Ok(Toolstack { xl, xentrace, store, watch: None, consoles: HashMap::new() })
+        let xenstore_watch = tool("xenstore-watch")?;
+        let store = xenstore()?;
+        let consoles = HashMap::new();
+        Ok(Toolstack { xl, xentrace, xenstore_watch, store, watch: None, consoles })
+    }
+
+    /// Whether this host is free for `plan`. It creates and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If a domain has one of the plan's names, or the trace buffer is in use; each with its remedy.
+    pub fn check(&self, plan: &Plan) -> Result<()> {
+        for domain in self.list()? {
+            if !plan.domains.iter().any(|planned| planned.name == domain.name) {
+                continue;
+            }
+            let Listed { name, domid, uuid } = domain;
+            let whose = if uuid.starts_with(UUID_PREFIX) {
+                "an earlier pvlab made it"
+            } else {
+                "pvlab did not make it"
+            };
+            bail!(
+                "a domain `{name}` exists already (domain {domid}; {whose}); end it with \
+                 `xl destroy {domid}`, or rename the scenario's"
+            );
+        }
+        if let Some(pid) = plan.trace.then(|| process_named("xentrace")).flatten() {
+            bail!(
+                "another xentrace runs (process {pid}), and Xen has one trace buffer; end it with \
+                 `kill -INT {pid}`, or give --no-trace"
+            );
+        }
+        Ok(())
+    }
+
+    /// Every domain of this host.
+    fn list(&self) -> Result<Vec<Listed>> {
+        let output = self.xl(["list", "-v"])?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("xl list failed: {}; see that xenstored runs", said.trim());
+        }
+        Ok(listed(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// Destroys what a failed `xl create` has left of the domain `name`. It has the number that pvlab gave
+    /// it from its first moment on, its name only later.
+    fn destroy_half_made(&mut self, name: &str) -> Result<()> {
+        let number = uuid(name);
+        for domain in self.list()?.into_iter().filter(|domain| domain.uuid == number) {
+            self.destroy(domain.domid)?;
+        }
+        Ok(())
     }
 
     fn xl<S: AsRef<OsStr>>(
@@ -74,31 +146,12 @@ impl Toolstack {
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<std::process::Output> {
         let mut command = Command::new(&self.xl);
-        command.args(arguments).stdin(Stdio::null());
+        // In a group of its own: a terminal's Ctrl-C would end it half way.
+        command.args(arguments).stdin(Stdio::null()).process_group(0);
         command.output().with_context(|| format!("cannot start {}", self.xl.display()))
     }
 
-    /// Attaches to a console that xenconsoled does not log.
-    fn attach(&self, name: &str, domid: u32, config: &Path) -> Result<Console> {
-        let file = config.with_file_name(format!("console-{name}.log"));
-        let log =
-            fs::File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
-        let child = Command::new(&self.xl)
-            .args(["console", &domid.to_string()])
-            // A pipe that stays open: at the end of its input the client would leave.
-            .stdin(Stdio::piped())
-            .stdout(log)
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot start xl console")?;
-        Ok(Console::Client(file, child))
-    }
-}
-
-impl XenHost for Toolstack {
-    type Trace = Xentrace;
-
-    fn create(&mut self, name: &str, config: &Path) -> Result<u32> {
+    fn make(&mut self, name: &str, config: &Path) -> Result<u32> {
         let log = CONSOLE_LOGS.iter().map(|dir| Path::new(dir).join(format!("guest-{name}.log")));
         let before: HashMap<PathBuf, u64> = log
             .map(|log| (log.clone(), fs::metadata(&log).map_or(0, |about| about.len())))
@@ -133,6 +186,33 @@ impl XenHost for Toolstack {
         Ok(domid)
     }
 
+    /// Attaches to a console that xenconsoled does not log.
+    fn attach(&self, name: &str, domid: u32, config: &Path) -> Result<Console> {
+        let file = config.with_file_name(format!("console-{name}.log"));
+        let log =
+            fs::File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
+        let mut command = Command::new(&self.xl);
+        command
+            .args(["console", &domid.to_string()])
+            // A pipe that stays open: at the end of its input the client would leave.
+            .stdin(Stdio::piped())
+            .stdout(log)
+            .stderr(Stdio::null());
+        let client = Leashed::spawn(&mut command).context("cannot start xl console")?;
+        Ok(Console::Client { file, _client: client })
+    }
+}
+
+impl XenHost for Toolstack {
+    type Trace = Xentrace;
+
+    fn create(&mut self, name: &str, config: &Path) -> Result<u32> {
+        self.make(name, config).map_err(|error| match self.destroy_half_made(name) {
+            Ok(()) => error,
+            Err(left) => error.context(format!("domain {name} may be left over ({left:#})")),
+        })
+    }
+
     fn destroy(&mut self, domid: u32) -> Result<()> {
         let output = self.xl(["destroy", &domid.to_string()])?;
         if !output.status.success() && self.life(domid)? != Life::Gone {
@@ -162,7 +242,7 @@ impl XenHost for Toolstack {
     }
 
     fn watch(&mut self, paths: &[String]) -> Result<()> {
-        self.watch = Some(Watch::start(paths)?);
+        self.watch = Some(Watch::start(&self.xenstore_watch, paths)?);
         Ok(())
     }
 
@@ -188,7 +268,7 @@ impl XenHost for Toolstack {
     fn console(&mut self, name: &str) -> Result<String> {
         let bytes = match self.consoles.get(name) {
             None => Vec::new(),
-            Some(Console::Client(file, _)) => fs::read(file)?,
+            Some(Console::Client { file, .. }) => fs::read(file)?,
             Some(Console::Log(file, from)) => {
                 let all =
                     fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -246,32 +326,18 @@ impl XenHost for Toolstack {
     }
 }
 
-impl Drop for Toolstack {
-    fn drop(&mut self) {
-        for console in self.consoles.values_mut() {
-            if let Console::Client(_, child) = console {
-                end(child);
-            }
-        }
-    }
-}
-
 /// A child that prints a line whenever a watched node changes.
 struct Watch {
-    child: Child,
+    _child: Leashed,
     changes: Receiver<Change>,
 }
 
 impl Watch {
-    fn start(paths: &[String]) -> Result<Watch> {
-        let mut child = Command::new(tool("xenstore-watch")?)
-            .args(paths)
-            .arg(RELEASE)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start xenstore-watch")?;
-        let output = child.stdout.take().context("xenstore-watch has no output")?;
+    fn start(program: &Path, paths: &[String]) -> Result<Watch> {
+        let mut command = Command::new(program);
+        command.args(paths).arg(RELEASE).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = Leashed::spawn(&mut command).context("cannot start xenstore-watch")?;
+        let output = child.child().stdout.take().context("xenstore-watch has no output")?;
         let (sender, changes) = channel();
         thread::spawn(move || {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
@@ -280,20 +346,51 @@ impl Watch {
             // Ends with the child, or when nobody listens any more.
             changes.map_while(|change| sender.send(change).ok()).for_each(drop);
         });
-        Ok(Watch { child, changes })
+        Ok(Watch { _child: child, changes })
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        end(&mut self.child);
-    }
+/// A domain in the list of all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listed {
+    name: String,
+    domid: u32,
+    uuid: String,
 }
 
-fn end(child: &mut Child) {
-    // A child that has ended already is what is wanted.
-    drop(child.kill());
-    drop(child.wait());
+/// The lines of `xl list -v`: name (`(null)` before it has one), number, four columns, UUID and more.
+fn listed(text: &str) -> Vec<Listed> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (name, domid) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+        Some(Listed { name, domid, uuid: words.nth(4).unwrap_or_default().to_owned() })
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// A running process of this name (Linux keeps the first 15 bytes of it).
+fn process_named(name: &str) -> Option<u32> {
+    let pid = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        (comm.trim_end() == name).then_some(pid)
+    };
+    fs::read_dir("/proc").into_iter().flatten().flatten().find_map(pid)
+}
+
+/// A connection to a xenstored that answers.
+fn xenstore() -> Result<XsUnix> {
+    const REMEDY: &str = "start it (Debian: `systemctl start xen`)";
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let store = XsUnix::new().and_then(|store| store.directory("/").map(|_| store));
+        // Nobody listens any more where it took too long.
+        sender.send(store).ok()
+    });
+    match receiver.recv_timeout(XENSTORE_PATIENCE) {
+        Ok(store) => store.with_context(|| format!("cannot reach xenstored; {REMEDY}")),
+        Err(_) => bail!("xenstored does not answer; {REMEDY}"),
+    }
 }
 
 /// What Xen's `xenctx` prints; `None` where it is not installed. It may fail half way, at memory that is not
@@ -389,6 +486,21 @@ mod tests {
              (0xbff > 0xb00): Out of memory"
         ));
         assert!(!memory_too_small("libxl: error: Domain 3:cannot (re-)build domain: -3"));
+    }
+
+    #[test]
+    fn a_domain_is_known_by_its_number_before_it_has_a_name() {
+        let number = uuid("guest1");
+        let list = format!(
+            "Name      ID   Mem VCPUs\tState\tTime(s)   UUID    Reason-Code\tSecurity Label\n\
+             Domain-0   0   512     1     r-----       5.1 00000000-0000-0000-0000-000000000000 -  -\n\
+             (null)     3    64     1     --p---       0.0 {number}  -  -\n"
+        );
+        let domains = listed(&list);
+        assert_eq!(domains.len(), 2);
+        let half_made = Listed { name: "(null)".into(), domid: 3, uuid: number };
+        assert_eq!(domains[1], half_made);
+        assert!(half_made.uuid.starts_with(UUID_PREFIX));
     }
 
     #[test]

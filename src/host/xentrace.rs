@@ -4,11 +4,14 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::leash::Leashed;
 
 /// Pages of trace buffer for each pCPU: 4 MiB. xentrace empties them ten times a second; a
 /// contended run writes about 3 MB a second and pCPU. Xen keeps the first size it is given.
@@ -17,9 +20,9 @@ const BUFFER_PAGES: u32 = 1024;
 /// Time in which a trace must begin, or have ended after a signal.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running xentrace.
+/// A running xentrace. It ends in good order with this process: a trace that nobody stops goes on for ever.
 pub struct Xentrace {
-    child: Child,
+    child: Leashed,
 }
 
 impl Xentrace {
@@ -28,13 +31,14 @@ impl Xentrace {
         let stderr =
             File::create(&errors).with_context(|| format!("cannot write {}", errors.display()))?;
         // No -T: a time limit is over before a slow domain is up. -D: drop what is in the buffers.
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(["-D", "-S", &BUFFER_PAGES.to_string(), "-e", &format!("{mask:#010x}")])
             .arg(file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
+            .stderr(stderr);
+        let child = Leashed::spawn_ended_by(&mut command, Signal::INT)
             .with_context(|| format!("cannot start {}", program.display()))?;
         let mut trace = Xentrace { child };
         trace.wait_for(|| fs::metadata(file).is_ok_and(|about| about.len() > 0)).with_context(
@@ -48,9 +52,9 @@ impl Xentrace {
 
     /// The buffers are emptied into the file before xentrace ends.
     pub(super) fn stop(mut self) -> Result<()> {
-        interrupt(&self.child)?;
+        interrupt(&mut self.child)?;
         let begun = Instant::now();
-        while self.child.try_wait().context("cannot wait for xentrace")?.is_none() {
+        while self.child.child().try_wait().context("cannot wait for xentrace")?.is_none() {
             if begun.elapsed() > PATIENCE {
                 bail!("xentrace does not end; its file may lack the last records");
             }
@@ -63,7 +67,9 @@ impl Xentrace {
     fn wait_for(&mut self, begun: impl Fn() -> bool) -> Result<()> {
         let start = Instant::now();
         while !begun() {
-            if let Some(status) = self.child.try_wait().context("cannot wait for xentrace")? {
+            if let Some(status) =
+                self.child.child().try_wait().context("cannot wait for xentrace")?
+            {
                 bail!("xentrace ended with {status}");
             }
             if start.elapsed() > PATIENCE {
@@ -78,15 +84,13 @@ impl Xentrace {
 impl Drop for Xentrace {
     fn drop(&mut self) {
         // After `stop` the child is reaped and both calls find nothing to do.
-        if matches!(self.child.try_wait(), Ok(None)) && interrupt(&self.child).is_ok() {
+        if matches!(self.child.child().try_wait(), Ok(None)) && interrupt(&mut self.child).is_ok() {
             drop(self.child.wait());
         }
     }
 }
 
 /// Sends SIGINT, on which xentrace flushes; std can only kill.
-fn interrupt(child: &Child) -> Result<()> {
-    let pid = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT)
-        .context("cannot signal xentrace")
+fn interrupt(child: &mut Leashed) -> Result<()> {
+    kill_process(Pid::from_child(child.child()), Signal::INT).context("cannot signal xentrace")
 }

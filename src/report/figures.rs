@@ -11,25 +11,32 @@ use experiment::{DomainType, EventAbi};
 use kicktrace::summary::{Acquisitions, Certainty, Count, Counts, Domain};
 
 use super::{Mode, PolicyResult, Results};
+use crate::host::{DomainResult, End};
 
 pub(super) type Figure = fn(&Column) -> Option<String>;
 
 /// Name, who counted it, how to get it. No figure is `None`, which is not a zero.
 pub(super) const ROWS: &[(&str, &str, Figure)] = &[
     ("domains that finished", "host", |c| {
-        Some(format!("{} of {}", c.finished(), c.result.domains.len()))
+        Some(format!("{} of {}", c.finished(), c.result.planned))
     }),
-    ("acquisitions", "guest", |c| c.any().map(|()| grouped(c.acquisitions))),
+    ("acquisitions", "guest", |c| c.reported().map(|()| c.at_least(grouped(c.acquisitions)))),
     ("counter under the lock", "guest", |c| {
-        c.result.counter_exact().map(|exact| if exact { "exact" } else { "WRONG" }.to_owned())
+        Some(match (c.result.counter_exact()?, c.result.is_whole()) {
+            (false, _) => "WRONG".to_owned(),
+            (true, true) => "exact".to_owned(),
+            (true, false) => format!("exact in {} of {}", c.whole, c.result.planned),
+        })
     }),
     ("acquisitions per second", "guest", |c| c.throughput().map(|rate| grouped(rate as u64))),
     ("wait for the lock, p50", "guest", |c| c.quantile(0.5)),
     ("  p99", "guest", |c| c.quantile(0.99)),
     ("  p99.9", "guest", |c| c.quantile(0.999)),
-    ("  longest", "guest", |c| c.quantile(1.0)),
-    ("time stolen from the vCPUs", "guest", |c| c.any().map(|()| duration(c.stolen_ns))),
-    ("acquisitions that blocked", "guest", |c| c.any().map(|()| grouped(c.blocked))),
+    ("  longest", "guest", |c| c.longest()),
+    ("time stolen from the vCPUs", "guest", |c| {
+        c.ended().map(|()| c.at_least(duration(c.stolen_ns)))
+    }),
+    ("acquisitions that blocked", "guest", |c| c.ended().map(|()| c.at_least(grouped(c.blocked)))),
     ("kicks sent at unlock", "guest", |c| c.counter("pv_kick_unlock")),
     ("kicks sent to make a head", "guest", |c| c.counter("pv_kick_wake")),
     ("event channel operations", "trace", |c| c.count(|counts| counts.evtchn_ops)),
@@ -60,7 +67,7 @@ pub(super) const ROWS: &[(&str, &str, Figure)] = &[
             .map(|percent| format!("{percent:.2} %"))
     }),
     ("guest and trace count the same kicks", "both", |c| c.agreement()),
-    ("watchdog and lost wake-ups", "guest", |c| c.any().map(|()| c.watchdog())),
+    ("watchdog and lost wake-ups", "guest", |c| c.watchdog()),
 ];
 
 /// One policy's figures, summed over its domains.
@@ -68,6 +75,9 @@ pub(super) struct Column<'a> {
     pub(super) result: &'a PolicyResult,
     /// The run's own domains in the trace.
     domains: Vec<&'a Domain>,
+    /// Domains whose run came to its end.
+    whole: usize,
+    /// Also of runs that were broken off, as far as they came.
     acquisitions: u64,
     blocked: u64,
     elapsed_ns: u64,
@@ -83,17 +93,23 @@ impl<'a> Column<'a> {
         let mut column = Column {
             result,
             domains: result.trace.iter().flat_map(|trace| &trace.domains).filter(ours).collect(),
+            whole: result.domains.iter().filter(|domain| domain.whole().is_some()).count(),
             acquisitions: 0,
             blocked: 0,
             elapsed_ns: 0,
             stolen_ns: 0,
             latency: Histogram::default(),
         };
+        // A damaged report may hold any number.
+        let add = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
         for report in result.domains.iter().filter_map(|domain| domain.report.as_ref()) {
-            column.acquisitions += report.acquisitions;
-            column.blocked +=
-                report.vcpus.iter().map(|vcpu| vcpu.blocked_acquisitions).sum::<u64>();
-            column.stolen_ns += report.vcpus.iter().map(|vcpu| vcpu.stolen_ns).sum::<u64>();
+            add(&mut column.acquisitions, report.acquisitions);
+        }
+        for report in result.domains.iter().filter_map(DomainResult::whole) {
+            for vcpu in &report.vcpus {
+                add(&mut column.blocked, vcpu.blocked_acquisitions);
+                add(&mut column.stolen_ns, vcpu.stolen_ns);
+            }
             column.elapsed_ns = column.elapsed_ns.max(report.elapsed_ns);
             column.latency.merge(&report.latency);
         }
@@ -101,45 +117,76 @@ impl<'a> Column<'a> {
     }
 
     fn finished(&self) -> usize {
-        self.result.domains.iter().filter(|domain| domain.end == crate::host::End::Done).count()
+        self.result.domains.iter().filter(|domain| domain.end == End::Done).count()
     }
 
     /// `None` if no domain reported: then there is no figure, not a zero.
-    fn any(&self) -> Option<()> {
+    fn reported(&self) -> Option<()> {
         self.result.domains.iter().any(|domain| domain.report.is_some()).then_some(())
     }
 
-    fn throughput(&self) -> Option<f64> {
-        (self.elapsed_ns > 0).then(|| self.acquisitions as f64 * 1e9 / self.elapsed_ns as f64)
+    /// `None` if no domain's run came to its end.
+    fn ended(&self) -> Option<()> {
+        (self.whole > 0).then_some(())
     }
 
+    /// A sum over the domains that are there is a lower bound where one is missing.
+    fn at_least(&self, sum: String) -> String {
+        if self.result.is_whole() { sum } else { certain(sum, Certainty::LowerBound) }
+    }
+
+    /// Of all domains or of none: a part's rate says nothing of the whole.
+    fn throughput(&self) -> Option<f64> {
+        let whole = self.result.is_whole() && self.elapsed_ns > 0;
+        whole.then(|| self.acquisitions as f64 * 1e9 / self.elapsed_ns as f64)
+    }
+
+    /// As [`throughput`](Self::throughput).
     fn quantile(&self, q: f64) -> Option<String> {
-        (self.latency.count() > 0).then(|| duration(self.latency.quantile(q)))
+        let whole = self.result.is_whole() && self.latency.count() > 0;
+        whole.then(|| duration(self.latency.quantile(q)))
+    }
+
+    fn longest(&self) -> Option<String> {
+        (self.latency.count() > 0).then(|| self.at_least(duration(self.latency.max())))
     }
 
     /// A lock without this counter has no figure, not a zero.
     fn counter(&self, name: &str) -> Option<String> {
         let reports = self.result.domains.iter().filter_map(|domain| domain.report.as_ref());
-        reports
-            .filter_map(|report| report.counters.get(name))
-            .copied()
-            .reduce(|a, b| a + b)
-            .map(grouped)
+        let counts = reports.filter_map(|report| report.counters.get(name)).copied();
+        counts.reduce(u64::saturating_add).map(|sum| self.at_least(grouped(sum)))
     }
 
     fn count(&self, of: impl Fn(&Counts) -> Count) -> Option<String> {
         let counts = self.domains.iter().map(|domain| of(&domain.counts));
         let sum = counts
             .map(|count| (count.value, count.certainty))
-            .reduce(|a, b| (a.0 + b.0, a.1.max(b.1)));
-        sum.map(|(value, certainty)| certain(grouped(value), certainty))
+            .reduce(|a, b| (a.0.saturating_add(b.0), a.1.max(b.1)));
+        sum.map(|(value, certainty)| certain(grouped(value), self.seen(certainty)))
     }
 
-    /// By the guests' markers where they wrote them, else as the order of records suggests.
+    /// Where a domain left no record in the trace, a sum over the others is a lower bound.
+    fn seen(&self, certainty: Certainty) -> Certainty {
+        let all = self.domains.len() >= self.result.planned;
+        if all { certainty } else { certainty.max(Certainty::LowerBound) }
+    }
+
+    /// By the guests' markers where they wrote them, else as the order of records suggests; but what a
+    /// domain's vCPUs did elsewhere is no acquisition of a lock in which, by their own count, nobody slept.
     pub(super) fn acquired(&self) -> Option<Acquired> {
-        let of =
-            |domain: &&Domain| Acquired::of(domain.marked.as_ref().unwrap_or(&domain.inferred));
-        self.domains.iter().map(of).reduce(Acquired::and)
+        let slept = |domain: &Domain| {
+            let run = self.result.domains.iter().find(|run| run.domid == u32::from(domain.id));
+            let report = run.and_then(DomainResult::whole);
+            report.is_none_or(|report| report.vcpus.iter().any(|vcpu| vcpu.waits > 0))
+        };
+        let of = |domain: &&Domain| match &domain.marked {
+            Some(marked) => Acquired::of(marked),
+            None if slept(domain) => Acquired::of(&domain.inferred),
+            None => Acquired::none(),
+        };
+        let sum = self.domains.iter().map(of).reduce(Acquired::and)?;
+        Some(Acquired { certainty: self.seen(sum.certainty), ..sum })
     }
 
     /// Whether the guests' own counters agree with the hypervisor's trace, which needs the markers
@@ -149,29 +196,41 @@ impl<'a> Column<'a> {
         if trace.reading.lost_records() > 0 || !trace.classes.markers {
             return None;
         }
-        let mut apart = 0;
+        // A run that was broken off counts on while its report is written.
+        if !self.result.is_whole() {
+            return None;
+        }
+        let mut apart = 0u64;
         for domain in &self.result.domains {
             let counters = &domain.report.as_ref()?.counters;
             let seen = self.domains.iter().find(|seen| u32::from(seen.id) == domain.domid)?;
-            let sent = counters.get("pv_kick_unlock")? + counters.get("pv_kick_wake")?;
-            apart += sent.abs_diff(seen.counts.marked_kicks.value);
+            let sent =
+                counters.get("pv_kick_unlock")?.saturating_add(*counters.get("pv_kick_wake")?);
+            apart = sent.abs_diff(seen.counts.marked_kicks.value).saturating_add(apart);
         }
         Some(if apart == 0 { "yes".to_owned() } else { format!("{} apart", grouped(apart)) })
     }
 
-    fn watchdog(&self) -> String {
-        let reports = self.result.domains.iter().filter_map(|domain| domain.report.as_ref());
-        let expired =
-            reports.filter_map(|report| report.counters.get("pv_poll_timeout")).sum::<u64>();
-        let hung = self
-            .result
-            .domains
-            .iter()
-            .filter(|domain| domain.end == crate::host::End::Hung)
-            .count();
-        match (expired, hung) {
-            (0, 0) => "none".to_owned(),
-            (expired, hung) => format!("{expired} LOST, {hung} HUNG"),
+    /// Each kind from its own evidence: polls that ended by their deadline, domains whose watchdog broke the
+    /// run off, domains that were still running at the host's deadline.
+    fn watchdog(&self) -> Option<String> {
+        let domains = &self.result.domains;
+        let reports = domains.iter().filter_map(|domain| domain.report.as_ref());
+        let lost = reports
+            .filter_map(|report| report.counters.get("pv_poll_timeout"))
+            .fold(0, |sum: u64, n| sum.saturating_add(*n));
+        let stuck = domains.iter().filter(|domain| domain.broken_off().is_some()).count();
+        let hung = domains.iter().filter(|domain| domain.end == End::Hung).count();
+        let found: Vec<_> = [(lost, "LOST"), (stuck as u64, "STUCK"), (hung as u64, "HUNG")]
+            .into_iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, what)| format!("{n} {what}"))
+            .collect();
+        match (found.is_empty(), self.result.is_whole()) {
+            (false, _) => Some(found.join(", ")),
+            (true, true) => Some("none".to_owned()),
+            // Of those that crashed nothing is known.
+            (true, false) => None,
         }
     }
 }
@@ -201,15 +260,26 @@ impl Acquired {
         }
     }
 
+    fn none() -> Self {
+        Acquired {
+            certainty: Certainty::Exact,
+            blocked: 0,
+            waking_kicks: 0,
+            slept_twice: 0,
+            kicks_of_slept_twice: 0.0,
+            by_waking_kicks: [0; 4],
+        }
+    }
+
     fn and(self, other: Self) -> Self {
         Acquired {
             certainty: self.certainty.max(other.certainty),
-            blocked: self.blocked + other.blocked,
-            waking_kicks: self.waking_kicks + other.waking_kicks,
-            slept_twice: self.slept_twice + other.slept_twice,
+            blocked: self.blocked.saturating_add(other.blocked),
+            waking_kicks: self.waking_kicks.saturating_add(other.waking_kicks),
+            slept_twice: self.slept_twice.saturating_add(other.slept_twice),
             kicks_of_slept_twice: self.kicks_of_slept_twice + other.kicks_of_slept_twice,
             by_waking_kicks: std::array::from_fn(|n| {
-                self.by_waking_kicks[n] + other.by_waking_kicks[n]
+                self.by_waking_kicks[n].saturating_add(other.by_waking_kicks[n])
             }),
         }
     }
@@ -313,7 +383,6 @@ mod tests {
     use experiment::record::DomainReport;
 
     use super::*;
-    use crate::host::DomainResult;
 
     #[test]
     fn numbers_are_written_for_reading() {
@@ -331,7 +400,7 @@ mod tests {
         let domain = |domain_type, events| DomainResult {
             name: "a".to_owned(),
             domid: 1,
-            end: crate::host::End::Done,
+            end: End::Done,
             message: String::new(),
             report: Some(DomainReport { domain_type, events, ..DomainReport::default() }),
         };
@@ -344,6 +413,8 @@ mod tests {
             versions: serde_json::Value::Null,
             policies: vec![PolicyResult {
                 policy: "spin".to_owned(),
+                planned: 3,
+                unreadable: Vec::new(),
                 domains: Vec::new(),
                 trace: None,
                 trace_problem: None,

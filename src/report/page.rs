@@ -175,7 +175,7 @@ fn curve(latency: &Histogram, x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) ->
     let mut path = format!("M{:.1} {:.1}", x(0.0), y(1.0));
     for (from, count) in latency.buckets() {
         path.push_str(&format!("H{:.1}", x(from as f64)));
-        longer -= count;
+        longer = longer.saturating_sub(count);
         if longer == 0 {
             // The last step would go down for ever on a logarithmic axis.
             path.push_str(&format!("H{:.1}V{:.1}", x(latency.max() as f64), y(1e-12)));
@@ -187,7 +187,7 @@ fn curve(latency: &Histogram, x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) ->
 }
 
 fn power_of_ten(decade: u32) -> String {
-    let text = duration(10u64.pow(decade));
+    let text = duration(10u64.saturating_pow(decade));
     text.replace(".00", "").replace(".0", "")
 }
 

@@ -64,12 +64,14 @@ impl XlConfig {
     ///
     /// At the first place that is not `KEY=VALUE`, a comment or an empty line.
     pub fn parse(file: &str, text: &str) -> Result<XlConfig, ConfigError> {
-        let mut parser = Parser { file, rest: text, line: 1 };
+        // xl knows no other line end.
+        let text = text.replace("\r\n", "\n");
+        let mut parser = Parser { file, rest: &text, line: 1 };
         let mut settings = Vec::new();
         while let Some(setting) = parser.setting()? {
             settings.push(setting);
         }
-        Ok(XlConfig { file: file.to_owned(), text: text.to_owned(), settings })
+        Ok(XlConfig { file: file.to_owned(), text, settings })
     }
 
     /// The file's name, as it was given to [`parse`](Self::parse).
@@ -77,7 +79,7 @@ impl XlConfig {
         &self.file
     }
 
-    /// The text as it was read.
+    /// The text as it was read, its lines ended as in Unix.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -278,7 +280,8 @@ impl<'a> Parser<'a> {
     /// Spaces and comments; line ends too if `lines`.
     fn skip_blank(&mut self, lines: bool) {
         loop {
-            let blank = self.rest.find(|c: char| !c.is_whitespace() || (c == '\n' && !lines));
+            // What xl takes for a blank, and nothing else.
+            let blank = self.rest.find(|c| !(matches!(c, ' ' | '\t') || (c == '\n' && lines)));
             self.bump(blank.unwrap_or(self.rest.len()));
             if !self.rest.starts_with('#') {
                 return;
@@ -298,6 +301,7 @@ impl<'a> Parser<'a> {
             None => "the end of the file".to_owned(),
             Some('\n') => "the end of the line".to_owned(),
             Some(c) if c.is_ascii_alphanumeric() => format!("`{}`", self.peek_word()),
+            Some(c) if c.is_control() || c.is_whitespace() => format!("`{}`", c.escape_unicode()),
             Some(c) => format!("`{c}`"),
         }
     }
@@ -339,6 +343,13 @@ mod tests {
     }
 
     #[test]
+    fn line_ends_of_other_systems_are_read_and_not_handed_on() {
+        let config = XlConfig::parse("x.cfg", "a=\"b\"\r\n# c\r\n\r\nvcpus=2\r\n").unwrap();
+        assert_eq!((config.text_of("a"), config.integer_of("vcpus")), (Ok("b"), Ok(2)));
+        assert_eq!(config.text(), "a=\"b\"\n# c\n\nvcpus=2\n");
+    }
+
+    #[test]
     fn errors_name_the_line_and_the_remedy() {
         for (text, line, word) in [
             ("name \"g\"", 1, "`=`"),
@@ -349,6 +360,8 @@ mod tests {
             ("a=12ab", 1, "digits"),
             ("a=1 b=2", 1, "line of its own"),
             ("=1", 1, "KEY = VALUE"),
+            ("a=1\rb=2", 1, "`\\u{d}`"),
+            ("a=1\n\u{a0}b=2", 2, "`\\u{a0}`"),
             ("a=99999999999999999999", 1, "not a number"),
         ] {
             let error = error(text);
