@@ -1,11 +1,14 @@
 //! The command line without Xen: everything that is refused before a host is needed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use assert_cmd::cargo::CommandCargoExt;
 use predicates::prelude::*;
 use predicates::str::contains;
+use results::DomainReport;
+use serde_json::json;
 
 fn pvlab() -> Command {
     Command::cargo_bin("pvlab").unwrap()
@@ -153,4 +156,207 @@ fn the_trace_reader_is_part_of_the_tool() {
         .assert()
         .code(2)
         .stderr(contains("not-a-trace"));
+}
+
+/// A folder as a run of one policy on one domain `a` leaves it, without a trace. `report` changes the domain's
+/// report before it is written.
+fn run_folder(
+    policy: &str,
+    report: impl FnOnce(&mut serde_json::Value),
+) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = json!({
+        "scenario": "mine", "policies": [policy], "image": "/pvlab/xen-guest.elf", "settings": [],
+        "domains": [{ "name": "a", "file": "a.cfg", "config": GOOD }],
+        "markers": false, "trace": false, "deadline": { "secs": 60, "nanos": 0 },
+    });
+    let write = |name: &str, value: &serde_json::Value| {
+        fs::write(folder.path().join(name), value.to_string()).unwrap();
+    };
+    write("run.json", &json!({ "mode": "parallel", "plan": plan }));
+    fs::create_dir(folder.path().join(policy)).unwrap();
+    let mut sound = serde_json::to_value(DomainReport {
+        schema: results::SCHEMA,
+        elapsed_ns: 1_000_000,
+        counter: 40,
+        acquisitions: 40,
+        ..DomainReport::default()
+    })
+    .unwrap();
+    sound["parameters"]["workload"] = json!("handoff");
+    sound["parameters"]["policy"] = json!(policy);
+    let mut domain =
+        json!({ "name": "a", "domid": 1, "end": "done", "message": "", "report": sound });
+    report(&mut domain["report"]);
+    let file = format!("{policy}/a.json");
+    write(&file, &domain);
+    let file = folder.path().join(file);
+    (folder, file)
+}
+
+fn report_of(folder: &Path) -> assert_cmd::assert::Assert {
+    pvlab().arg("report").arg(folder).assert()
+}
+
+#[test]
+fn what_pvlab_sets_itself_cannot_be_set_otherwise() {
+    for setting in ["policy=spin", "start=now", "trace=off"] {
+        let error = contains("pvlab's own to set").and(contains(setting));
+        pvlab().args(["run", "solo-pv", "--set", setting]).assert().code(2).stderr(error);
+    }
+    for line in ["cmdline = \"policy=spin\"", "root = \"policy=spin\"", "ramdisk = \"x\""] {
+        let folder = configs(&format!("{GOOD}{line}\n"));
+        let error = contains("a.cfg:6: ").and(contains("would change what pvlab starts"));
+        run_in(folder.path()).assert().code(2).stderr(error);
+    }
+    let folder = configs(GOOD);
+    let about = folder.path().join("mine/scenario.toml");
+    let text = fs::read_to_string(&about).unwrap() + "policy = \"spin\"\n";
+    fs::write(&about, text).unwrap();
+    run_in(folder.path()).assert().code(2).stderr(contains("unknown field `policy`"));
+}
+
+#[test]
+fn one_policy_twice_is_refused_since_its_column_and_folder_bear_its_name() {
+    let twice = ["run", "solo-pv", "--policy", "spin", "--policy", "spin"];
+    pvlab().args(twice).assert().code(2).stderr(contains("--policy spin is given twice"));
+}
+
+#[test]
+fn a_command_line_that_would_be_cut_is_refused() {
+    let folder = configs(&GOOD.replace("handoff", &format!("handoff seed={}", "0".repeat(989))));
+    let error = contains("a.cfg:5: ").and(contains("1023"));
+    run_in(folder.path()).assert().code(2).stderr(error);
+}
+
+#[test]
+fn a_run_that_cannot_start_leaves_an_earlier_one_as_it_was() {
+    let (earlier, file) = run_folder("spin", |_| ());
+    fs::write(earlier.path().join("spin/trace.bin"), "the trace").unwrap();
+    let before = fs::read(&file).unwrap();
+    let names = || -> Vec<_> {
+        let all = fs::read_dir(earlier.path()).unwrap().flatten();
+        let mut names: Vec<_> = all.map(|entry| entry.file_name()).collect();
+        names.sort();
+        names
+    };
+    let listed = names();
+    let configs = configs(GOOD);
+    let cases: [(&[&str], &str); 4] = [
+        // No lab can be made.
+        (&["solo-pv"], "/proc/nope"),
+        (&["solo-pv", "--set", "policy=spin"], "policy"),
+        (&["solo-pv", "--policy", "spin", "--policy", "spin"], "twice"),
+        (&["solo-pv", "--image", "/proc/nope"], "/proc/nope"),
+    ];
+    for (arguments, error) in cases {
+        let mut command = pvlab();
+        command.arg("run").args(arguments).arg("--out").arg(earlier.path());
+        command.env("PVLAB_CACHE", "/proc/nope").current_dir(configs.path());
+        command.assert().code(2).stderr(contains(error));
+        assert_eq!(names(), listed, "{arguments:?}");
+    }
+    assert_eq!(fs::read(&file).unwrap(), before);
+    assert_eq!(fs::read(earlier.path().join("spin/trace.bin")).unwrap(), b"the trace");
+}
+
+#[test]
+fn a_stuck_vcpu_is_not_broken_exclusion() {
+    let (folder, _) = run_folder("kick-at-unlock", |report| {
+        report["outcome"] = json!({ "kind": "failure", "reason": "vCPU 1 is stuck: no progress" });
+        report["counter"] = json!(0);
+        report["elapsed_ns"] = json!(0);
+    });
+    let told = contains("1 STUCK")
+        .and(contains("WRONG").not())
+        .and(contains("MUTUAL EXCLUSION").not())
+        .and(contains(">= 40"));
+    report_of(folder.path()).code(1).stdout(told);
+}
+
+#[test]
+fn broken_exclusion_is_told_as_such() {
+    let (folder, _) = run_folder("spin", |report| report["counter"] = json!(39));
+    let told = contains("WRONG").and(contains("MUTUAL EXCLUSION BROKEN")).and(contains("39"));
+    report_of(folder.path()).code(1).stdout(told);
+}
+
+#[test]
+fn a_domain_that_ran_another_lock_than_its_column_says_is_an_error() {
+    let (folder, _) = run_folder("native", |report| report["parameters"]["policy"] = json!("spin"));
+    let told = contains("asked for native, ran spin").and(contains("0 of 1"));
+    report_of(folder.path()).code(2).stdout(told);
+}
+
+#[test]
+fn results_that_are_missing_or_damaged_are_counted_as_missing() {
+    let (folder, file) = run_folder("spin", |_| ());
+    for damage in [None, Some("{ \"name\": "), Some("{}")] {
+        match damage {
+            None => fs::remove_file(&file).unwrap(),
+            Some(text) => fs::write(&file, text).unwrap(),
+        }
+        report_of(folder.path()).code(2).stdout(contains("0 of 1").and(contains("PROBLEM")));
+    }
+    // Sums of absurd numbers do not wrap.
+    let (folder, _) = run_folder("spin", |report| {
+        for key in ["acquisitions", "counter"] {
+            report[key] = json!(u64::MAX);
+        }
+        report["latency"] = json!({ "max": u64::MAX, "buckets": [[5, u64::MAX], [7, u64::MAX]] });
+        let vcpu = json!({
+            "id": 0, "acquisitions": u64::MAX, "blocked_acquisitions": u64::MAX, "waits": 0,
+            "longest_wait_ns": 0, "stolen_ns": u64::MAX,
+        });
+        report["vcpus"] = json!([vcpu, vcpu]);
+    });
+    report_of(folder.path()).code(0);
+}
+
+#[test]
+fn what_a_later_pvlab_wrote_is_refused() {
+    let (folder, file) = run_folder("spin", |report| report["schema"] = json!(99));
+    report_of(folder.path()).code(2).stderr(contains("schema 99").and(contains("a.json")));
+    fs::write(&file, "{}").unwrap();
+    let record = folder.path().join("run.json");
+    fs::write(&record, r#"{ "schema": 99, "mode": "dream" }"#).unwrap();
+    report_of(folder.path()).code(2).stderr(contains("schema 99").and(contains("run.json")));
+}
+
+/// Every command that prints something and needs no Xen.
+fn printing_commands(folder: &Path) -> Vec<Vec<std::ffi::OsString>> {
+    let folder = folder.as_os_str();
+    let words = |words: &[&str]| words.iter().map(Into::into).collect::<Vec<_>>();
+    let with = |command: &[&str], times: usize| {
+        let mut words = words(command);
+        words.extend(std::iter::repeat_n(folder.to_owned(), times));
+        words
+    };
+    vec![
+        words(&["scenarios"]),
+        with(&["report"], 1),
+        with(&["report", "--json"], 1),
+        with(&["compare"], 2),
+    ]
+}
+
+#[test]
+fn a_closed_or_full_standard_output_is_no_panic() {
+    let (folder, _) = run_folder("spin", |_| ());
+    for arguments in printing_commands(folder.path()) {
+        let ended = |stdout: std::process::Stdio| {
+            let mut command = std::process::Command::cargo_bin("pvlab").unwrap();
+            let output = command.args(&arguments).stdout(stdout).output().unwrap();
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!told.contains("panicked"), "{arguments:?}: {told}");
+            (output.status.code(), told)
+        };
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(ended(writer.into()), (Some(0), String::new()), "{arguments:?}");
+        let full = fs::File::create("/dev/full").unwrap();
+        let (code, told) = ended(full.into());
+        assert_eq!(code, Some(2), "{arguments:?}");
+        assert!(told.contains("standard output"), "{told}");
+    }
 }
