@@ -307,7 +307,7 @@ fn compared(mut result: DomainResult, plan: &Plan, policy: &str) -> DomainResult
 
 fn read_domain(file: &Path) -> Result<DomainResult> {
     let result: serde_json::Value = read_json(file)?;
-    known_schema(&result["report"], results::SCHEMA, file)?;
+    known_schema(&result["report"], experiment::record::SCHEMA, file)?;
     serde_json::from_value(result).with_context(|| format!("{} is damaged", file.display()))
 }
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use assert_cmd::cargo::CommandCargoExt;
+use experiment::Params;
+use experiment::record::DomainReport;
 use predicates::prelude::*;
 use predicates::str::contains;
-use results::DomainReport;
 use serde_json::json;
 
 fn pvlab() -> Command {
@@ -175,16 +176,16 @@ fn run_folder(
     };
     write("run.json", &json!({ "mode": "parallel", "plan": plan }));
     fs::create_dir(folder.path().join(policy)).unwrap();
-    let mut sound = serde_json::to_value(DomainReport {
-        schema: results::SCHEMA,
+    let sound = serde_json::to_value(DomainReport {
+        schema: experiment::record::SCHEMA,
         elapsed_ns: 1_000_000,
         counter: 40,
         acquisitions: 40,
+        parameters: (&Params::parse(&format!("workload=handoff policy={policy}"), 2).unwrap())
+            .into(),
         ..DomainReport::default()
     })
     .unwrap();
-    sound["parameters"]["workload"] = json!("handoff");
-    sound["parameters"]["policy"] = json!(policy);
     let mut domain =
         json!({ "name": "a", "domid": 1, "end": "done", "message": "", "report": sound });
     report(&mut domain["report"]);
@@ -225,7 +226,7 @@ fn one_policy_twice_is_refused_since_its_column_and_folder_bear_its_name() {
 #[test]
 fn a_command_line_that_would_be_cut_is_refused() {
     let folder = configs(&GOOD.replace("handoff", &format!("handoff seed={}", "0".repeat(989))));
-    let error = contains("a.cfg:5: ").and(contains("1023"));
+    let error = contains("a.cfg:5: ").and(contains("bytes"));
     run_in(folder.path()).assert().code(2).stderr(error);
 }
 
@@ -284,7 +285,7 @@ fn broken_exclusion_is_told_as_such() {
 #[test]
 fn a_domain_that_ran_another_lock_than_its_column_says_is_an_error() {
     let (folder, _) = run_folder("native", |report| report["parameters"]["policy"] = json!("spin"));
-    let told = contains("asked for native, ran spin").and(contains("0 of 1"));
+    let told = contains(r#"policy: asked for "native", ran "spin""#).and(contains("0 of 1"));
     report_of(folder.path()).code(2).stdout(told);
 }
 
