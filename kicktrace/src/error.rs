@@ -118,6 +118,17 @@ pub enum ErrorKind {
         /// The limit.
         limit: usize,
     },
+    /// A trace has more phases than anybody reads.
+    #[error(
+        "byte {offset}: this record is beyond the {limit}th phase: choose longer phases (--every), or a \
+         part of the trace (--from, --to)"
+    )]
+    TooManyPhases {
+        /// Where the record starts.
+        offset: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// The input ends inside a window, which
     /// `ReadOptions::strict` forbids.
     #[error(
@@ -184,6 +195,7 @@ impl Error {
             | K::ShortRecord { offset, .. }
             | K::AbsurdVcpu { offset, .. }
             | K::TooManyVcpus { offset, .. }
+            | K::TooManyPhases { offset, .. }
             | K::Truncated { offset, .. }
             | K::Io { offset, .. } => Some(offset),
             K::Empty | K::Output(_) => None,

@@ -87,7 +87,9 @@ pub struct Summary {
     pub reading: Reading,
     /// Ticks to seconds.
     pub clock: Clock,
-    /// Last TSC minus first TSC.
+    /// The part of the trace that is told, if it is not all of it.
+    pub window: Option<Window>,
+    /// Ticks told: last TSC minus first TSC, or the length of `window`.
     pub ticks: u64,
     /// The same in seconds, when the frequency is known.
     pub seconds: Option<f64>,
@@ -102,6 +104,16 @@ pub struct Summary {
     pub tsc_offsets: Vec<(u32, i64)>,
     /// What a reader should know before believing a figure.
     pub warnings: Vec<String>,
+}
+
+/// A part of a trace, in ticks after its first record. What has an end (a wait, an acquisition, a
+/// latency) is told in the window it ends in; time is told where it was spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Window {
+    /// Begin.
+    pub from: u64,
+    /// End; what happens at this very tick is not in it.
+    pub to: u64,
 }
 
 /// Ticks to seconds.

@@ -9,9 +9,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use kicktrace::analysis::Analyser;
+use kicktrace::analysis::{Analyser, Bounds, Phases};
 use kicktrace::output::html;
 use kicktrace::output::record::{WhoRuns, text};
+use kicktrace::output::series::Series;
 use kicktrace::output::story::Story;
 use kicktrace::reader::{Record, read};
 use kicktrace::synth::{Guest, Plan, generate};
@@ -134,7 +135,19 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
             let records = plain.expect("what the analyser reads, anybody can").records;
             assert_eq!(reading.records, records);
             let (summary, story) = analyser.finish(reading);
-            print(&summary, story);
+            let mut series = Series::default();
+            // Some in which a record lies far out have thousands of phases.
+            if random.below(100) == 0 {
+                let bounds = Bounds { every: Some(summary.ticks / 5 + 1), ..Bounds::default() };
+                let mut phases =
+                    Phases::new(&options, (), bounds, |phase, _: &mut ()| series.push(phase));
+                match read(trace, &options.read, &mut phases) {
+                    Ok(reading) => phases.finish(reading),
+                    // A record out of order may lie far beyond the last one.
+                    Err(error) => assert!(error.to_string().contains("--every"), "{error}"),
+                }
+            }
+            print(&summary, story, series);
             assert!(summarise(trace, &options).is_ok());
             true
         }
@@ -150,7 +163,7 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
 }
 
 /// Every output takes every summary.
-fn print(summary: &Summary, story: Story) {
+fn print(summary: &Summary, story: Story, series: Series) {
     assert!((0.0..=100.0).contains(&summary.coverage_percent));
     assert!(!summary.to_string().is_empty());
     assert!(serde_json::to_string(summary).is_ok());
@@ -158,11 +171,13 @@ fn print(summary: &Summary, story: Story) {
     assert!(story.intervals.iter().all(|interval| interval.from <= interval.to));
     let mut out = Vec::new();
     kicktrace::output::csv::write(&mut out, summary).expect("a Vec takes everything");
+    series.csv(&mut out).expect("a Vec takes everything");
+    series.table(&mut out, Some(60)).expect("a Vec takes everything");
     kicktrace::output::locks::csv(&mut out, summary).expect("a Vec takes everything");
     kicktrace::output::gantt::write(&mut out, &story, &summary.clock, 40)
         .expect("a Vec takes everything");
     let worst = story.waits.iter().take(20).copied().collect();
-    let parts = html::Parts { title: "fuzz".into(), window: story, worst };
+    let parts = html::Parts { title: "fuzz".into(), window: story, worst, series };
     html::write(&mut out, summary, &parts).expect("a Vec takes everything");
     let page = String::from_utf8(out).expect("all of it is text");
     assert!(!page.contains("NaN") && page.ends_with("</html>\n"));

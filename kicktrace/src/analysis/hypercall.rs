@@ -109,6 +109,7 @@ impl<O: Observe> Analyser<O> {
             }
             (markers::KICK, &[_, target, ..]) => {
                 vcpu.raw.marked_kicks += 1;
+                vcpu.marks_kicks = true;
                 vcpu.announced = Some(target);
             }
             (markers::ACQUIRED_AFTER_BLOCK, &[_, lock, waits, kicked, ..]) => {

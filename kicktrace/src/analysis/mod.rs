@@ -14,6 +14,7 @@ mod hypercall;
 mod latency;
 mod locks;
 mod observe;
+mod phases;
 mod schedule;
 mod skew;
 mod tell;
@@ -38,7 +39,8 @@ use vcpu::Vcpu;
 
 pub use clock::calibrate;
 pub use locks::MAX_LOCKS;
-pub use observe::{AcquisitionStory, Interval, KickStory, Observe, VcpuId, WaitStory};
+pub use observe::{AcquisitionStory, Change, Interval, KickStory, Observe, On, VcpuId, WaitStory};
+pub use phases::{Both, Bounds, MAX_PHASES, Nothing, Phases};
 
 /// More vCPUs than this is a damaged file: each costs memory.
 pub const MAX_VCPUS: usize = 4096;
@@ -220,6 +222,16 @@ impl<O: Observe> Analyser<O> {
         &mut self.pcpus[cpu]
     }
 
+    /// Who is on a pCPU, as an observer is told.
+    fn on(&mut self, cpu: u32) -> On {
+        match self.pcpu(cpu).current {
+            Current::Unknown => On::Unknown,
+            Current::Idle => On::Idle,
+            Current::Vcpu(NOBODY) => On::Other,
+            Current::Vcpu(index) => On::Vcpu(self.vcpus[index as usize].name()),
+        }
+    }
+
     /// The current vCPU of a pCPU, if it is known and of interest.
     #[inline]
     fn current(&mut self, cpu: u32) -> Option<u32> {
@@ -234,10 +246,27 @@ impl<O: Observe> Analyser<O> {
     pub fn finish(mut self, reading: reader::Reading) -> (Summary, O) {
         let last = reading.last_tsc;
         for vcpu in &mut self.vcpus {
-            let ended = vcpu.finish(last, &self.gaps);
+            let ended = vcpu.end_phase(last, &self.gaps);
             tell_interval(&mut self.observer, vcpu, ended, last);
         }
-        tell::summary(self, reading)
+        (tell::summary(&self, reading), self.observer)
+    }
+
+    /// Ends a phase at `tsc`: tells what was found since the last one, and begins again with all that
+    /// is under way. What has an end (a wait, an acquisition, a latency) counts in the phase it ends
+    /// in; time counts where it is spent.
+    fn cut(&mut self, tsc: u64, reading: reader::Reading) -> Summary {
+        for vcpu in &mut self.vcpus {
+            let ended = vcpu.end_phase(tsc, &self.gaps);
+            tell_interval(&mut self.observer, vcpu, ended, tsc);
+        }
+        self.observer.cut(tsc);
+        let summary = tell::summary(self, reading);
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.begin_again(tsc));
+        self.locks = Locks::default();
+        self.skew = Skew::default();
+        (self.bad_markers, self.shared_cores) = (0, 0);
+        summary
     }
 }
 
@@ -293,6 +322,10 @@ impl<O: Observe> Visit for Analyser<O> {
         if !self.started {
             self.started = true;
             self.observer.start(record.tsc);
+        }
+        if O::RECORDS {
+            let on = self.on(record.cpu);
+            self.observer.record(record, on);
         }
         let group = record.event & event::GROUP_MASK;
         // The most frequent ones first.

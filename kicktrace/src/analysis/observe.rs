@@ -1,6 +1,7 @@
 //! What an analyser tells while it reads, for outputs that need every single interval and wait.
 
 use crate::event::Runstate;
+use crate::reader::Record;
 
 /// A vCPU's name: domain and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -30,6 +31,36 @@ pub struct Interval {
     pub from: u64,
     /// End, TSC.
     pub to: u64,
+}
+
+/// A vCPU's runstate changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Whose.
+    pub vcpu: VcpuId,
+    /// The pCPU whose record says so.
+    pub cpu: u32,
+    /// When, TSC.
+    pub tsc: u64,
+    /// The state it left, as the record says.
+    pub from: Runstate,
+    /// Whether it is known to have been in that state since its change before.
+    pub follows: bool,
+    /// The state it is in now; `None` if records were lost and nobody knows.
+    pub to: Option<Runstate>,
+}
+
+/// Who is on a pCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// Nobody knows: at the start of a trace, or after lost records.
+    Unknown,
+    /// Xen's idle vCPU.
+    Idle,
+    /// A vCPU of a domain that was not asked for.
+    Other,
+    /// This one.
+    Vcpu(VcpuId),
 }
 
 /// The event channel operation that ended a wait.
@@ -98,6 +129,26 @@ pub trait Observe {
     /// Whether it listens at all: what nobody hears is not told.
     const LISTENS: bool = true;
 
+    /// Whether it wants every single record: see [`record`](Self::record).
+    const RECORDS: bool = false;
+
+    /// Every record, before the analyser takes it in, and who is on its pCPU before it. Those of one
+    /// pCPU come in their order; of different pCPUs only those that can change what a vCPU does.
+    fn record(&mut self, record: &Record<'_>, on: On) {
+        let _ = (record, on);
+    }
+
+    /// A vCPU's runstate changed.
+    #[inline]
+    fn change(&mut self, change: &Change) {
+        let _ = change;
+    }
+
+    /// A phase ends at `tsc` and the next one begins; all intervals up to it have been told.
+    fn cut(&mut self, tsc: u64) {
+        let _ = tsc;
+    }
+
     /// The first record has this TSC.
     fn start(&mut self, tsc: u64) {
         let _ = tsc;
@@ -126,4 +177,54 @@ pub trait Observe {
 /// Observes nothing.
 impl Observe for () {
     const LISTENS: bool = false;
+}
+
+/// Both observe.
+impl<A: Observe, B: Observe> Observe for (A, B) {
+    const LISTENS: bool = A::LISTENS || B::LISTENS;
+    const RECORDS: bool = A::RECORDS || B::RECORDS;
+
+    fn record(&mut self, record: &Record<'_>, on: On) {
+        if A::RECORDS {
+            self.0.record(record, on);
+        }
+        if B::RECORDS {
+            self.1.record(record, on);
+        }
+    }
+
+    fn change(&mut self, change: &Change) {
+        self.0.change(change);
+        self.1.change(change);
+    }
+
+    fn cut(&mut self, tsc: u64) {
+        self.0.cut(tsc);
+        self.1.cut(tsc);
+    }
+
+    fn start(&mut self, tsc: u64) {
+        self.0.start(tsc);
+        self.1.start(tsc);
+    }
+
+    fn interval(&mut self, interval: &Interval) {
+        self.0.interval(interval);
+        self.1.interval(interval);
+    }
+
+    fn wait(&mut self, wait: &WaitStory) {
+        self.0.wait(wait);
+        self.1.wait(wait);
+    }
+
+    fn caught_up(&mut self) {
+        self.0.caught_up();
+        self.1.caught_up();
+    }
+
+    fn acquisition(&mut self, acquisition: &AcquisitionStory) {
+        self.0.acquisition(acquisition);
+        self.1.acquisition(acquisition);
+    }
 }

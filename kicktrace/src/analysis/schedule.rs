@@ -3,7 +3,7 @@
 //! Owns the rule that joins a wake to the operation that caused it, and what a gap makes doubtful.
 
 use crate::analysis::acquisition::Slept;
-use crate::analysis::observe::{Interval, KickStory, Observe, WaitStory};
+use crate::analysis::observe::{Change, Interval, KickStory, Observe, WaitStory};
 use crate::analysis::vcpu::{self, Kick, Poll, Vcpu};
 use crate::analysis::{Analyser, Current, NOBODY, Op, short};
 use crate::error::Error;
@@ -46,6 +46,14 @@ impl<O: Observe> Analyser<O> {
         let ended = vcpu.change(record.tsc, Some(old), new, &self.gaps);
         vcpu.state = Some(now);
         tell_interval(&mut self.observer, vcpu, ended, record.tsc);
+        self.observer.change(&Change {
+            vcpu: vcpu.name(),
+            cpu: record.cpu,
+            tsc: record.tsc,
+            from: old,
+            follows: ended.is_some(),
+            to: Some(now),
+        });
         match new {
             Runstate::Running => {
                 vcpu.cpu = record.cpu;
@@ -71,6 +79,14 @@ impl<O: Observe> Analyser<O> {
             if vcpu.state.is_none() {
                 vcpu.change(record.tsc, None, Runstate::Running, &self.gaps);
                 vcpu.cpu = record.cpu;
+                self.observer.change(&Change {
+                    vcpu: vcpu.name(),
+                    cpu: record.cpu,
+                    tsc: record.tsc,
+                    from: Runstate::Running,
+                    follows: false,
+                    to: Some(Runstate::Running),
+                });
             }
             self.runs(index, record.tsc);
         }
@@ -149,7 +165,7 @@ impl<O: Observe> Analyser<O> {
             self.pcpu(record.cpu).op = Op::Evtchn { tsc, woke: true, target: announced };
             by = Some(Kick { by: waker, cpu: record.cpu, tsc });
             // What a guest that marks its kicks does not mark is none.
-            let marks = self.vcpus[waker as usize].raw.marked_kicks > 0;
+            let marks = self.vcpus[waker as usize].marks_kicks;
             kick = by.filter(|_| announced.is_some() || !marks);
         }
         let ended_poll = self.vcpus[target as usize].wake(record.tsc, kick);
@@ -183,7 +199,7 @@ impl<O: Observe> Analyser<O> {
             // A PVH guest's sched_op without its command looked like a poll.
             if vcpu.poll == Poll::Entered {
                 vcpu.poll = Poll::None;
-                vcpu.raw.polls -= 1;
+                vcpu.raw.polls = vcpu.raw.polls.saturating_sub(1);
                 self.pcpu(record.cpu).op = Op::None;
             }
         }
@@ -205,6 +221,14 @@ impl<O: Observe> Analyser<O> {
             if vcpu.state == Some(Runstate::Running) && vcpu.cpu == cpu {
                 let ended = vcpu.lose(start, &self.gaps);
                 tell_interval(&mut self.observer, vcpu, ended, start);
+                self.observer.change(&Change {
+                    vcpu: vcpu.name(),
+                    cpu,
+                    tsc: start,
+                    from: Runstate::Running,
+                    follows: true,
+                    to: None,
+                });
             }
         }
         let key = u32::from(lost.domain) << 16 | u32::from(lost.vcpu);

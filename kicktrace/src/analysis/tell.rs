@@ -12,13 +12,14 @@ use crate::summary::{
     TimesCertainty,
 };
 
-pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O) {
+/// What `analyser` has found so far; `reading` ends where its vCPUs' times do.
+pub(super) fn summary<O>(analyser: &Analyser<O>, reading: Reading) -> Summary {
     let clock = analyser.calibration.clock(analyser.options.cpu_hz);
     let ticks = reading.ticks();
-    let mut warnings = warnings(&analyser, &reading);
+    let mut warnings = warnings(analyser, &reading);
     let classes = analyser.classes;
     let last = reading.last_tsc;
-    let mut vcpus = analyser.vcpus;
+    let mut vcpus: Vec<&Vcpu> = analyser.vcpus.iter().collect();
     vcpus.sort_by_key(|vcpu| (vcpu.domain, vcpu.id));
     let mut domains = Vec::new();
     let (mut sure, mut observed) = (0, 0);
@@ -36,9 +37,10 @@ pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O
         }
         domains.push(domain);
     }
-    let summary = Summary {
+    Summary {
         schema: summary::SCHEMA,
         clock,
+        window: None,
         ticks,
         seconds: clock.ns(ticks).map(|ns| ns / 1e9),
         coverage_percent: percent(sure, observed),
@@ -47,8 +49,7 @@ pub(super) fn summary<O>(analyser: Analyser<O>, reading: Reading) -> (Summary, O
         tsc_offsets: analyser.skew.offsets(),
         warnings,
         reading,
-    };
-    (summary, analyser.observer)
+    }
 }
 
 fn percent(part: u128, whole: u128) -> f64 {
@@ -56,7 +57,7 @@ fn percent(part: u128, whole: u128) -> f64 {
     if whole == 0 { 100.0 } else { part as f64 / whole as f64 * 100.0 }
 }
 
-fn domain(vcpus: &[Vcpu], last: u64) -> (Domain, u128, u128) {
+fn domain(vcpus: &[&Vcpu], last: u64) -> (Domain, u128, u128) {
     let mut counts = Counts::default();
     let mut times = Times::default();
     let mut latencies = LatencySet::default();
@@ -121,9 +122,9 @@ struct Trust {
 }
 
 impl Trust {
-    fn of(vcpus: &[Vcpu]) -> Self {
+    fn of(vcpus: &[&Vcpu]) -> Self {
         let inferred_if = |it: bool| if it { Certainty::Inferred } else { Certainty::Exact };
-        let marks_kicks = vcpus.iter().any(|vcpu| vcpu.raw.marked_kicks > 0);
+        let marks_kicks = vcpus.iter().any(|vcpu| vcpu.marks_kicks);
         let marks_waits = vcpus.iter().any(|vcpu| vcpu.marked.is_some());
         let hvm = vcpus.iter().any(|vcpu| vcpu.kind == DomainKind::Hvm);
         Self {

@@ -115,6 +115,10 @@ pub(super) struct Vcpu {
     pub(super) marked: Option<Box<Marked>>,
     /// The target of a marked kick whose operation is still to come.
     pub(super) announced: Option<u32>,
+    /// It has marked a kick.
+    pub(super) marks_kicks: bool,
+    /// Ticks it ran in the phases before.
+    ran_before: u64,
 }
 
 /// A runstate change that came too early.
@@ -216,6 +220,38 @@ impl Vcpu {
         self.change(tsc, Some(state), state, gaps)
     }
 
+    /// Accounts the time up to `tsc`, the end of a phase, as [`finish`](Self::finish) does, for a
+    /// vCPU that goes on.
+    pub(super) fn end_phase(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
+        let woken = self.woken;
+        let ended = self.finish(tsc, gaps);
+        self.woken = woken;
+        // Its sleep in a poll counts where it is spent.
+        let blocked_to = match self.poll {
+            Poll::Blocked => tsc,
+            Poll::Woken if !self.aborted => self.wake_tsc,
+            _ => self.left_tsc,
+        };
+        let blocked = blocked_to.saturating_sub(self.left_tsc);
+        self.times.blocked_in_poll = self.times.blocked_in_poll.saturating_add(blocked);
+        self.left_tsc = self.left_tsc.max(blocked_to);
+        ended
+    }
+
+    /// Begins a phase at `tsc`: no figure yet, and all that is under way goes on.
+    pub(super) fn begin_again(&mut self, tsc: u64) {
+        self.ran_before = self.ran_before.saturating_add(self.times.running);
+        self.times = Times::default();
+        self.raw = Raw::default();
+        self.latencies = LatencySet::default();
+        self.inferred = Tally::default();
+        (self.tainted, self.kicker_stolen_more) = (0, false);
+        self.first = self.first.map(|_| tsc);
+        if let Some(marked) = &mut self.marked {
+            (marked.tally, marked.waits) = (Tally::default(), 0);
+        }
+    }
+
     pub(super) fn name(&self) -> VcpuId {
         VcpuId { domain: self.domain, vcpu: self.id }
     }
@@ -260,7 +296,7 @@ impl Vcpu {
             Some(Runstate::Running) => tsc.saturating_sub(self.since),
             _ => 0,
         };
-        self.times.running.saturating_add(now)
+        self.ran_before.saturating_add(self.times.running).saturating_add(now)
     }
 
     /// Ticks of `from..to` in which this vCPU was preempted, and whether all of them are remembered.

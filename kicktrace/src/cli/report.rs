@@ -8,12 +8,14 @@ use std::path::Path;
 
 use super::Failure;
 use super::input::{Input, Window};
+use super::summary::{beyond, complete};
 use super::timeline::Windowed;
 use crate::Summary;
-use crate::analysis::{Analyser, Interval, Observe, WaitStory};
+use crate::analysis::{Analyser, Both, Bounds, Interval, Nothing, Observe, Phases, WaitStory};
 use crate::output::html::{self, Parts};
+use crate::output::series::Series;
 use crate::output::story::Story;
-use crate::reader::read;
+use crate::reader::{Reading, Visit, read};
 
 /// Longest waits listed.
 const WORST: usize = 20;
@@ -21,12 +23,27 @@ const WORST: usize = 20;
 const DRAWN: usize = 4_000;
 
 /// Reads the trace, writes the page and returns the summary it shows.
-pub(super) fn write(input: &Input, window: Window, path: &Path) -> Result<Summary, Failure> {
+pub(super) fn write(
+    input: &Input,
+    window: Window,
+    bounds: Bounds,
+    path: &Path,
+) -> Result<Summary, Failure> {
     // A given window can be drawn while the trace is read, if its frequency is known beforehand.
     let hz = input.clock()?;
     let given = window.from.is_some() || window.to.is_some();
     let seen = Seen::new(window, hz);
-    let (summary, mut seen) = observe(input, seen)?;
+    let mut series = Series::default();
+    let (summary, mut seen) = if bounds.every.is_some() {
+        let options = input.reading.options();
+        let sink = |summary, _: &mut ()| series.push(summary);
+        let mut phases = Phases::new(&options, (), bounds, sink);
+        let (reading, told) = observe(input, seen, bounds, &mut phases)?;
+        phases.finish(reading);
+        told
+    } else {
+        observe(input, seen, bounds, &mut Nothing)?.1
+    };
     let mut worst: Vec<_> = std::mem::take(&mut seen.longest).into_iter().map(|l| l.0.0).collect();
     worst.sort_by_key(|wait| Reverse(rank(wait)));
     let mut drawn = seen.window.to;
@@ -39,9 +56,10 @@ pub(super) fn write(input: &Input, window: Window, path: &Path) -> Result<Summar
             seen.kicks.get(seen.kicks.len() / 2).copied().unwrap_or(summary.reading.first_tsc);
         let at = seconds(kick.saturating_sub(summary.reading.first_tsc));
         let window = Window { from: Some((at - half).max(0.0)), to: Some(at + half) };
-        drawn = observe(input, Seen::new(window, hz))?.1.window.to;
+        let seen = Seen::new(window, hz);
+        drawn = observe(input, seen, Bounds::default(), &mut Nothing)?.1.1.window.to;
     }
-    let parts = Parts { title: input.title(), window: drawn, worst };
+    let parts = Parts { title: input.title(), window: drawn, worst, series };
     let open = |source| Failure::Open { name: path.display().to_string(), source };
     let mut file = BufWriter::new(File::create(path).map_err(open)?);
     html::write(&mut file, &summary, &parts)?;
@@ -49,12 +67,30 @@ pub(super) fn write(input: &Input, window: Window, path: &Path) -> Result<Summar
     Ok(summary)
 }
 
-fn observe(input: &Input, seen: Seen) -> Result<(Summary, Seen), Failure> {
+/// Reads the trace for the summary of a window, and for `beside`.
+fn observe(
+    input: &Input,
+    seen: Seen,
+    bounds: Bounds,
+    beside: &mut impl Visit,
+) -> Result<(Reading, (Summary, Seen)), Failure> {
     let options = input.reading.options();
-    let mut analyser = Analyser::observed(&options, seen);
-    let reading = read(input.open()?, &options.read, &mut analyser)
+    let bounds = Bounds { every: None, ..bounds };
+    if bounds == Bounds::default() {
+        let mut analyser = Analyser::observed(&options, seen);
+        let reading = read(input.open()?, &options.read, &mut Both(&mut analyser, beside))
+            .map_err(|source| input.failure(source))?;
+        return Ok((reading.clone(), analyser.finish(reading)));
+    }
+    let mut told = None;
+    let sink = |summary, _: &mut Seen| told = Some(summary);
+    let mut phases = Phases::new(&options, seen, bounds, sink);
+    let reading = read(input.open()?, &options.read, &mut Both(&mut phases, beside))
         .map_err(|source| input.failure(source))?;
-    Ok(analyser.finish(reading))
+    let seen = phases.finish(reading.clone());
+    let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
+    complete(&mut summary, reading.clone());
+    Ok((reading, (summary, seen)))
 }
 
 /// Keeps the longest waits and one window.
@@ -119,6 +155,9 @@ impl Observe for Seen {
 
     fn wait(&mut self, wait: &WaitStory) {
         self.window.wait(wait);
+        if !self.window.holds(wait.running) {
+            return;
+        }
         self.longest.push(Reverse(Longest(*wait)));
         if self.longest.len() > WORST {
             self.longest.pop();

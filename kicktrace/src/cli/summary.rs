@@ -7,6 +7,10 @@ use clap::Args as ClapArgs;
 
 use super::input::{Input, Window};
 use super::{Failure, finished};
+use crate::Summary;
+use crate::analysis::{Bounds, Observe, Phases};
+use crate::output::series::Series;
+use crate::reader::{Reading, read};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -21,9 +25,13 @@ pub(super) struct Args {
     /// Also write a report for the browser
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// The part of the trace the report draws; by default a few typical waits
+    /// The part of the trace that is told, and that the report draws
     #[command(flatten)]
     pub(super) window: Window,
+    /// Tell phases of this length one after the other (100ms, 2s, 500us): their kicks, waits and times,
+    /// a line for each domain and phase
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    every: Option<f64>,
     /// Learn from the trace how far the pCPUs' TSCs are out of step, and correct it
     #[arg(long)]
     fix_skew: bool,
@@ -37,9 +45,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             eprintln!("kicktrace: TSC of pCPU {cpu} corrected by {ticks} ticks");
         }
     }
-    let summary = match &args.html {
-        Some(path) => super::report::write(&input, args.window, path)?,
-        None => input.summarise()?,
+    let bounds = bounds(&input, args.window, args.every)?;
+    let summary = match (&args.html, args.every) {
+        (Some(path), _) => super::report::write(&input, args.window, bounds, path)?,
+        (None, None) => windowed(&input, bounds)?,
+        (None, Some(_)) => return series(args, &input, bounds),
     };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
@@ -48,16 +58,19 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     } else if args.csv {
         crate::output::csv::write(&mut out, &summary)?;
     } else {
-        match rustix::termios::tcgetwinsize(io::stdout()) {
-            Ok(size) if size.ws_col > 0 => {
-                write!(out, "{summary:width$}", width = usize::from(size.ws_col))?;
-            }
+        match terminal_width() {
+            Some(width) => write!(out, "{summary:width$}")?,
             // No terminal: whoever reads it has room.
-            _ => write!(out, "{summary}")?,
+            None => write!(out, "{summary}")?,
         }
     }
     out.flush()?;
-    finished(&input, &summary.reading)?;
+    told(&input, &summary)
+}
+
+/// What the command ends with once everything is printed.
+fn told(input: &Input, summary: &Summary) -> Result<(), Failure> {
+    finished(input, &summary.reading)?;
     match summary.classes.missing() {
         None => Ok(()),
         Some((what, mask)) => {
@@ -65,4 +78,124 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             Err(Failure::Classes { name, bytes, what, mask })
         }
     }
+}
+
+/// Columns of the terminal that standard output is, if it is one.
+pub(super) fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|&columns| columns > 0)
+}
+
+/// Seconds to ticks, for which the frequency must be known before the trace is read.
+pub(super) fn bounds(input: &Input, window: Window, every: Option<f64>) -> Result<Bounds, Failure> {
+    if window.from.or(window.to).or(every).is_none() {
+        return Ok(Bounds::default());
+    }
+    let Some(hz) = input.clock()? else {
+        return Err(Failure::Usage(format!(
+            "{}: --from, --to and --every are in seconds, and the TSC frequency of {} is not known \
+             beforehand: give --cpu-hz or --xl-dmesg",
+            input.file,
+            if input.is_rereadable() { "this trace" } else { "a pipe" }
+        )));
+    };
+    let ticks = |seconds: f64| (seconds * hz).round() as u64;
+    Ok(Bounds {
+        from: window.from.map_or(0, ticks),
+        to: window.to.map(ticks),
+        every: every.map(|every| ticks(every).max(1)),
+    })
+}
+
+/// The summary of one window, or of the whole trace.
+fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure> {
+    if bounds == Bounds::default() {
+        return input.summarise();
+    }
+    let mut told = None;
+    let sink = |summary, _: &mut ()| told = Some(summary);
+    let reading = phases(input, Phases::new(&input.reading.options(), (), bounds, sink))?.0;
+    let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
+    complete(&mut summary, reading);
+    Ok(summary)
+}
+
+/// Reads the trace for its phases.
+pub(super) fn phases<O: Observe, F: FnMut(Summary, &mut O)>(
+    input: &Input,
+    mut phases: Phases<O, F>,
+) -> Result<(Reading, O), Failure> {
+    let options = input.reading.options();
+    let reading =
+        read(input.open()?, &options.read, &mut phases).map_err(|source| input.failure(source))?;
+    Ok((reading.clone(), phases.finish(reading)))
+}
+
+/// Fills in what only the end of the reading tells.
+pub(super) fn complete(summary: &mut Summary, whole: Reading) {
+    let of = &mut summary.reading;
+    *of = Reading {
+        records: of.records,
+        first_tsc: of.first_tsc,
+        last_tsc: of.last_tsc,
+        pcpus: std::mem::take(&mut of.pcpus),
+        ..whole
+    };
+    if let Some(cut) = of.truncated {
+        summary.warnings.push(format!("the file is cut at byte {}: read up to there", cut.offset));
+    }
+    if of.late_records > 0 {
+        summary.warnings.push(format!(
+            "{} records came out of order: the pCPUs' TSCs are not in step (see --fix-skew), or \
+             --buffer is too small",
+            of.late_records
+        ));
+    }
+}
+
+pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
+    Failure::Usage(format!(
+        "{}: the trace ends before --from ({} ticks after its first record)",
+        input.file, bounds.from
+    ))
+}
+
+fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
+    let mut series = Series::default();
+    let mut classes = None;
+    let sink = |summary: Summary, _: &mut ()| {
+        classes = Some(summary.classes);
+        series.push(summary);
+    };
+    let reading = phases(input, Phases::new(&input.reading.options(), (), bounds, sink))?.0;
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &series)?;
+        writeln!(out)?;
+    } else if args.csv {
+        series.csv(&mut out)?;
+    } else {
+        series.table(&mut out, terminal_width())?;
+    }
+    out.flush()?;
+    finished(input, &reading)?;
+    match classes.ok_or_else(|| beyond(input, bounds))?.missing() {
+        None => Ok(()),
+        Some((what, mask)) => {
+            let (name, bytes) = (input.file.clone(), reading.bytes);
+            Err(Failure::Classes { name, bytes, what, mask })
+        }
+    }
+}
+
+/// A length of time: a number with a unit, or of seconds.
+fn parse_time(text: &str) -> Result<f64, String> {
+    let units = [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("s", 1.0), ("", 1.0)];
+    let found = units.iter().find_map(|(unit, factor)| {
+        let number = text.strip_suffix(unit)?.trim().parse::<f64>().ok()?;
+        Some(number * factor)
+    });
+    found
+        .filter(|seconds| seconds.is_finite() && *seconds > 0.0)
+        .ok_or_else(|| "a length of time, such as 100ms, 2s or 500us".into())
 }

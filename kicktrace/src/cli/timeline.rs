@@ -85,6 +85,10 @@ impl<O> Windowed<O> {
         // Without a frequency the window is in ticks.
         Self { window, hz: hz.unwrap_or(1.0), from: 0, end: u64::MAX, to }
     }
+
+    pub(super) fn holds(&self, tsc: u64) -> bool {
+        (self.from..self.end).contains(&tsc)
+    }
 }
 
 impl<O: Observe> Observe for Windowed<O> {

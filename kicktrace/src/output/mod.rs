@@ -8,5 +8,6 @@ pub mod html;
 pub mod locks;
 pub mod perfetto;
 pub mod record;
+pub mod series;
 pub mod story;
 mod table;

@@ -13,7 +13,7 @@ impl Display for Count {
     }
 }
 
-fn mark(certainty: Certainty) -> &'static str {
+pub(super) fn mark(certainty: Certainty) -> &'static str {
     match certainty {
         Certainty::Exact => "",
         Certainty::Inferred => "~",
@@ -53,6 +53,14 @@ impl Display for Summary {
                 }
             )?,
             _ => writeln!(f, "{} ticks of unknown length (see --cpu-hz)", self.ticks)?,
+        }
+        if let Some(of) = self.window {
+            match (self.clock.ns(of.from), self.clock.ns(of.to)) {
+                (Some(from), Some(to)) => {
+                    writeln!(f, "the part from {:.6} s to {:.6} s", from / 1e9, to / 1e9)?;
+                }
+                _ => writeln!(f, "the part from {} to {} ticks", of.from, of.to)?,
+            }
         }
         writeln!(f, "marks: none exact, ~ inferred, <= at most, >= at least")?;
         for domain in &self.domains {

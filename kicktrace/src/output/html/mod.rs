@@ -2,11 +2,13 @@
 //!
 //! Owns the page. The charts are in `svg.rs`; this file puts text and tables around them.
 
+mod series;
 mod svg;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use super::series::Series;
 use super::story::Story;
 use crate::analysis::WaitStory;
 use crate::summary::{Acquisitions, Certainty, Clock, ClockSource, Domain, DomainKind, Summary};
@@ -25,6 +27,8 @@ pub struct Parts {
     pub window: Story,
     /// The longest waits, longest first.
     pub worst: Vec<WaitStory>,
+    /// The trace in phases; empty if none were asked for.
+    pub series: Series,
 }
 
 /// Writes the page.
@@ -49,6 +53,7 @@ pub fn write(out: &mut dyn Write, summary: &Summary, parts: &Parts) -> io::Resul
     for domain in waited {
         self::domain(&mut page, domain, summary);
     }
+    series::write(&mut page, &parts.series, summary);
     if parts.window.span().is_some() {
         let _ = write!(page, "<h2>Who ran where</h2>");
         svg::gantt(&mut page, &parts.window, summary.reading.first_tsc, &summary.clock);

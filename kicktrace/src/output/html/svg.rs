@@ -25,6 +25,44 @@ pub(super) fn time(ticks: u64, clock: &Clock) -> String {
     }
 }
 
+/// The least of 1, 2, 2.5 and 5 times a power of ten that is no less than `value`, in units of `unit`.
+pub(super) fn round_up(value: f64, unit: f64) -> f64 {
+    let of = value / unit;
+    if of <= 0.0 || !of.is_finite() {
+        return 0.0;
+    }
+    let ten = 10f64.powf(of.log10().floor());
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().find(|step| step * ten >= of * 0.999_999);
+    step.unwrap_or(10.0) * ten * unit
+}
+
+/// Round moments of `from..=to`, about `wanted` of them, and their labels: times where the frequency is
+/// known, all in one unit.
+pub(super) fn ticks(from: u64, to: u64, wanted: u32, clock: &Clock) -> Vec<(u64, String)> {
+    // Ticks of the TSC for each nanosecond.
+    let scale = clock.hz.map_or(1.0, |hz| hz / 1e9);
+    let (begin, end) = (from as f64 / scale, to as f64 / scale);
+    let step = round_up((end - begin) / f64::from(wanted.max(1)), 1.0).max(1.0);
+    let (unit, name) = match (clock.hz, step) {
+        (None, _) => (1.0, ""),
+        (_, step) if step >= 1e8 => (1e9, " s"),
+        (_, step) if step >= 1e5 => (1e6, " ms"),
+        (_, step) if step >= 1e2 => (1e3, " µs"),
+        _ => (1.0, " ns"),
+    };
+    let mut ticks = Vec::new();
+    let mut number = (begin / step).ceil();
+    while number * step <= end * 1.000_000_001 && ticks.len() <= 4 * wanted as usize {
+        let at = number * step;
+        // A step of 250 ms has two digits behind the point in seconds; what is left over is noise.
+        let label = format!("{:.3}", at / unit);
+        let label = label.trim_end_matches('0').trim_end_matches('.');
+        ticks.push((((at * scale).round() as u64).clamp(from, to), format!("{label}{name}")));
+        number += 1.0;
+    }
+    ticks
+}
+
 fn legend(page: &mut String) {
     page.push_str("<div class=\"legend\">");
     for (name, text) in [
@@ -184,7 +222,7 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
     let (vcpus, pcpus) = (story.vcpus(), story.pcpus());
     let _ = write!(
         page,
-        "<p class=\"facts\">{} of the trace, from {} after its start. Arrows go from a kick to the vCPU \
+        "<p class=\"facts\">{} of the trace, from {} on. Arrows go from a kick to the vCPU \
          that runs because of it.</p>",
         time(to - from, clock),
         time(from.saturating_sub(start), clock)
@@ -199,15 +237,14 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
     let height = vcpu_top + vcpus.len() as f64 * tall + 4.0;
     let row = |of: VcpuId| vcpu_top + vcpus.binary_search(&of).unwrap_or(0) as f64 * tall;
     let _ = write!(page, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
-    for part in 0..=6 {
-        let tsc = from + (to - from) / 6 * part;
-        let at = x(tsc);
-        let anchor = if part == 6 { "end" } else { "start" };
+    // Moments are round from the start of the trace.
+    for (tick, label) in ticks(from.saturating_sub(start), to.saturating_sub(start), 6, clock) {
+        let at = x(start.saturating_add(tick));
+        let anchor = if at > WIDTH - 40.0 { "end" } else { "start" };
         let _ = write!(
             page,
             "<line class=\"grid-line\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"12\" y2=\"{height}\"/>\
-             <text class=\"soft\" x=\"{at:.1}\" y=\"10\" text-anchor=\"{anchor}\">{}</text>",
-            time(tsc - from, clock)
+             <text class=\"soft\" x=\"{at:.1}\" y=\"10\" text-anchor=\"{anchor}\">{label}</text>"
         );
     }
     for (at, cpu) in pcpus.iter().enumerate() {

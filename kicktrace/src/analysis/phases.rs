@@ -1,0 +1,232 @@
+//! A trace cut into phases, or one window of it.
+//!
+//! Owns the moments at which the analysis is told and begins again. Counts nothing itself. The figures
+//! of a phase are those of a trace that the analyser had followed from its very start: who runs, who
+//! sleeps and who marks is known when a phase begins.
+
+use crate::analysis::{Analyser, Observe, Options};
+use crate::error::{Error, ErrorKind};
+use crate::reader::{PcpuReading, Reading, Record, Visit};
+use crate::summary::{Summary, Window};
+
+/// More phases than this are refused: each costs time and memory, and nobody reads so many.
+pub const MAX_PHASES: u64 = 10_000;
+
+/// Which parts of a trace are told, in ticks after its first record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The first phase begins here.
+    pub from: u64,
+    /// The last phase ends here; `None` at the end of the trace.
+    pub to: Option<u64>,
+    /// Length of a phase; `None` for a single one.
+    pub every: Option<u64>,
+}
+
+/// Follows all vCPUs through a trace and hands a [`Summary`] of each phase to a closure, as soon as the
+/// phase is over. A [`Visit`]or, as [`Analyser`] is.
+///
+/// # Example
+/// ```
+/// use kicktrace::analysis::{Bounds, Options, Phases};
+/// # use kicktrace::{reader, synth};
+/// # let mut trace = Vec::new();
+/// # synth::generate(&synth::Plan::default(), &mut trace).unwrap();
+/// let mut waits = Vec::new();
+/// let bounds = Bounds { every: Some(28_000_000), ..Bounds::default() };
+/// let mut phases = Phases::new(&Options::default(), (), bounds, |phase, _observer: &mut ()| {
+///     waits.push(phase.domains.iter().map(|domain| domain.counts.waits.value).sum::<u64>());
+/// });
+/// let reading = reader::read(&trace[..], &reader::ReadOptions::default(), &mut phases)?;
+/// phases.finish(reading);
+/// assert!(waits.len() > 3 && waits[1] > 0);
+/// # Ok::<(), kicktrace::Error>(())
+/// ```
+pub struct Phases<O, F> {
+    analyser: Analyser<O>,
+    bounds: Bounds,
+    sink: F,
+    /// TSC of the first record.
+    start: Option<u64>,
+    /// TSC at which the phase under way began.
+    began: u64,
+    /// TSC at which something changes: a phase ends or the first one begins.
+    next: u64,
+    stage: Stage,
+    /// Phases begun.
+    begun: u64,
+    records: u64,
+    pcpus: Vec<PcpuReading>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Before,
+    Inside,
+    After,
+}
+
+impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
+    /// Follows a trace and tells `sink` of each phase. `observer` is told of a phase's end
+    /// ([`Observe::cut`]) just before.
+    pub fn new(options: &Options, observer: O, bounds: Bounds, sink: F) -> Self {
+        Self {
+            analyser: Analyser::observed(options, observer),
+            bounds,
+            sink,
+            start: None,
+            began: 0,
+            next: 0,
+            stage: Stage::Before,
+            begun: 0,
+            records: 0,
+            pcpus: Vec::new(),
+        }
+    }
+
+    /// Tells the phase under way when the trace ends, and returns the observer. Nothing is told of a
+    /// trace that ends before `bounds.from`.
+    pub fn finish(mut self, reading: Reading) -> O {
+        let end = reading.last_tsc;
+        if self.stage == Stage::Inside && (end > self.began || self.records > 0) {
+            self.cut(end.max(self.began));
+        }
+        self.analyser.observer
+    }
+
+    fn begin(&mut self, tsc: u64) {
+        self.start = Some(tsc);
+        self.began = tsc;
+        self.next = tsc.saturating_add(self.bounds.from);
+    }
+
+    #[cold]
+    fn boundary(&mut self) {
+        let at = self.next;
+        match self.stage {
+            Stage::After => {}
+            Stage::Before => {
+                if self.start < Some(at) {
+                    self.analyser.cut(at, Reading::default());
+                }
+                (self.records, self.began, self.stage) = (0, at, Stage::Inside);
+                self.pcpus.clear();
+            }
+            Stage::Inside => self.cut(at),
+        }
+        self.begun += 1;
+        let start = self.start.unwrap_or(0);
+        let end = self.bounds.to.map_or(u64::MAX, |to| start.saturating_add(to));
+        if at >= end {
+            (self.stage, self.next) = (Stage::After, u64::MAX);
+        } else {
+            self.next =
+                self.bounds.every.map_or(end, |every| at.saturating_add(every.max(1)).min(end));
+        }
+    }
+
+    fn cut(&mut self, at: u64) {
+        let start = self.start.unwrap_or(0);
+        let mut pcpus = std::mem::take(&mut self.pcpus);
+        pcpus.retain(|pcpu| pcpu.records > 0);
+        let reading = Reading {
+            records: std::mem::take(&mut self.records),
+            first_tsc: self.began,
+            last_tsc: at,
+            pcpus,
+            ..Reading::default()
+        };
+        let mut summary = self.analyser.cut(at, reading);
+        // Moments are told from the start of the trace.
+        summary.reading.first_tsc = start;
+        let whole = self.bounds == Bounds::default();
+        let window = Window { from: self.began - start, to: at - start };
+        summary.window = (!whole).then_some(window);
+        self.began = at;
+        (self.sink)(summary, &mut self.analyser.observer);
+    }
+
+    fn count(&mut self, record: &Record<'_>) {
+        self.records += 1;
+        let cpu = record.cpu as usize;
+        if self.pcpus.len() <= cpu {
+            let more = self.pcpus.len() as u32..=record.cpu;
+            self.pcpus.extend(more.map(|cpu| PcpuReading { cpu, ..PcpuReading::default() }));
+        }
+        let pcpu = &mut self.pcpus[cpu];
+        pcpu.records += 1;
+        if let Some(lost) = record.lost() {
+            pcpu.lost_records += u64::from(lost.records);
+            pcpu.gaps += 1;
+            let ticks = record.tsc.saturating_sub(lost.first_tsc);
+            pcpu.gap_ticks = pcpu.gap_ticks.saturating_add(ticks);
+        }
+    }
+}
+
+impl<O: Observe, F: FnMut(Summary, &mut O)> Visit for Phases<O, F> {
+    // Whatever happens must fall into its phase, so every record comes in its place in time.
+    fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        // A gap is delivered at its start.
+        let tsc = record.lost().map_or(record.tsc, |lost| lost.first_tsc.min(record.tsc));
+        if self.start.is_none() {
+            self.begin(tsc);
+        }
+        while tsc >= self.next && self.stage != Stage::After {
+            if self.begun > MAX_PHASES {
+                let (offset, limit) = (record.offset, MAX_PHASES);
+                return Err(ErrorKind::TooManyPhases { offset, limit }.into());
+            }
+            self.boundary();
+        }
+        if self.stage == Stage::After {
+            return Ok(());
+        }
+        self.count(record);
+        self.analyser.record(record)
+    }
+
+    fn caught_up(&mut self) -> Result<(), Error> {
+        self.analyser.caught_up()
+    }
+}
+
+/// Two [`Visit`]ors in one reading.
+pub struct Both<'a, A, B>(pub &'a mut A, pub &'a mut B);
+
+impl<A: Visit, B: Visit> Visit for Both<'_, A, B> {
+    fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        self.0.record(record)?;
+        self.1.record(record)
+    }
+
+    fn is_local(event: u32, words: &[u32]) -> bool {
+        A::is_local(event, words) && B::is_local(event, words)
+    }
+
+    fn goes_on(&self, before: u32, event: u32, words: &[u32]) -> bool {
+        self.0.goes_on(before, event, words) && self.1.goes_on(before, event, words)
+    }
+
+    fn caught_up(&mut self) -> Result<(), Error> {
+        self.0.caught_up()?;
+        self.1.caught_up()
+    }
+}
+
+/// A [`Visit`]or that looks at nothing.
+pub struct Nothing;
+
+impl Visit for Nothing {
+    fn record(&mut self, _: &Record<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn is_local(_: u32, _: &[u32]) -> bool {
+        true
+    }
+
+    fn goes_on(&self, _: u32, _: u32, _: &[u32]) -> bool {
+        true
+    }
+}

@@ -1,0 +1,187 @@
+//! A trace in phases: one line for each phase of each domain, as table, JSON and CSV.
+//!
+//! Owns which figures of a [`Summary`] a series keeps. A phase's figures follow the rules of the whole
+//! trace's; see [`Phases`](crate::analysis::Phases).
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::csv::{self, Figures};
+use super::table::mark;
+use crate::summary::{Certainty, Clock, Distribution, Domain, SCHEMA, Summary, Window};
+
+/// Phases in order of time.
+#[derive(Clone, Debug, Serialize)]
+pub struct Series {
+    schema: u32,
+    clock: Option<Clock>,
+    phases: Vec<Phase>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Phase {
+    /// Where in the trace, in ticks after its first record.
+    pub window: Window,
+    /// Percent of the vCPUs' time that no lost record makes doubtful.
+    pub coverage_percent: f64,
+    /// Records lost in gaps that begin in this phase.
+    pub lost_records: u64,
+    /// The domains, without their vCPUs, locks and histograms: a window's summary tells these.
+    pub domains: Vec<Domain>,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self { schema: SCHEMA, clock: None, phases: Vec::new() }
+    }
+}
+
+impl Series {
+    /// Adds a phase that is over.
+    pub fn push(&mut self, summary: Summary) {
+        self.clock = Some(summary.clock);
+        let mut domains = summary.domains;
+        for domain in &mut domains {
+            (domain.vcpus, domain.locks) = (Vec::new(), Vec::new());
+            let of = &mut domain.latencies;
+            for latency in
+                [&mut of.kick_to_wake, &mut of.wake_to_run, &mut of.kick_to_run, &mut of.wait]
+            {
+                latency.histogram = Vec::new();
+            }
+        }
+        self.phases.push(Phase {
+            window: summary.window.unwrap_or(Window { from: 0, to: summary.ticks }),
+            coverage_percent: summary.coverage_percent,
+            lost_records: summary.reading.lost_records(),
+            domains,
+        });
+    }
+
+    /// The clock, measured up to the end of the last phase.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock.unwrap_or(Clock::known(None))
+    }
+
+    /// The phases.
+    #[must_use]
+    pub fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    /// Every domain seen in any phase, in order.
+    #[must_use]
+    pub fn domains(&self) -> Vec<u16> {
+        let all = self.phases.iter().flat_map(|phase| &phase.domains).map(|domain| domain.id);
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// A table for each domain, one line a phase, in at most `columns` columns if that is a limit.
+    ///
+    /// # Errors
+    /// Whatever `out` returns.
+    pub fn table(&self, out: &mut dyn Write, columns: Option<usize>) -> io::Result<()> {
+        let clock = self.clock();
+        writeln!(out, "marks: none exact, ~ inferred, <= at most, >= at least")?;
+        let narrow = columns.is_some_and(|columns| columns < 80);
+        let (at, wait) = match clock.hz {
+            Some(_) => ("from (s)", "wait p50 us"),
+            None => ("from (ticks)", "wait p50"),
+        };
+        for domain in self.domains() {
+            writeln!(out, "\nd{domain}")?;
+            write!(out, "{at:>12}{:>8}{:>8}{:>9}", "kicks", "waits", "per acq.")?;
+            if !narrow {
+                write!(out, "{wait:>12}")?;
+            }
+            write!(out, "{:>9}{:>8}{:>8}", "p99", "running", "stolen")?;
+            writeln!(out, "{}", if narrow { "" } else { "   lost" })?;
+            for phase in &self.phases {
+                let Some(of) = phase.domains.iter().find(|of| of.id == domain) else { continue };
+                let from = match clock.ns(phase.window.from) {
+                    Some(ns) => format!("{:.6}", ns / 1e9),
+                    None => phase.window.from.to_string(),
+                };
+                let acquired = of.marked.as_ref().unwrap_or(&of.inferred);
+                let each = acquired
+                    .waking_kicks_per_blocked
+                    .map_or("-".into(), |each| format!("{}{each:.3}", mark(acquired.certainty)));
+                write!(
+                    out,
+                    "{from:>12}{:>8}{:>8}{each:>9}",
+                    of.counts.waking_kicks, of.counts.waits
+                )?;
+                let latency = |ticks| latency(&of.latencies.wait, ticks, &clock);
+                if !narrow {
+                    write!(out, "{:>12}", latency(of.latencies.wait.p50))?;
+                }
+                write!(out, "{:>9}", latency(of.latencies.wait.p99))?;
+                let (running, stolen) = (share(of, of.times.running), share(of, of.times.stolen));
+                write!(out, "{running:>6.1} %{stolen:>6.1} %")?;
+                if !narrow {
+                    write!(out, "{:>7}", phase.lost_records)?;
+                }
+                writeln!(out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One line for each phase and domain, after a line with the columns' names: as the CSV of a summary,
+    /// with `from` and `to` in the column `unit` names.
+    ///
+    /// # Errors
+    /// Whatever `out` returns.
+    pub fn csv(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (mut header, clock) = (true, self.clock());
+        for (number, phase) in self.phases.iter().enumerate() {
+            for of in &phase.domains {
+                let mut cells = vec![
+                    ("phase".to_owned(), number.to_string()),
+                    ("from".into(), csv::time(phase.window.from, &clock)),
+                    ("to".into(), csv::time(phase.window.to, &clock)),
+                    ("lost_records".into(), phase.lost_records.to_string()),
+                    ("domain".into(), of.id.to_string()),
+                    ("coverage_percent".into(), format!("{:.3}", of.coverage_percent)),
+                    ("unit".into(), if clock.hz.is_some() { "ns" } else { "ticks" }.into()),
+                ];
+                let figures = Figures {
+                    counts: &of.counts,
+                    times: &of.times,
+                    times_certainty: &of.times_certainty,
+                    latencies: &of.latencies,
+                    marked: of.marked.as_ref(),
+                    inferred: &of.inferred,
+                };
+                figures.cells(&mut cells, &clock);
+                csv::row(out, &cells, std::mem::take(&mut header))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Percent of a domain's time, all its vCPUs together.
+pub(crate) fn share(of: &Domain, ticks: u64) -> f64 {
+    let times = &of.times;
+    let all = [times.running, times.stolen, times.blocked, times.offline, times.unknown];
+    let all = all.into_iter().fold(0, u64::saturating_add);
+    ticks as f64 * 100.0 / all.max(1) as f64
+}
+
+fn latency(of: &Distribution, ticks: u64, clock: &Clock) -> String {
+    if of.count == 0 {
+        return "-".into();
+    }
+    let mark = if of.certainty == Certainty::Exact { "" } else { mark(of.certainty) };
+    match clock.ns(ticks) {
+        Some(ns) => format!("{mark}{:.1}", ns / 1e3),
+        None => format!("{mark}{ticks}"),
+    }
+}
