@@ -246,14 +246,14 @@ fn crashes_and_a_hang_are_told_and_what_the_others_found_is_kept() {
         assert!(told.contains("(a null pointer)"), "{told}");
         // The function's own name, and its callers'.
         assert!(told.contains(" lab_guest::workload::read_through_null+0x"), "{told}");
-        assert!(told.contains(" xen_guest::smp::run+0x"), "{told}");
+        assert!(told.contains(" xen_guest::kernel::smp::run+0x"), "{told}");
     }
     // Here Xen ends the domain, and pvlab asks it why.
     let overflow = of("overflow");
     let recursion = "lab_guest::workload::use_up_the_stack";
     assert!(overflow.contains(": vCPU 1 overflowed its stack in lab_guest::"), "{overflow}");
     assert!(overflow.contains(&format!("    at {recursion}+0x")), "{overflow}");
-    assert!(overflow.contains("    at xen_guest::smp::run+0x"), "{overflow}");
+    assert!(overflow.contains("    at xen_guest::kernel::smp::run+0x"), "{overflow}");
     assert!(table.contains("domain overflow crashed"), "{table}");
     assert!(table.contains("vCPU 1 overflowed its stack"), "{table}");
     assert!(folder.path().join("out/kick-at-unlock/crash-overflow.txt").is_file());
@@ -261,7 +261,7 @@ fn crashes_and_a_hang_are_told_and_what_the_others_found_is_kept() {
     let overflow = of("pvh-overflow");
     assert!(overflow.contains("the stack overflowed into its guard page"), "{overflow}");
     assert!(overflow.contains(&format!(" times) {recursion}+0x")), "{overflow}");
-    assert!(overflow.contains(" xen_guest::smp::run+0x"), "{overflow}");
+    assert!(overflow.contains(" xen_guest::kernel::smp::run+0x"), "{overflow}");
     for words in [
         "domain endless hung: state `running` at the deadline of 80 s",
         "domain panic crashed",

@@ -33,6 +33,7 @@ const SUCCEED: &[(&str, u32)] = &[
     ("masked-poll-fifo", 2),
     ("nested-lock", 4),
     ("nested-lock-set-again-fifo", 4),
+    ("own-identity", 4),
     ("irq-guard-fifo", 4),
     ("nmi", 1),
     ("switch", 1),

@@ -30,9 +30,9 @@ pub fn counts(vcpu: u32) -> WaitCounts {
 
 pub struct Kernel;
 
-// SAFETY: 1. `current_vcpu` is the number this vCPU was started with; nothing migrates. 2. The statics
-// are static and used by this platform alone. 3. Nothing interrupts: interrupts are off. 4, 5. As
-// `Kicker::wait` and `Kicker::kick` promise.
+// SAFETY: 1. `current_vcpu` is the number this vCPU was started with; nothing migrates. 2. The
+// statics are static and used by this platform alone. 3. Nothing interrupts: interrupts are off. 4,
+// 5. As `Kicker::wait` and `Kicker::kick` promise.
 unsafe impl Platform for Kernel {
     const MAX_CPUS: usize = MAX_VCPUS;
 
@@ -63,7 +63,8 @@ unsafe impl Platform for Kernel {
         system_time()
     }
 
-    /// How long to spin before sleeping. Less than the default, because here the lock is held for long.
+    /// How long to spin before sleeping. Less than the default, because here the lock is held for
+    /// long.
     fn spin_turns() -> u32 {
         100
     }

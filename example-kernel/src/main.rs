@@ -28,7 +28,8 @@ use lock::Mutex;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
-/// How often each vCPU takes the lock at least; it goes on until all have slept and been kicked awake.
+/// How often each vCPU takes the lock at least; it goes on until all have slept and been kicked
+/// awake.
 const AT_LEAST: u64 = 200;
 /// How often at most: a kernel whose kicks wake nobody ends too, and says so.
 const AT_MOST: u64 = 20_000;
@@ -134,7 +135,8 @@ fn report(vcpus: u32) -> ! {
     let slept = sleepers();
     let _ = writeln!(
         Console,
-        "example: counter {counter} of {taken}; {slept} of {vcpus} vCPUs slept and were kicked awake"
+        "example: counter {counter} of {taken}; \
+         {slept} of {vcpus} vCPUs slept and were kicked awake"
     );
     console::flush();
     let exact = counter == taken;

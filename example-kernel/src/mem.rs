@@ -1,6 +1,8 @@
-//! The memory functions the compiler calls: the host's C library, where they are otherwise, is not here.
+//! The memory functions the compiler calls: the host's C library, where they are otherwise, is not
+//! here.
 //!
-//! String instructions, because a loop could be compiled into a call of the very function it implements.
+//! String instructions, because a loop could be compiled into a call of the very function it
+//! implements.
 
 use core::arch::asm;
 

@@ -21,7 +21,8 @@ static VMMCALL: AtomicBool = AtomicBool::new(false);
 #[repr(C, align(4096))]
 struct SharedPage(UnsafeCell<[u8; 4096]>);
 
-// SAFETY: accessed through raw pointers only: its event bits by `evtchn`, its clocks by `system_time`.
+// SAFETY: accessed through raw pointers only: its event bits by `evtchn`, its clocks by
+// `system_time`.
 unsafe impl Sync for SharedPage {}
 
 static SHARED_PAGE: SharedPage = SharedPage(UnsafeCell::new([0; 4096]));

@@ -1,7 +1,13 @@
 //! The experiment: one run of one workload on `pvlock`, on the kernel that `xen-guest` makes.
 //!
-//! It uses `xen-guest` through its public face only, and nothing of the project but `pvlab`'s image is made
-//! of it: what a kernel takes is all in `xen-guest`.
+//! It uses `xen-guest` through its public face only; no other kernel takes anything from here. Its
+//! floors, of which each stands on those below it:
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`programme`] | one run, from the command line to the report |
+//! | [`workload`] | what the vCPUs do with the locks: work of a known length, at random |
+//! | [`locks`] | the locks under test, and their marks in the hypervisor's trace |
 #![no_std]
 
 extern crate alloc;
@@ -9,13 +15,6 @@ extern crate alloc;
 #[macro_use]
 extern crate std;
 
-pub mod heap;
-pub mod hooks;
 pub mod locks;
-pub mod markers;
 pub mod programme;
-pub mod report;
-pub mod rng;
-pub mod watchdog;
-pub mod work;
 pub mod workload;

@@ -2,12 +2,14 @@
 //!
 //! Owns the measured loop: work outside, acquire, work inside, release, record. In the loop it
 //! allocates nothing, writes to no console and no xenstore, and shares no cache line but those of
-//! the locks. [`torture`](mod@torture) is the exception: it is for finding faults, not for measuring.
-//! It knows neither boot nor Xen: [`Vcpu`] is what it needs of the vCPU under it, and in
+//! the locks. [`torture`](mod@torture) is the exception: it is for finding faults, not for
+//! measuring. It knows neither boot nor Xen: [`Vcpu`] is what it needs of the vCPU under it, and in
 //! tests that is a thread.
 
 pub mod alloc;
+pub mod rng;
 pub mod torture;
+pub mod work;
 
 use ::alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +18,9 @@ use crossbeam_utils::CachePadded;
 use experiment::record::Histogram;
 use experiment::{Fault, Limit};
 
-use crate::locks::TestedLock;
-use crate::markers;
-use crate::rng::Stream;
-use crate::work::work;
+use self::rng::Stream;
+use self::work::work;
+use crate::locks::{TestedLock, markers};
 
 /// The vCPU a workload runs on.
 pub trait Vcpu {
@@ -41,7 +42,8 @@ pub trait Vcpu {
         true
     }
 
-    /// Lets the vCPU's timer interrupt it once, `ns` nanoseconds from now; an earlier order is forgotten.
+    /// Lets the vCPU's timer interrupt it once, `ns` nanoseconds from now; an earlier order is
+    /// forgotten.
     fn interrupt_in(&self, ns: u64) {
         let _ = ns;
     }
@@ -132,8 +134,8 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Reads the counter, does `section`, and writes the counter back one higher: whoever was in the
-    /// section at the same time has its increment lost.
+    /// Reads the counter, does `section`, and writes the counter back one higher: whoever was in
+    /// the section at the same time has its increment lost.
     #[inline]
     fn increment_around(&mut self, section: impl FnOnce()) {
         // black_box: the compiler must neither move the read behind the section nor the write
@@ -172,7 +174,8 @@ pub fn free_locks<L: TestedLock<Guarded>>(n: u32) -> Vec<CachePadded<L>> {
 }
 
 /// The workloads `handoff` (one lock) and `spread` (several, one of them picked at random each
-/// time), on one vCPU, from its start to its end. `progress` shows its acquisitions to the watchdog.
+/// time), on one vCPU, from its start to its end. `progress` shows its acquisitions to the
+/// watchdog.
 pub fn contend<L: TestedLock<Guarded>>(
     vcpu: &impl Vcpu,
     plan: &Plan,
@@ -256,7 +259,8 @@ fn commit<L: TestedLock<Guarded>>(fault: Fault, vcpu: &impl Vcpu, lock: &L, shar
 #[inline(never)]
 fn read_through_null() {
     let null = core::hint::black_box(core::ptr::null::<u64>());
-    // SAFETY: page 0 is not mapped: the read is a fault that ends the domain, and nothing comes after it.
+    // SAFETY: page 0 is not mapped: the read is a fault that ends the domain, and nothing comes
+    // after it.
     unsafe { core::arch::asm!("mov {0}, [{0}]", inout(reg) null => _, options(readonly)) };
 }
 

@@ -1,47 +1,84 @@
 //! The join: `pvlock` on `evtchn` on Xen. What an integrator copies.
 //!
 //! Owns the lock's storage (nodes, hash table), one [`Kicker`] a vCPU, and the answers to the
-//! questions a lock asks its kernel. It decides nothing about locking (that is `pvlock`) and nothing
-//! about event channels (that is `evtchn`).
+//! questions a lock asks its kernel. It decides nothing about locking (that is `pvlock`) and
+//! nothing about event channels (that is `evtchn`).
 //!
-//! A kernel of its own needs four things from this file: the statics, [`bind`] for each vCPU before it
-//! takes its first contended lock, [`configure`] once, and the `impl Platform`.
+//! # With boot code of one's own
+//!
+//! `kernel!` is not needed. Hypercalls ([`hypercall`](crate::xen::hypercall)) and the shared page
+//! ([`shared_info`](crate::events::shared_info)) come first; then vCPU 0 says [who it
+//! is](crate::vcpu::identity), and each vCPU, in whatever order, calls what `join` has here before
+//! it takes its first contended lock:
+//!
+//! ```no_run
+//! use xen_guest::{glue, vcpu};
+//!
+//! fn join(vcpu: u32) -> Result<(), evtchn::Errno> {
+//!     vcpu::area::register(vcpu)?; // clock: deadlines of waits; runstate: who is preempted
+//!     glue::bind(vcpu).map(drop) // the port on which it is kicked
+//! }
+//! # let _ = join(0);
+//! ```
 //!
 //! # Alone
 //!
-//! With boot code of one's own, on each vCPU, before it takes a lock, `boot` here:
+//! A kernel that has hypercalls, event channels, clock and per-CPU areas by itself takes this file
+//! only. It writes a [`Kernel`], in which it answers for each of them, and uses
+//! [`XenPlatform<ItsKernel>`](XenPlatform):
 //!
-//! ```no_run
-//! use xen_guest::percpu::PerCpu;
-//! use xen_guest::{glue, smp, trap};
-//!
-//! fn boot(vcpu: u32, write_gs_base: impl Fn(u64)) -> Result<(), evtchn::Errno> {
-//!     write_gs_base(PerCpu::prepare(vcpu)); // who am I
-//!     smp::register_vcpu_info(vcpu)?; // the clock: deadlines of waits
-//!     trap::register_runstate(vcpu)?; // optional: waiters see who is preempted
-//!     glue::bind(vcpu).map(drop) // the port on which it is kicked
-//! }
-//! # let _ = boot(0, |_| {});
 //! ```
+//! # // What this kernel has by itself; here it is Xen's double on a host.
+//! # use std::sync::LazyLock;
+//! # use evtchn::fake::FakeXen;
+//! # static XEN: LazyLock<FakeXen> = LazyLock::new(|| FakeXen::new(1));
+//! # fn cpu_id() -> u32 { 0 }
+//! # fn hypervisor() -> impl evtchn::Hypercalls { XEN.vcpu(cpu_id()) }
+//! # fn ports() -> evtchn::TwoLevel { XEN.two_level() }
+//! use evtchn::{Abi, Hypercalls};
+//! use xen_guest::glue::{self, XenPlatform};
 //!
-//! and before the first, hypercalls and the shared page: [`hypercall`], [`shared_info`](crate::shared_info).
+//! struct MyKernel;
+//!
+//! // SAFETY: a CPU's number never changes, and no task moves while it is in a lock.
+//! unsafe impl glue::Kernel for MyKernel {
+//!     fn current_vcpu() -> u32 {
+//!         cpu_id()
+//!     }
+//!     fn xen() -> impl Hypercalls {
+//!         hypervisor()
+//!     }
+//!     fn events() -> impl Abi {
+//!         ports()
+//!     }
+//!     fn is_preempted(_: u32) -> bool {
+//!         false // this kernel registers no runstate areas
+//!     }
+//! }
+//!
+//! type Mutex<T> = pvlock::Mutex<T, XenPlatform<MyKernel>>;
+//!
+//! static BALANCE: Mutex<u64> = Mutex::new(0);
+//!
+//! XenPlatform::<MyKernel>::bind(0)?; // each vCPU
+//! *BALANCE.lock() += 1;
+//! # Ok::<(), evtchn::Errno>(())
+//! ```
 
 use core::fmt::{self, Write};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crossbeam_utils::CachePadded;
-use evtchn::{Abi, Errno, Kicker, NmiGuard, Port, WaitCounts, WaitOutcome};
+use evtchn::{Abi, Errno, Hypercalls, Kicker, NmiGuard, Port, WaitCounts, WaitOutcome};
 use pvlock::{
     Counter, CpuNodes, HashStorage, HashTable, Interrupts, Mode, ModeCell, ModeSettled, Platform,
 };
 
-use crate::events::{self, events};
-use crate::hypercall::Xen;
-use crate::percpu::{MAX_VCPUS, PerCpu, current_vcpu};
-use crate::{clock, upcall};
+use crate::events::{self, Xen};
+use crate::vcpu::{self, Area, MAX_VCPUS, mask};
 
-/// The lock around a value, on this kernel.
+/// The lock around a value, on this crate's kernel.
 ///
 /// ```
 /// use xen_guest::glue::Mutex;
@@ -61,27 +98,27 @@ pub type Mutex<T, K = pvlock::KickAtUnlock> = pvlock::Mutex<T, XenPlatform, K>;
 /// ```
 pub type IrqMutex<T, K = pvlock::KickAtUnlock> = pvlock::IrqMutex<T, XenPlatform, Upcalls, K>;
 
-/// Event upcalls as what [`IrqMutex`] keeps off: by the vCPU's upcall mask on PV, by the interrupt flag
-/// on PVH.
+/// Event upcalls as what [`IrqMutex`] keeps off: by the vCPU's upcall mask on PV, by the interrupt
+/// flag on PVH.
 #[derive(Debug)]
 pub struct Upcalls;
 
-// SAFETY: nothing but event upcalls interrupts a vCPU and takes a lock for good (an NMI handler only
-// tries), and nothing migrates between vCPUs.
+// SAFETY: nothing but event upcalls interrupts a vCPU and takes a lock for good (an NMI handler
+// only tries), and nothing migrates between vCPUs.
 unsafe impl Interrupts for Upcalls {
     type Saved = bool;
 
     fn save() -> bool {
-        upcall::are_enabled()
+        mask::are_enabled()
     }
 
     fn disable() {
-        upcall::disable();
+        mask::disable();
     }
 
     fn restore(were_enabled: bool) {
         if were_enabled {
-            upcall::enable();
+            mask::enable();
         }
     }
 }
@@ -89,10 +126,10 @@ unsafe impl Interrupts for Upcalls {
 /// How long a waiter polls before it looks for itself.
 pub const POLL_NS: u64 = 1_000_000_000;
 
-/// How many whole polls a kick that is owed may be late before it is called lost. Far beyond the longest
-/// critical section and preemption: on an emulator that shared its cores with other work, waits of 6 s
-/// were seen. Polls and not time: a domain may be paused for as long as its owner likes, and that
-/// costs one poll.
+/// How many whole polls a kick that is owed may be late before it is called lost. Far beyond the
+/// longest critical section and preemption: on an emulator that shared its cores with other work,
+/// waits of 6 s were seen. Polls and not time: a domain may be paused for as long as its owner
+/// likes, and that costs one poll.
 const LATE_POLLS: u32 = 20;
 
 /// Four queue nodes a vCPU: task, soft interrupt, hard interrupt, NMI.
@@ -119,48 +156,44 @@ pub fn configure(mode: Mode, spin_turns: u32) -> Result<(), ModeSettled> {
     MODE.init(mode)
 }
 
-/// Gives `vcpu` the port on which it can be kicked. Before it takes its first contended lock, and
-/// again after a resume.
+/// [`XenPlatform::bind`], for the kernel of this crate.
 ///
 /// # Errors
 ///
-/// As [`evtchn::bind_ipi`].
+/// As there.
 pub fn bind(vcpu: u32) -> Result<Port, Errno> {
-    loop {
-        match KICKERS[vcpu as usize].bind(&Xen, &events(), vcpu) {
-            // Xen has the port, but there is no word for it yet.
-            Err(Errno::ENOSPC) => events::grow()?,
-            bound => return bound,
-        }
-    }
+    <XenPlatform>::bind(vcpu)
 }
 
-/// Takes that port away from `vcpu`, which is down.
+/// [`XenPlatform::unbind`], for the kernel of this crate.
 ///
 /// # Errors
 ///
-/// As [`evtchn::close`].
+/// As there.
 pub fn unbind(vcpu: u32) -> Result<(), Errno> {
-    KICKERS[vcpu as usize].unbind(&Xen)
+    <XenPlatform>::unbind(vcpu)
 }
 
-/// Gives every vCPU that had a port a new one, after a restore, while no other vCPU runs; and kicks it:
-/// a kick that was latched or under way is gone with the old port.
+/// [`XenPlatform::bind_again`], for the kernel of this crate.
 ///
 /// # Errors
 ///
-/// As [`bind`].
+/// As there.
 pub fn bind_again() -> Result<(), Errno> {
-    for (kicker, vcpu) in KICKERS.iter().zip(0..) {
-        if kicker.port().is_some() {
-            bind(vcpu)?;
-            kicker.kick(&Xen)?;
-        }
-    }
-    Ok(())
+    <XenPlatform>::bind_again()
 }
 
-/// Marks `vcpu`, which runs this, as being in an NMI until the value is dropped: it cannot block then.
+/// [`XenPlatform::dump_pending`], for the kernel of this crate.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn dump_pending(out: &mut dyn Write) -> fmt::Result {
+    <XenPlatform>::dump_pending(out)
+}
+
+/// Marks `vcpu`, which runs this, as being in an NMI until the value is dropped: it cannot block
+/// then.
 pub fn enter_nmi(vcpu: u32) -> NmiGuard<'static> {
     KICKERS[vcpu as usize].enter_nmi()
 }
@@ -171,51 +204,196 @@ pub fn wait_counts(vcpu: usize) -> WaitCounts {
     KICKERS[vcpu].counts()
 }
 
-/// What a kernel is told of its locks' waits and kicks, on the vCPU that waits or kicks. Every method is
-/// empty unless it is written anew, and costs nothing then.
-pub trait Hooks: Send + Sync + 'static {
-    /// `vcpu`, which runs this, has to wait for a lock: `wait` is that wait, and is called once.
+/// The kernel that the lock is in: what the joint asks of it, and what it is told. Each method has
+/// this crate's own answer, and tells nobody.
+///
+/// One program has one kernel: what is asked of two of them here goes to the same kickers and queue
+/// nodes.
+///
+/// # Safety
+///
+/// 1. `current_vcpu` is the number that Xen gives the vCPU it runs on, below [`MAX_VCPUS`], and
+///    stays the same as long as a lock is being taken or released.
+/// 2. `xen` is the hypervisor under that vCPU, and `events` are the bits it shares with the domain.
+/// 3. A vCPU asks no lock in what it is told.
+pub unsafe trait Kernel: Send + Sync + 'static {
+    /// Which vCPU this is.
+    #[inline]
+    fn current_vcpu() -> u32 {
+        vcpu::current()
+    }
+
+    /// The hypervisor, with the clock that deadlines are compared with.
+    #[inline]
+    fn xen() -> impl Hypercalls {
+        Xen
+    }
+
+    /// The state of the domain's event channels.
+    #[inline]
+    fn events() -> impl Abi {
+        events::events()
+    }
+
+    /// Makes room for ports beyond [`events`](Kernel::events)' last.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`: there is none.
+    fn more_ports() -> Result<(), Errno> {
+        events::grow()
+    }
+
+    /// Whether Xen has taken `vcpu` off its pCPU, or lets it sleep: a hint.
+    #[inline]
+    fn is_preempted(vcpu: u32) -> bool {
+        // Relaxed: a hint. Xen writes it when that vCPU comes and goes: 0 is running, and "blocked"
+        // stays there until a woken vCPU has really run.
+        Area::of(vcpu).runstate.state.load(Ordering::Relaxed) != 0
+    }
+
+    /// Told: `vcpu`, which runs this, has to wait for a lock. `wait` is that wait, and is called
+    /// once.
     #[inline]
     fn around_wait(vcpu: u32, wait: impl FnOnce() -> WaitOutcome) -> WaitOutcome {
         let _ = vcpu;
         wait()
     }
 
-    /// A kick of `target` is about to be sent.
+    /// Told: a kick of `target` is about to be sent.
     #[inline]
     fn before_kick(target: u32) {
         let _ = target;
     }
 
-    /// A poll of `vcpu`, which runs this, has reached its deadline of [`POLL_NS`]: the lock is held for
-    /// long, or a kick was lost.
+    /// Told: a poll of `vcpu`, which runs this, has reached its deadline of [`POLL_NS`]. The lock
+    /// is held for long, or a kick was lost.
     #[inline]
     fn poll_expired(vcpu: u32) {
         let _ = vcpu;
     }
 }
 
-/// Nothing is told.
+/// The kernel as this crate makes it.
 #[derive(Debug)]
-pub struct NoHooks;
+pub struct XenGuest;
 
-impl Hooks for NoHooks {}
+// SAFETY: 1. `vcpu::identity` was promised it. 2. `Xen` and `events` are the hypervisor's. 3.
+// Nothing is told.
+unsafe impl Kernel for XenGuest {}
 
-/// What a lock asks of this kernel, which is told of waits and kicks by `H`.
+/// What a lock asks of the kernel `K`.
 #[derive(Debug)]
-pub struct XenPlatform<H = NoHooks>(PhantomData<fn() -> H>);
+pub struct XenPlatform<K = XenGuest>(PhantomData<fn() -> K>);
 
-// SAFETY: 1. A vCPU's number is in its own area, found through its GS base; nothing migrates
-// between vCPUs. 2. The statics above are used by this platform alone. 3. Upcall handlers and NMI
-// handlers return before what they interrupted goes on. 4, 5. As `Kicker::wait` and `Kicker::kick`
-// promise: the token is taken before the condition is looked at, both sides' hypercalls and locked
-// instructions are full barriers, and a nested wait leaves the token alone.
-unsafe impl<H: Hooks> Platform for XenPlatform<H> {
+impl<K: Kernel> XenPlatform<K> {
+    /// Gives `vcpu` the port on which it can be kicked. Before it takes its first contended lock,
+    /// and again after a resume.
+    ///
+    /// # Errors
+    ///
+    /// As [`evtchn::bind_ipi`].
+    pub fn bind(vcpu: u32) -> Result<Port, Errno> {
+        loop {
+            match KICKERS[vcpu as usize].bind(&K::xen(), &K::events(), vcpu) {
+                // Xen has the port, but there is no word for it yet.
+                Err(Errno::ENOSPC) => K::more_ports()?,
+                bound => return bound,
+            }
+        }
+    }
+
+    /// Takes that port away from `vcpu`, which is down.
+    ///
+    /// # Errors
+    ///
+    /// As [`evtchn::close`].
+    pub fn unbind(vcpu: u32) -> Result<(), Errno> {
+        KICKERS[vcpu as usize].unbind(&K::xen())
+    }
+
+    /// Gives every vCPU that had a port a new one, after a restore, while no other vCPU runs; and
+    /// kicks it: a kick that was latched or under way is gone with the old port.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](XenPlatform::bind).
+    pub fn bind_again() -> Result<(), Errno> {
+        for (kicker, vcpu) in KICKERS.iter().zip(0..) {
+            if kicker.port().is_some() {
+                Self::bind(vcpu)?;
+                kicker.kick(&K::xen())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One poll with a deadline.
+    fn poll_once(vcpu: u32, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
+        let xen = K::xen();
+        let deadline = xen.system_time_ns() + POLL_NS;
+        KICKERS[vcpu as usize].wait(&xen, &K::events(), deadline, still_blocked)
+    }
+
+    /// The condition of a wait has gone, so somebody owes this vCPU a kick: `KickAtUnlock`
+    /// registers a sleeper while its predecessor still holds the lock and kicks it at unlock, and
+    /// any kicker may be preempted before its send. Only a kick that does not come for
+    /// [`LATE_POLLS`] is lost.
+    #[cold]
+    fn wait_for_late_kick(vcpu: u32) -> WaitOutcome {
+        for _ in 0..LATE_POLLS {
+            match Self::poll_once(vcpu, &|| true) {
+                WaitOutcome::TimedOut => K::poll_expired(vcpu),
+                // Also after another event: nothing can be told of the kick then.
+                outcome => return outcome,
+            }
+        }
+        pvlock::add_to_counter::<Self>(vcpu as usize, Counter::PollTimeout, 1);
+        WaitOutcome::TimedOut
+    }
+
+    /// Writes each bound kicker's port, its bits and its vCPU's runstate, for a person who looks
+    /// for a hang. Takes no lock and allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`.
+    pub fn dump_pending(out: &mut dyn Write) -> fmt::Result {
+        let events = K::events();
+        for (kicker, vcpu) in KICKERS.iter().zip(0..) {
+            let Some(port) = kicker.port() else { continue };
+            let pending = events.is_pending(port);
+            let masked = events.is_masked(port);
+            // Relaxed: a number to look at.
+            let runstate = Area::of(vcpu).runstate.state.load(Ordering::Relaxed);
+            let runstate = ["running", "preempted", "blocked", "offline"]
+                .get(runstate as usize)
+                .unwrap_or(&"?");
+            let WaitCounts { polls, kicked, timed_out, timed_out_unblocked, early, .. } =
+                kicker.counts();
+            writeln!(
+                out,
+                "vCPU {vcpu}: {runstate}, port {} pending={pending} masked={masked}; \
+                 {polls} polls, {kicked} kicked, {early} early, {timed_out} timed out \
+                 ({timed_out_unblocked} with nothing to wait for)",
+                port.get()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+// SAFETY: 1. As `Kernel` promises. 2. The statics above are used by this platform alone, whatever
+// its kernel, of which there is one. 3. Upcall handlers and NMI handlers return before what they
+// interrupted goes on. 4, 5. As `Kicker::wait` and `Kicker::kick` promise: the token is taken
+// before the condition is looked at, both sides' hypercalls and locked instructions are full
+// barriers, and a nested wait leaves the token alone.
+unsafe impl<K: Kernel> Platform for XenPlatform<K> {
     const MAX_CPUS: usize = MAX_VCPUS;
 
     #[inline]
     fn current_cpu() -> usize {
-        current_vcpu() as usize
+        K::current_vcpu() as usize
     }
 
     #[inline]
@@ -229,28 +407,28 @@ unsafe impl<H: Hooks> Platform for XenPlatform<H> {
     }
 
     fn wait(still_blocked: impl Fn() -> bool) {
-        let vcpu = current_vcpu();
-        H::around_wait(vcpu, || {
-            let outcome = poll_once(vcpu, &still_blocked);
+        let vcpu = K::current_vcpu();
+        K::around_wait(vcpu, || {
+            let outcome = Self::poll_once(vcpu, &still_blocked);
             if outcome != WaitOutcome::TimedOut {
                 return outcome;
             }
             // A wait can be that long on a crowded host. It is a fault only if there was nothing
             // left to wait for and the kick is missing.
-            H::poll_expired(vcpu);
-            if still_blocked() { outcome } else { wait_for_late_kick::<H>(vcpu) }
+            K::poll_expired(vcpu);
+            if still_blocked() { outcome } else { Self::wait_for_late_kick(vcpu) }
         });
     }
 
     fn kick(cpu: usize) {
-        H::before_kick(cpu as u32);
+        K::before_kick(cpu as u32);
         // It fails only where the port is gone, with its vCPU. There is nobody to wake then.
-        let _ = KICKERS[cpu].kick(&Xen);
+        let _ = KICKERS[cpu].kick(&K::xen());
     }
 
     #[inline]
     fn now() -> u64 {
-        clock::now()
+        K::xen().system_time_ns()
     }
 
     #[inline]
@@ -261,66 +439,13 @@ unsafe impl<H: Hooks> Platform for XenPlatform<H> {
 
     #[inline]
     fn vcpu_is_preempted(cpu: usize) -> bool {
-        // Relaxed: a hint. Xen writes it when that vCPU comes and goes: 0 is running, and "blocked"
-        // stays there until a woken vCPU has really run.
-        PerCpu::of(cpu as u32).runstate.state.load(Ordering::Relaxed) != 0
+        K::is_preempted(cpu as u32)
     }
 
     #[inline]
     fn mode() -> Mode {
         MODE.get()
     }
-}
-
-/// One poll with a deadline.
-fn poll_once(vcpu: u32, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
-    let deadline = clock::now() + POLL_NS;
-    KICKERS[vcpu as usize].wait(&Xen, &events(), deadline, still_blocked)
-}
-
-/// The condition of a wait has gone, so somebody owes this vCPU a kick: `KickAtUnlock` registers a
-/// sleeper while its predecessor still holds the lock and kicks it at unlock, and any kicker may be
-/// preempted before its send. Only a kick that does not come for [`LATE_POLLS`] is lost.
-#[cold]
-fn wait_for_late_kick<H: Hooks>(vcpu: u32) -> WaitOutcome {
-    for _ in 0..LATE_POLLS {
-        match poll_once(vcpu, &|| true) {
-            WaitOutcome::TimedOut => H::poll_expired(vcpu),
-            // Also after another event: nothing can be told of the kick then.
-            outcome => return outcome,
-        }
-    }
-    pvlock::add_to_counter::<XenPlatform<H>>(vcpu as usize, Counter::PollTimeout, 1);
-    WaitOutcome::TimedOut
-}
-
-/// Writes each bound kicker's port, its bits and its vCPU's runstate, for a person who looks for a
-/// hang. Takes no lock and allocates nothing.
-///
-/// # Errors
-///
-/// Those of `out`.
-pub fn dump_pending(out: &mut dyn Write) -> fmt::Result {
-    let events = events();
-    for (vcpu, kicker) in KICKERS.iter().enumerate() {
-        let Some(port) = kicker.port() else { continue };
-        let pending = events.is_pending(port);
-        let masked = events.is_masked(port);
-        // Relaxed: a number to look at.
-        let runstate = PerCpu::of(vcpu as u32).runstate.state.load(Ordering::Relaxed);
-        let runstate =
-            ["running", "preempted", "blocked", "offline"].get(runstate as usize).unwrap_or(&"?");
-        let WaitCounts { polls, kicked, timed_out, timed_out_unblocked, early, .. } =
-            kicker.counts();
-        writeln!(
-            out,
-            "vCPU {vcpu}: {runstate}, port {} pending={pending} masked={masked}; {polls} polls, \
-             {kicked} kicked, {early} early, {timed_out} timed out ({timed_out_unblocked} with \
-             nothing to wait for)",
-            port.get()
-        )?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,14 +1,61 @@
-//! The pieces of a guest kernel on Xen, PV and PVH, to build your own with.
+//! The pieces of a guest kernel on Xen, PV and PVH, to build your own with: from the first
+//! instruction to a paravirtual spinlock.
 //!
-//! | you have | you take | it asks of you |
-//! |---|---|---|
-//! | nothing | [`kernel!`]: boot, per-vCPU areas, vCPUs, console, clock, crash reports | `main`, a panic handler, a global allocator |
-//! | a PVH or PV kernel without hypercalls | [`hypercall`], and with them [`evtchn`] | the hypercall page filled: [`hypercall::page`] |
-//! | a kernel with hypercalls, without event channels | [`shared_info`], [`events`] and [`evtchn`] | the shared page mapped: [`shared_info::install`] |
-//! | all of that, and want the lock | [`glue`] | each vCPU's GS base: [`percpu::PerCpu::prepare`] |
-//! | a kernel that wants none of ours but the lock | `pvlock`, `evtchn` | a copy of [`glue`]; `example-kernel/` has the shortest |
+//! Folders are floors. Each stands on those below it, and imports nothing from above:
 //!
-//! Each of these modules says how it is used alone. What the project does with them is `lab-guest`.
+//! | floor | what lives there |
+//! |---|---|
+//! | [`kernel`] | a kernel made of all below: boot, memory, vCPUs, crash reports, suspend |
+//! | [`glue`] | the join: `pvlock` on `evtchn` on Xen |
+//! | [`daemons`] | the console, and a client of xenstore |
+//! | [`events`] | event channels: the shared page, both ABIs, upcalls, a timer, sleep |
+//! | [`vcpu`] | what is each vCPU's own: its number, its clock, its runstate, its start |
+//! | [`xen`] | Xen's headers: layouts, hypercalls, frames |
+//!
+//! # What do you take?
+//!
+//! - *You have nothing:* [`kernel!`]. It asks for `main`, a panic handler and a global allocator.
+//! - *A kernel that boots, with per-CPU areas of its own:* [`xen`], [`vcpu`], [`events`],
+//!   [`daemons`], [`glue`], each as you need it. They ask which vCPU they run on
+//!   ([`vcpu::identity::identify_by`]) and what is below.
+//! - *A kernel with event channels and a clock, too:* [`glue`]. It asks for your answers:
+//!   [`glue::Kernel`].
+//! - *A kernel that wants nothing but the lock:* `pvlock` and `evtchn`, and a copy of [`glue`];
+//!   `example-kernel/` has the shortest.
+//!
+//! Each module says how it is used alone. `examples/own_kernel.rs` is a whole platform layer for a
+//! PVH kernel of the second kind. In short:
+//!
+//! ```no_run
+//! use evtchn::{Errno, Port};
+//! use xen_guest::daemons::{console, rings::Rings};
+//! use xen_guest::events::{shared_info, timer, upcall};
+//! use xen_guest::{glue, vcpu, xen};
+//!
+//! # fn my_cpu_number() -> u32 { 0 }
+//! # fn on_event(_: Port) {}
+//! const VECTOR: u8 = 0xf3;
+//!
+//! /// Once, on vCPU 0.
+//! fn init_domain() -> Result<(), Errno> {
+//!     // SAFETY: each CPU's own area says its number, and nothing moves between CPUs with a lock.
+//!     unsafe { vcpu::identity::identify_by(my_cpu_number) };
+//!     assert!(xen::hypercall::enable_pvh(), "this is no Xen");
+//!     shared_info::map_pvh()?;
+//!     // SAFETY: memory is mapped one to one.
+//!     unsafe { Rings::of_pvh(|frame| frame as usize * 4096) }.install();
+//!     upcall::set_upcall_handler(on_event);
+//!     upcall::announce_pvh(VECTOR)
+//! }
+//!
+//! /// On every vCPU, 0 too, after that.
+//! fn init_vcpu(number: u32) -> Result<(), Errno> {
+//!     vcpu::area::register(number)?; // clock, event flags, runstate
+//!     upcall::connect_pvh(number, VECTOR)?;
+//!     timer::bind()?;
+//!     glue::bind(number).map(drop) // the port on which it is kicked out of a wait for a lock
+//! }
+//! ```
 #![no_std]
 
 extern crate alloc;
@@ -16,25 +63,9 @@ extern crate alloc;
 #[macro_use]
 extern crate std;
 
-pub mod abi;
-pub mod boot;
-pub mod clock;
-pub mod console;
-pub mod crash;
+pub mod daemons;
 pub mod events;
 pub mod glue;
-pub mod heap;
-mod hvm;
-pub mod hypercall;
-pub mod machine;
-#[cfg(feature = "image")]
-mod mem;
-pub mod percpu;
-pub mod shared_info;
-pub mod smp;
-pub mod stack;
-pub mod suspend;
-pub mod timer;
-pub mod trap;
-pub mod upcall;
-pub mod xenstore;
+pub mod kernel;
+pub mod vcpu;
+pub mod xen;

@@ -13,12 +13,11 @@ use core::sync::atomic::AtomicU64;
 use crossbeam_utils::CachePadded;
 use experiment::{Params, Policy, Workload};
 use pvlock::{Adaptive, Hybrid, KickAtUnlock, KickTwice};
-use xen_guest::clock;
+use xen_guest::vcpu::clock;
 
-use super::RunningVcpu;
-use crate::heap;
-use crate::hooks::TestedPlatform;
-use crate::locks::{Family, Pv, Spin, TestedLock, Ticket};
+use super::vcpu::RunningVcpu;
+use crate::locks::platform::TestedPlatform;
+use crate::locks::{Family, Pv, Spin, TestedLock, Ticket, heap};
 use crate::workload::alloc::{TestedArena, churn};
 use crate::workload::torture::Torture;
 use crate::workload::{Guarded, Plan, Share, Vcpu, contend, free_locks};

@@ -1,94 +1,26 @@
-//! What the toolstack asks of the domain while its vCPUs are at the locks: end, be saved, other vCPUs.
+//! What the toolstack asks of the domain while its vCPUs are at the locks: end, be saved, other
+//! vCPUs.
 //!
-//! Owns vCPU 0's loop with `control=watch`, and what upcalls and NMIs do on every vCPU. The other vCPUs
-//! go on as they are, with two exceptions: a vCPU goes down, or ends, only between two acquisitions; and
-//! while the domain is suspended all are held, wherever they are.
+//! Owns vCPU 0's loop with `control=watch`, and what upcalls and NMIs do on every vCPU. The other
+//! vCPUs go on as they are, with two exceptions: a vCPU goes down, or ends, only between two
+//! acquisitions; and while the domain is suspended all are held, wherever they are.
 
-use alloc::format;
-use alloc::string::String;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use core::sync::atomic::Ordering::Relaxed;
 
 use experiment::{Control, Time};
-use xen_guest::machine::{Errno, Machine, Port, ShutdownReason};
-use xen_guest::{glue, hypercall, smp, suspend, timer, upcall};
+use xen_guest::events::{timer, upcall};
+use xen_guest::glue;
+use xen_guest::kernel::machine::{Errno, Machine, Port, ShutdownReason};
+use xen_guest::kernel::{smp, suspend};
+use xen_guest::xen::hypercall;
 
 use super::host::Order;
-use super::{RUN, Run, STEP_NS};
-
-/// Go down, until told otherwise.
-const DOWN: u32 = 1;
-/// End the workload.
-const STOP: u32 = 2;
+use super::orders::{DOWN, STOP};
+use super::run::{RUN, Run};
+use super::vcpu::STEP_NS;
 
 /// How long a vCPU may take to go down: it finishes what it is at.
 const PATIENCE_NS: u64 = 60_000_000_000;
-
-/// What one vCPU is told. It looks between two acquisitions.
-#[derive(Debug, Default)]
-pub(super) struct Orders(AtomicU32);
-
-impl Orders {
-    /// Whether to go on; goes down first if that is the order.
-    #[inline]
-    pub(super) fn obey(&self) -> bool {
-        // Acquire: pairs with the changes below.
-        self.0.load(Acquire) == 0 || self.obey_now()
-    }
-
-    #[cold]
-    fn obey_now(&self) -> bool {
-        loop {
-            let orders = self.0.load(Acquire);
-            if orders & DOWN == 0 {
-                return orders & STOP == 0;
-            }
-            smp::go_down();
-        }
-    }
-
-    fn give(&self, order: u32) {
-        self.0.fetch_or(order, Release);
-    }
-
-    fn take_back(&self, order: u32) {
-        self.0.fetch_and(!order, Release);
-    }
-}
-
-/// What happened to the domain, and what its handlers did.
-#[derive(Debug, Default)]
-pub(super) struct Events {
-    /// Asked for by the toolstack: restart instead of powering off.
-    reboot: AtomicBool,
-    restores: AtomicU64,
-    cancelled_suspends: AtomicU64,
-    vcpus_down: AtomicU64,
-    /// NMIs that got the lock they tried.
-    pub(super) nmi_acquisitions: AtomicU64,
-    /// NMIs that found it held.
-    nmi_refusals: AtomicU64,
-}
-
-impl Events {
-    /// The reason with which a run that succeeded ends the domain.
-    pub(super) fn ending(&self) -> ShutdownReason {
-        // Relaxed, here and below: written by this vCPU, or by one that is done.
-        if self.reboot.load(Relaxed) { ShutdownReason::Reboot } else { ShutdownReason::Poweroff }
-    }
-
-    /// Names and numbers, for the report.
-    pub(super) fn named(&self) -> [(&'static str, u64); 5] {
-        [
-            ("restores", &self.restores),
-            ("cancelled_suspends", &self.cancelled_suspends),
-            ("vcpus_taken_down", &self.vcpus_down),
-            ("nmi_acquisitions", &self.nmi_acquisitions),
-            ("nmi_refusals", &self.nmi_refusals),
-        ]
-        .map(|(name, count)| (name, count.load(Relaxed)))
-    }
-}
 
 /// Makes `vcpu`, not started yet or this one, one that can be held and interrupted.
 pub(super) fn prepare(run: &Run, vcpu: u32) -> Result<(), Errno> {
@@ -194,8 +126,8 @@ impl Run {
         }
         self.watchdog.set_away(vcpu, true);
         self.events.vcpus_down.fetch_add(1, Relaxed);
-        // Its last wait is over. A kick that is still under way finds no port, or another one, and a
-        // spare kick does no harm.
+        // Its last wait is over. A kick that is still under way finds no port, or another one, and
+        // a spare kick does no harm.
         let closed = glue::unbind(vcpu)
             .and_then(|()| suspend::forget(vcpu))
             .and_then(|()| timer::unbind(vcpu));
@@ -209,9 +141,8 @@ impl Run {
         }
         self.orders[vcpu as usize].take_back(DOWN);
         self.watchdog.set_away(vcpu, false);
-        let back = glue::bind(vcpu)
-            .and_then(|_| prepare(self, vcpu))
-            .and_then(|()| smp::bring_back(self.machine, vcpu));
+        let back =
+            glue::bind(vcpu).and_then(|_| prepare(self, vcpu)).and_then(|()| smp::bring_back(vcpu));
         back.unwrap_or_else(|errno| panic!("vCPU {vcpu} cannot be brought back: {errno}"));
         log::info!("control: vCPU {vcpu} is up");
     }
@@ -239,18 +170,5 @@ impl Run {
             }
             Err(errno) => log::error!("control: the domain cannot be suspended: {errno}"),
         }
-    }
-
-    /// What handlers counted, and whether they were alone with the locks.
-    pub(super) fn handlers(&self) -> Result<[(&'static str, u64); 2], String> {
-        let by_nmi = self.events.nmi_acquisitions.load(Relaxed);
-        let tried = self.contest.tried();
-        if tried != by_nmi {
-            return Err(format!(
-                "mutual exclusion is broken: {by_nmi} acquisitions in NMIs raised the counter to {tried}"
-            ));
-        }
-        let interrupts = self.contest.interrupts()?;
-        Ok([("interrupt_acquisitions", interrupts), ("tried_in_nmi", tried)])
     }
 }

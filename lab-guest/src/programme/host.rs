@@ -1,15 +1,15 @@
 //! The conversation with the host, through xenstore.
 //!
-//! Owns the client and what is said when. A domain without xenstore, or whose xenstored refuses or is
-//! silent, runs all the same and has its console for the result: each failure costs one warning.
+//! Owns the client and what is said when. A domain without xenstore, or whose xenstored refuses or
+//! is silent, runs all the same and has its console for the result: each failure costs one warning.
 
 use alloc::format;
 use alloc::string::String;
 
-use xen_guest::machine::{Errno, Machine, Port, ShutdownReason};
-use xen_guest::xenstore::{Client, Error, Link};
+use xen_guest::daemons::xenstore::{Client, Error, Link};
+use xen_guest::kernel::machine::{Errno, Machine, Port, ShutdownReason};
 
-use crate::report::{self, path};
+use super::report::{self, path};
 
 const LONGEST_WAIT_NS: u64 = 5_000_000_000;
 

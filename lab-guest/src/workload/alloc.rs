@@ -1,8 +1,9 @@
-//! The workload `alloc`: the lock under test as the lock of a real allocator, every vCPU allocating.
+//! The workload `alloc`: the lock under test as the lock of a real allocator, every vCPU
+//! allocating.
 //!
 //! Owns the arena, a free list of the `linked_list_allocator` crate behind the lock under test, and
 //! the loop that fills and frees blocks. While a vCPU is in that loop the guest's global allocator
-//! serves it from the arena (see [`crate::heap`]), so that each `Box` made or dropped is one
+//! serves it from the arena (see [`crate::locks::heap`]), so that each `Box` made or dropped is one
 //! acquisition. A block handed out twice would show in its contents.
 
 use alloc::boxed::Box;
@@ -18,12 +19,11 @@ use crossbeam_utils::CachePadded;
 use experiment::Limit;
 use linked_list_allocator::Heap as FreeList;
 
+use super::rng::Stream;
+use super::work::work;
 use super::{Plan, Share, Vcpu, WaitCounts};
-use crate::heap::Arena;
-use crate::locks::{Family, TestedLock};
-use crate::markers;
-use crate::rng::Stream;
-use crate::work::work;
+use crate::locks::heap::Arena;
+use crate::locks::{Family, TestedLock, markers};
 
 /// Blocks a vCPU holds at a time.
 const BLOCKS: usize = 16;
@@ -95,8 +95,9 @@ impl<F: Family> TestedArena<F> {
     }
 }
 
-// SAFETY: one free list, changed only under its lock, never hands out a byte twice; its memory is its
-// own. A lock that does not exclude breaks this promise: that is the fault the workload looks for.
+// SAFETY: one free list, changed only under its lock, never hands out a byte twice; its memory is
+// its own. A lock that does not exclude breaks this promise: that is the fault the workload looks
+// for.
 unsafe impl<F: Family> Arena for TestedArena<F> {
     fn contains(&self, memory: *mut u8) -> bool {
         self.memory.contains(&memory.addr())

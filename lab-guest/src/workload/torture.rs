@@ -1,10 +1,10 @@
 //! The workload `torture`: everything a lock may meet, at random, to find faults in it.
 //!
-//! Owns locks that last, and locks that live for a moment and whose memory is another lock the next.
-//! Each vCPU, at random: nests up to four locks, tries a lock,
-//! or visits a short-lived one and frees it if it is the last. Where timers interrupt it, their
-//! handlers take locks of their own kind, which it also takes itself, uninterrupted. Everything done
-//! under a lock is counted without atomics, and the counts must be exact in the end.
+//! Owns locks that last, and locks that live for a moment and whose memory is another lock the
+//! next. Each vCPU, at random: nests up to four locks, tries a lock, or visits a short-lived one
+//! and frees it if it is the last. Where timers interrupt it, their handlers take locks of their
+//! own kind, which it also takes itself, uninterrupted. Everything done under a lock is counted
+//! without atomics, and the counts must be exact in the end.
 //!
 //! It measures nothing worth quoting: acquisitions are of several kinds.
 
@@ -17,11 +17,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use experiment::Limit;
 
+use super::rng::Stream;
+use super::work::work;
 use super::{Guarded, Plan, Share, Vcpu, free_locks};
-use crate::locks::{Family, TestedLock};
-use crate::markers;
-use crate::rng::Stream;
-use crate::work::work;
+use crate::locks::{Family, TestedLock, markers};
 
 /// Most locks held at once by one vCPU outside interrupts.
 const DEPTH: u64 = 4;
@@ -99,8 +98,8 @@ impl<F: Family> Torture<F> {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often the locks of interrupt handlers were taken, and how often by their own counters; when
-    /// every vCPU is done.
+    /// How often the locks of interrupt handlers were taken, and how often by their own counters;
+    /// when every vCPU is done.
     pub fn interrupts(&self) -> (u64, u64) {
         let counted = self.interrupt.iter().map(|lock| lock.with(|g| g.counter())).sum();
         (self.interrupts.load(Ordering::Relaxed), counted)
@@ -176,8 +175,8 @@ impl<F: Family> Torture<F> {
         })
     }
 
-    /// Gives up one use of a short-lived lock; the last one frees it, at once, while whoever released
-    /// it before may still be on the way out of its unlock.
+    /// Gives up one use of a short-lived lock; the last one frees it, at once, while whoever
+    /// released it before may still be on the way out of its unlock.
     fn leave(&self, short: Short<F>) {
         let last = short.lock().with(|shared| {
             shared.users -= 1;
@@ -186,10 +185,10 @@ impl<F: Family> Torture<F> {
         if let Some(counter) = last {
             // Relaxed: a sum; read when every vCPU is done.
             self.retired.fetch_add(counter, Ordering::Relaxed);
-            // SAFETY: made by `Box::leak` in `join`. Nobody can find it any more: the slot, itself a
-            // user, has left, and so has everybody who joined through it. A vCPU that is still in
-            // the unlock of its own leaving does not touch the lock after the store that let us
-            // in: that is what every lock here promises, and what this workload is to show.
+            // SAFETY: made by `Box::leak` in `join`. Nobody can find it any more: the slot, itself
+            // a user, has left, and so has everybody who joined through it. A vCPU that is still in
+            // the unlock of its own leaving does not touch the lock after the store that let us in:
+            // that is what every lock here promises, and what this workload is to show.
             drop(unsafe { Box::from_raw(short.0.as_ptr()) });
         }
     }
@@ -280,8 +279,8 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
         }
     }
 
-    /// Joins a short-lived lock, uses it, and leaves it; sometimes takes it out of its slot, so that
-    /// it dies with its last user and its memory becomes another.
+    /// Joins a short-lived lock, uses it, and leaves it; sometimes takes it out of its slot, so
+    /// that it dies with its last user and its memory becomes another.
     fn visit(&mut self) {
         let torture = self.torture;
         let slot = self.rng.below(torture.slots.len() as u64) as usize;

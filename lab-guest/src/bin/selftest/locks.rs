@@ -2,13 +2,16 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use lab_guest::work::work;
+use lab_guest::workload::work::work;
 use pvlock::Counter;
+use xen_guest::events::{timer, upcall};
 use xen_guest::glue::{self, IrqMutex, Mutex, XenPlatform};
-use xen_guest::machine::Machine;
-use xen_guest::{timer, upcall};
+use xen_guest::kernel::machine::{DomainType, Machine};
+use xen_guest::kernel::stack;
+use xen_guest::vcpu::{identity, mask};
+use xen_guest::xen::hypercall;
 
-use super::{COUNT, check, soon, start_others};
+use super::support::{COUNT, check, soon, start_others};
 
 static TASK: Mutex<u64> = Mutex::new(0);
 static INTERRUPT: Mutex<u64> = Mutex::new(0);
@@ -25,11 +28,57 @@ fn sum(counter: Counter) -> u64 {
 /// Whether an upcall sets the timer that brings the next one.
 static SET_AGAIN: AtomicBool = AtomicBool::new(false);
 
-/// As [`nested_lock`], with timers that are set again by their own upcalls: between two upcalls the task
-/// may be in a wait, in a critical section, or still in the same wait as before.
+/// As [`nested_lock`], with timers that are set again by their own upcalls: between two upcalls the
+/// task may be in a wait, in a critical section, or still in the same wait as before.
 pub(crate) fn nested_lock_set_again(machine: &'static Machine) -> Result<(), &'static str> {
     SET_AGAIN.store(true, SeqCst);
     nested_lock(machine)
+}
+
+/// Whether each vCPU forgets its GS base before it begins.
+static NO_GS_BASE: AtomicBool = AtomicBool::new(false);
+
+/// As [`nested_lock`], on a kernel that finds a vCPU's number by its stack, and on which whatever
+/// looks through GS faults.
+pub(crate) fn own_identity(machine: &'static Machine) -> Result<(), &'static str> {
+    // SAFETY: each vCPU runs on the stack of its number; no NMI comes, and nothing else leaves it.
+    unsafe { identity::identify_by(number_of_stack) };
+    NO_GS_BASE.store(true, SeqCst);
+    nested_lock(machine)
+}
+
+/// The number of the vCPU whose stack this is.
+fn number_of_stack() -> u32 {
+    let here = 0u8;
+    let stacks = &stack::STACKS;
+    let offset = (&raw const here).addr() - (&raw const *stacks).addr();
+    (offset / (size_of_val(stacks) / stacks.len())) as u32
+}
+
+/// Makes the GS base of this vCPU 0, where nothing is mapped.
+fn forget_gs_base(machine: &Machine) {
+    match machine.domain_type() {
+        DomainType::Pv => {
+            let arguments = [xen_sys::SEGBASE_GS_KERNEL as usize, 0, 0, 0];
+            // SAFETY: no code needs it any more.
+            let done =
+                unsafe { hypercall::call(xen_sys::__HYPERVISOR_set_segment_base, arguments) };
+            done.expect("the GS base can be set");
+        }
+        DomainType::Pvh => {
+            const GS_BASE: u32 = 0xc000_0101; // Intel SDM volume 4, IA32_GS_BASE
+            // SAFETY: no code needs it any more.
+            unsafe {
+                core::arch::asm!(
+                    "wrmsr",
+                    in("ecx") GS_BASE,
+                    in("eax") 0,
+                    in("edx") 0,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    }
 }
 
 /// Tasks take one lock with upcalls enabled; timer upcalls, which interrupt their waits and their
@@ -37,7 +86,8 @@ pub(crate) fn nested_lock_set_again(machine: &'static Machine) -> Result<(), &'s
 pub(crate) fn nested_lock(machine: &'static Machine) -> Result<(), &'static str> {
     const UPCALLS_EACH: u64 = 20;
     const NESTED: u64 = 5;
-    /// From arming to firing, doubled up to five times: some end in the wait, however slow the machine.
+    /// From arming to firing, doubled up to five times: some end in the wait, however slow the
+    /// machine.
     const AFTER_NS: u64 = 50_000;
     glue::configure(pvlock::Mode::Pv, 100).map_err(|_| "the mode is settled already")?;
     for vcpu in 0..machine.vcpus() {
@@ -62,8 +112,11 @@ pub(crate) fn nested_lock(machine: &'static Machine) -> Result<(), &'static str>
     });
     fn contend(vcpu: u32) {
         let machine = Machine::get();
+        if NO_GS_BASE.load(SeqCst) {
+            forget_gs_base(machine);
+        }
         let _ = timer::bind();
-        upcall::enable();
+        mask::enable();
         while INTERRUPTS[vcpu as usize].load(SeqCst) < UPCALLS_EACH
             || sum(Counter::UseNode2) < NESTED && machine.vcpus() > 1
         {
@@ -78,7 +131,7 @@ pub(crate) fn nested_lock(machine: &'static Machine) -> Result<(), &'static str>
             TASKS[vcpu as usize].fetch_add(1, SeqCst);
         }
         // A last one may be due: held back, it cannot come any more.
-        upcall::disable();
+        mask::disable();
         COUNT.fetch_add(1, SeqCst);
     }
     start_others(machine, contend)?;
@@ -98,7 +151,8 @@ pub(crate) fn nested_lock(machine: &'static Machine) -> Result<(), &'static str>
     check(timeouts == 0, "a wake-up was lost")
 }
 
-/// Waits for an NMI (`xl trigger DOMAIN nmi`) that comes while its lock is held, and one when it is free.
+/// Waits for an NMI (`xl trigger DOMAIN nmi`) that comes while its lock is held, and one when it is
+/// free.
 pub(crate) fn nmi(machine: &'static Machine) -> Result<(), &'static str> {
     static LOCK: Mutex<u32> = Mutex::new(0);
     static HELD: AtomicU32 = AtomicU32::new(0);
@@ -132,14 +186,14 @@ pub(crate) fn nmi(machine: &'static Machine) -> Result<(), &'static str> {
     }
 }
 
-/// Tasks and timer upcalls take one and the same lock, whose guard holds upcalls back: without that an
-/// upcall would wait for the task it interrupted, for ever.
+/// Tasks and timer upcalls take one and the same lock, whose guard holds upcalls back: without that
+/// an upcall would wait for the task it interrupted, for ever.
 pub(crate) fn irq_guard(machine: &'static Machine) -> Result<(), &'static str> {
     const UPCALLS_EACH: u64 = 20;
     static BOTH: IrqMutex<u64> = IrqMutex::new(0);
     static WRONG: AtomicU32 = AtomicU32::new(0);
     fn enabled_must_be(wanted: bool) {
-        if upcall::are_enabled() != wanted {
+        if mask::are_enabled() != wanted {
             WRONG.fetch_add(1, SeqCst);
         }
     }
@@ -157,7 +211,7 @@ pub(crate) fn irq_guard(machine: &'static Machine) -> Result<(), &'static str> {
     });
     fn contend(vcpu: u32) {
         let _ = timer::bind();
-        upcall::enable();
+        mask::enable();
         let (tasks, interrupts) = (&TASKS[vcpu as usize], &INTERRUPTS[vcpu as usize]);
         while interrupts.load(SeqCst) < UPCALLS_EACH {
             let machine = Machine::get();
@@ -180,7 +234,7 @@ pub(crate) fn irq_guard(machine: &'static Machine) -> Result<(), &'static str> {
             let _ = BOTH.try_lock().map(|_| enabled_must_be(false));
             enabled_must_be(true);
         }
-        upcall::disable();
+        mask::disable();
         COUNT.fetch_add(1, SeqCst);
     }
     start_others(machine, contend)?;

@@ -1,32 +1,32 @@
-//! A second image: does the boot half keep its promises? One test a domain, named on the command
-//! line (`extra = "test=NAME"`); the verdict is a line `selftest NAME: success` or `failure: WHY` on
-//! the console and the reason of the domain's shutdown. `events=fifo` runs it with FIFO event channels,
-//! `events=2-level` or nothing without. Tests that must crash have no line of their
-//! own: their verdict is the crash report.
+//! A second image: does `xen-guest` keep its promises? One test a domain, named on the command line
+//! (`extra = "test=NAME"`); the verdict is a line `selftest NAME: success` or `failure: WHY` on the
+//! console and the reason of the domain's shutdown. `events=fifo` runs it with FIFO event channels,
+//! `events=2-level` or nothing without. Tests that must crash have no line of their own: their
+//! verdict is the crash report.
 #![no_std]
 #![no_main]
 
 mod locks;
 mod ports;
+mod support;
 
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use evtchn::{Abi, Port};
-use xen_guest::events::{self, Wanted, events};
+use xen_guest::events::{self, Wanted, Xen, events, timer, upcall};
+use xen_guest::kernel::heap::Heap;
+use xen_guest::kernel::machine::{Machine, ShutdownReason};
+use xen_guest::vcpu::{Area, mask};
 
-use xen_guest::heap::Heap;
-use xen_guest::hypercall::Xen;
-use xen_guest::machine::{Machine, ShutdownReason};
-use xen_guest::percpu::PerCpu;
-use xen_guest::{timer, upcall};
+use support::{COUNT, check, soon, start_others};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    xen_guest::crash::panic(info)
+    xen_guest::kernel::crash::panic(info)
 }
 
 xen_guest::kernel!(main);
@@ -45,6 +45,7 @@ const TESTS: &[(&str, Test)] = &[
     ("grow", ports::grow),
     ("nested-lock", locks::nested_lock),
     ("nested-lock-set-again", locks::nested_lock_set_again),
+    ("own-identity", locks::own_identity),
     ("irq-guard", locks::irq_guard),
     ("nmi", locks::nmi),
     ("panic", |_| panic!("as the test asked for")),
@@ -82,7 +83,7 @@ fn main(machine: &'static Machine) -> ! {
             "fifo" => Wanted::Fifo,
             _ => Wanted::TwoLevel,
         };
-        let abi = events::choose(machine, wanted).expect("Xen offers the FIFO ABI");
+        let abi = events::choose(machine.vcpus(), wanted).expect("Xen offers the FIFO ABI");
         log::info!("selftest {name}: events {abi:?}");
     }
     let reason = match test(machine) {
@@ -96,34 +97,6 @@ fn main(machine: &'static Machine) -> ! {
         }
     };
     machine.shutdown(reason)
-}
-
-/// Whether `condition` holds within five seconds.
-fn soon(machine: &Machine, condition: impl Fn() -> bool) -> bool {
-    let limit = machine.now() + 5_000_000_000;
-    while !condition() {
-        if machine.now() > limit {
-            return false;
-        }
-        machine.yield_now();
-    }
-    true
-}
-
-fn check(condition: bool, why: &'static str) -> Result<(), &'static str> {
-    if condition { Ok(()) } else { Err(why) }
-}
-
-static COUNT: AtomicU32 = AtomicU32::new(0);
-
-/// Starts every other vCPU and waits until each has counted.
-fn start_others(machine: &Machine, entry: fn(u32)) -> Result<(), &'static str> {
-    for vcpu in 1..machine.vcpus() {
-        // One that was just parked may not be down yet.
-        let started = soon(machine, || machine.start_vcpu(vcpu, entry).is_ok());
-        check(started, "a vCPU could not be started")?;
-    }
-    Ok(())
 }
 
 fn vcpus(machine: &'static Machine) -> Result<(), &'static str> {
@@ -154,7 +127,7 @@ fn vcpus_again(machine: &'static Machine) -> Result<(), &'static str> {
 }
 
 fn runstate(machine: &'static Machine) -> Result<(), &'static str> {
-    let state = |vcpu| PerCpu::of(vcpu).runstate.state.load(SeqCst);
+    let state = |vcpu| Area::of(vcpu).runstate.state.load(SeqCst);
     check(state(0) == 0, "the vCPU that looks is not running")?;
     static STOP: AtomicBool = AtomicBool::new(false);
     machine
@@ -168,7 +141,7 @@ fn runstate(machine: &'static Machine) -> Result<(), &'static str> {
     check(soon(machine, || state(1) == 2), "a sleeping vCPU is not blocked")?;
     STOP.store(true, SeqCst);
     check(soon(machine, || state(1) == 3), "a parked vCPU is not offline")?;
-    let blocked = PerCpu::of(1).runstate.time[2].load(SeqCst);
+    let blocked = Area::of(1).runstate.time[2].load(SeqCst);
     check(blocked > 0, "no time was counted as blocked")
 }
 
@@ -188,7 +161,7 @@ fn upcalls(machine: &'static Machine) -> Result<(), &'static str> {
     let send = || evtchn::send(&Xen, port).map_err(|_| "the port cannot be sent to");
     let count = || COUNT.load(SeqCst);
 
-    upcall::enable();
+    mask::enable();
     send()?;
     machine.sleep_until(machine.now() + 1_000_000);
     check(count() == 0, "a masked port interrupted")?;
@@ -199,12 +172,12 @@ fn upcalls(machine: &'static Machine) -> Result<(), &'static str> {
         check(soon(machine, || count() == n), "an event brought no upcall, or two")?;
     }
     let before = count();
-    check(upcall::disable(), "upcalls were not enabled after an upcall")?;
+    check(mask::disable(), "upcalls were not enabled after an upcall")?;
     send()?;
     send()?;
     machine.sleep_until(machine.now() + 1_000_000);
     check(count() == before, "an upcall came while they were held back")?;
-    upcall::enable();
+    mask::enable();
     check(soon(machine, || count() == before + 1), "an event held back was lost, or came twice")?;
     registers_survive(machine, send)
 }
@@ -267,7 +240,7 @@ fn timers(machine: &'static Machine) -> Result<(), &'static str> {
         }
     });
     timer::bind().map_err(|_| "no timer port")?;
-    upcall::enable();
+    mask::enable();
     for _ in 0..20 {
         FIRED.store(0, SeqCst);
         let deadline = machine.now() + 3_000_000;

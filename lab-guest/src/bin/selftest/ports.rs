@@ -3,15 +3,13 @@
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use evtchn::{Abi, Errno, Kicker, Port, Priority, WaitOutcome};
-use xen_guest::boot::pv;
-use xen_guest::events::{self, EventAbi, Wanted, events};
-use xen_guest::hypercall::Xen;
-use xen_guest::machine::Machine;
-use xen_guest::percpu::PerCpu;
-use xen_guest::xenstore::{Client, Link};
-use xen_guest::{timer, upcall};
+use xen_guest::daemons::xenstore::{Client, Link};
+use xen_guest::events::{self, EventAbi, Wanted, Xen, events, timer, upcall};
+use xen_guest::kernel::machine::Machine;
+use xen_guest::vcpu::{Area, mask};
+use xen_guest::xen::frames;
 
-use super::{COUNT, check, soon, start_others};
+use super::support::{COUNT, check, soon, start_others};
 
 /// The ports whose upcalls came, in their order.
 static SEEN: [AtomicU32; 8] = [const { AtomicU32::new(0) }; 8];
@@ -41,15 +39,16 @@ fn come_in_order<const N: usize>(
     wanted: [Port; N],
 ) -> Result<(), &'static str> {
     SEEN_COUNT.store(0, SeqCst);
-    upcall::enable();
+    mask::enable();
     let all = soon(machine, || SEEN_COUNT.load(SeqCst) >= N);
-    upcall::disable();
+    mask::disable();
     check(all, "an event was lost")?;
     let seen = SEEN.iter().map(|port| port.load(SeqCst)).take(SEEN_COUNT.load(SeqCst));
     check(seen.eq(wanted.iter().map(|port| port.get())), "events came in the wrong order")
 }
 
-/// Events that were held back together come by priority, then by arrival; with the 2-level ABI, by number.
+/// Events that were held back together come by priority, then by arrival; with the 2-level ABI, by
+/// number.
 pub(crate) fn priority(machine: &'static Machine) -> Result<(), &'static str> {
     upcall::set_upcall_handler(note);
     let (a, b, c) = (ipi()?, ipi()?, ipi()?);
@@ -73,7 +72,8 @@ pub(crate) fn priority(machine: &'static Machine) -> Result<(), &'static str> {
     come_in_order(machine, if fifo { [timer, a] } else { [a, timer] })
 }
 
-/// A send to a masked port ends the poll of a vCPU that sleeps, and interrupts nobody: the kicker's rule.
+/// A send to a masked port ends the poll of a vCPU that sleeps, and interrupts nobody: the kicker's
+/// rule.
 pub(crate) fn masked_poll(machine: &'static Machine) -> Result<(), &'static str> {
     const ROUNDS: u32 = 200;
     static PORT: AtomicU32 = AtomicU32::new(0);
@@ -84,7 +84,7 @@ pub(crate) fn masked_poll(machine: &'static Machine) -> Result<(), &'static str>
     PORT.store(port.get(), SeqCst);
     start_others(machine, |vcpu| {
         let Some(port) = Port::new(PORT.load(SeqCst)).filter(|_| vcpu == 1) else { return };
-        upcall::enable();
+        mask::enable();
         for _ in 0..ROUNDS {
             let deadline = Machine::get().now() + 4_000_000_000;
             let polled = evtchn::poll(&Xen, port, deadline);
@@ -95,7 +95,7 @@ pub(crate) fn masked_poll(machine: &'static Machine) -> Result<(), &'static str>
             COUNT.fetch_add(1, SeqCst);
         }
     })?;
-    let asleep = || PerCpu::of(1).runstate.state.load(SeqCst) == 2;
+    let asleep = || Area::of(1).runstate.state.load(SeqCst) == 2;
     for round in 0..ROUNDS {
         // In this order: it has run since it woke the last time, so that "blocked" is news.
         check(soon(machine, || COUNT.load(SeqCst) == round), "a poll did not end")?;
@@ -140,10 +140,13 @@ pub(crate) fn switch(machine: &'static Machine) -> Result<(), &'static str> {
     let port = evtchn::bind_ipi(&Xen, 0).map_err(|_| "no port")?;
     send(port)?;
     check(events().is_pending(port), "an event did not latch")?;
-    check(events::choose(machine, Wanted::Auto) == Ok(EventAbi::Fifo), "Xen refuses FIFO")?;
+    check(events::choose(machine.vcpus(), Wanted::Auto) == Ok(EventAbi::Fifo), "Xen refuses FIFO")?;
     check(events().is_masked(port), "the switch has unmasked a port")?;
     check(events().is_pending(port), "an event was lost at the switch")?;
-    check(events::choose(machine, Wanted::Auto) == Ok(EventAbi::Fifo), "a second choice differs")?;
+    check(
+        events::choose(machine.vcpus(), Wanted::Auto) == Ok(EventAbi::Fifo),
+        "a second choice differs",
+    )?;
     check(events().clear(port), "choosing again has lost an event")?;
     upcalls_come(machine)
 }
@@ -168,16 +171,16 @@ pub(crate) fn refused_words(machine: &'static Machine) -> Result<(), &'static st
     refused(machine, |address| {
         // The first frames asked for are those of control blocks, one a vCPU.
         let asked = COUNT.fetch_add(1, SeqCst) % (Machine::get().vcpus() + 1);
-        if asked < Machine::get().vcpus() { pv::machine_frame(address) } else { NO_FRAME }
+        if asked < Machine::get().vcpus() { frames::frame_of(address) } else { NO_FRAME }
     })
 }
 
 fn refused(machine: &'static Machine, frame_of: fn(usize) -> u64) -> Result<(), &'static str> {
     wait_for_the_host(machine)?;
-    let strict = events::choose_with(machine, Wanted::Fifo, frame_of);
+    let strict = events::choose_with(machine.vcpus(), Wanted::Fifo, frame_of);
     log::info!("Xen said {strict:?}");
     check(strict == Err(Errno::EINVAL), "Xen did not refuse")?;
-    let lenient = events::choose_with(machine, Wanted::Auto, frame_of);
+    let lenient = events::choose_with(machine.vcpus(), Wanted::Auto, frame_of);
     check(lenient == Ok(EventAbi::TwoLevel), "no fallback to the 2-level ABI")?;
     check(events().ports() == 4096, "the bits are not those of the 2-level ABI")?;
     upcalls_come(machine)?;
@@ -186,8 +189,8 @@ fn refused(machine: &'static Machine, frame_of: fn(usize) -> u64) -> Result<(), 
 
 /// Says so on the console, and waits until somebody in dom0 has read it and writes `data/pvlab/go`.
 ///
-/// The console daemon looks at its end of a new domain's port several times, and where it finds it closed,
-/// by a reset, gives up. When it has handed on this line it has done with that.
+/// The console daemon looks at its end of a new domain's port several times, and where it finds it
+/// closed, by a reset, gives up. When it has handed on this line it has done with that.
 fn wait_for_the_host(machine: &'static Machine) -> Result<(), &'static str> {
     const PATIENCE_NS: u64 = 30_000_000_000;
     let Some((ring, _)) = machine.xenstore_ring() else { return Ok(()) };

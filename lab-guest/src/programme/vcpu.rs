@@ -1,0 +1,66 @@
+//! The vCPU a workload runs on, on a booted machine.
+//!
+//! Owns what a workload's [`Vcpu`] is on this kernel. In the measured loop it makes no hypercall
+//! but for a mark.
+
+use xen_guest::events::timer;
+use xen_guest::glue;
+use xen_guest::kernel::machine::Machine;
+use xen_guest::vcpu::mask;
+
+use super::orders::Orders;
+use crate::locks::{markers, platform};
+use crate::workload::{Vcpu, WaitCounts};
+
+/// How long a vCPU sleeps between two looks at the start line.
+pub(super) const STEP_NS: u64 = 20_000_000;
+
+/// See the module.
+pub(super) struct RunningVcpu<'a> {
+    pub(super) machine: &'static Machine,
+    pub(super) number: u32,
+    pub(super) orders: &'a Orders,
+}
+
+impl Vcpu for RunningVcpu<'_> {
+    #[inline]
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    #[inline]
+    fn now(&self) -> u64 {
+        self.machine.now()
+    }
+
+    #[inline]
+    fn wait_counts(&self) -> WaitCounts {
+        let counts = glue::wait_counts(self.number as usize);
+        // A latched kick ends a wait before it blocks: no wait in the sense of the results.
+        WaitCounts { waits: counts.polls, kicked: counts.kicked.saturating_sub(counts.latched) }
+    }
+
+    fn acquired_after_block(&self, lock: u32, waits: WaitCounts) {
+        let words = [self.number, lock, waits.waits as u32, waits.kicked as u32];
+        self.machine.trace_marker(markers::ACQUIRED_AFTER_BLOCK, &words);
+    }
+
+    #[inline]
+    fn proceed(&self) -> bool {
+        self.orders.obey()
+    }
+
+    fn interrupt_in(&self, ns: u64) {
+        // It can be set wherever it could be bound.
+        let _ = timer::set(self.machine.now() + ns);
+    }
+
+    fn uninterrupted<R>(&self, section: impl FnOnce() -> R) -> R {
+        mask::without(section)
+    }
+
+    fn sleep(&self) {
+        self.machine.sleep_until(self.machine.now() + STEP_NS);
+        platform::look();
+    }
+}

@@ -1,0 +1,148 @@
+//! What the booted machine offers the programme that runs on it.
+//!
+//! This file owns the boundary between "how this domain boots" (everything under it) and "what it
+//! does" (the programme above). One value, made at boot and shared by all vCPUs.
+
+use evtchn::Abi;
+use spin::Once;
+
+use super::smp;
+use crate::daemons::console;
+use crate::daemons::xenstore::Ring as XenstoreRing;
+use crate::events::{Xen, events, sleep, toolstack};
+use crate::vcpu::{self, clock};
+use crate::xen::{frames, hypercall};
+
+pub use crate::xen::frames::DomainType;
+pub use crate::xen::hypercall::ShutdownReason;
+pub use evtchn::{Errno, Port};
+
+/// The booted domain.
+pub struct Machine {
+    pub(super) cmdline: &'static str,
+    pub(super) vcpus: u32,
+    pub(super) xenstore: Option<&'static XenstoreRing>,
+}
+
+static MACHINE: Once<Machine> = Once::new();
+
+impl Machine {
+    /// Makes `machine` the one that [`get`](Machine::get) returns. The first call counts.
+    pub(super) fn install(machine: Machine) -> &'static Machine {
+        MACHINE.call_once(|| machine)
+    }
+
+    /// The machine, for code that was handed none (a vCPU's entry function, a lock's platform).
+    ///
+    /// # Panics
+    ///
+    /// Before the machine was set up, which happens before the programme's `main`.
+    pub fn get() -> &'static Machine {
+        MACHINE.get().expect("the machine is used before it was set up")
+    }
+
+    /// The kernel command line (`extra=` in the domain's configuration). Bytes that are not UTF-8
+    /// end the domain before the programme starts.
+    pub fn cmdline(&self) -> &str {
+        self.cmdline
+    }
+
+    /// How the domain was booted.
+    pub fn domain_type(&self) -> DomainType {
+        frames::domain_type()
+    }
+
+    /// How many vCPUs the domain has, started or not.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
+    /// The number of the vCPU this runs on.
+    #[inline]
+    pub fn current_vcpu() -> u32 {
+        vcpu::current()
+    }
+
+    /// System time in nanoseconds since Xen booted, by this vCPU's clock. Clocks of two vCPUs may
+    /// differ (by up to about a millisecond under emulation).
+    #[inline]
+    pub fn now(&self) -> u64 {
+        clock::now()
+    }
+
+    /// Writes to the domain's console, all of it, waiting while the ring is full. Lines of several
+    /// vCPUs do not mix. The `log` macros end here too.
+    pub fn console_write(&self, bytes: &[u8]) {
+        console::write(bytes);
+    }
+
+    /// The page shared with xenstored, and the port that tells either side of new bytes; the port
+    /// stays masked, so wait with [`poll_port`](Machine::poll_port). Another port after a restore.
+    /// None for the initial domain.
+    pub fn xenstore_ring(&self) -> Option<(&'static XenstoreRing, Port)> {
+        Some((self.xenstore?, toolstack::xenstore()?))
+    }
+
+    /// Notifies the other end of a port.
+    #[doc(alias = "EVTCHNOP_send")]
+    pub fn notify(&self, port: Port) -> Result<(), Errno> {
+        evtchn::send(&Xen, port)
+    }
+
+    /// Clears the port's pending bit and says whether it was set. Clear *before* looking at what
+    /// the port announces, or a later announcement is lost.
+    pub fn take_pending(&self, port: Port) -> bool {
+        events().clear(port)
+    }
+
+    /// Blocks until `port` is pending (it stays so), an unmasked event arrives, or the clock
+    /// reaches `deadline_ns`. May return early, as any wait here may.
+    #[doc(alias = "SCHEDOP_poll")]
+    pub fn poll_port(&self, port: Port, deadline_ns: u64) -> Result<(), Errno> {
+        // 0 would mean "no limit".
+        evtchn::poll(&Xen, port, deadline_ns.max(1))
+    }
+
+    /// Starts a vCPU that is down: it runs `entry(vcpu)` on a stack of its own, with upcalls
+    /// masked. If `entry` returns, the vCPU parks.
+    #[doc(alias = "VCPUOP_initialise")]
+    #[doc(alias = "VCPUOP_up")]
+    pub fn start_vcpu(&self, vcpu: u32, entry: fn(u32)) -> Result<(), Errno> {
+        if vcpu >= self.vcpus() {
+            return Err(Errno::EINVAL);
+        }
+        smp::start(vcpu, entry)
+    }
+
+    /// Takes this vCPU down for good: its work is done.
+    #[doc(alias = "VCPUOP_down")]
+    pub fn vcpu_park() -> ! {
+        smp::park()
+    }
+
+    /// Ends the domain.
+    #[doc(alias = "SCHEDOP_shutdown")]
+    pub fn shutdown(&self, reason: ShutdownReason) -> ! {
+        console::flush();
+        hypercall::sched_shutdown(reason)
+    }
+
+    /// Writes a record into the hypervisor's trace: an event number below 0x1000, at most 7 words.
+    #[doc(alias = "HVMOP_xentrace")]
+    #[inline]
+    pub fn trace_marker(&self, event: u16, words: &[u32]) {
+        // A lost marker shows in the trace; there is nothing to do about it here.
+        let _ = hypercall::xentrace(event, words);
+    }
+
+    /// Offers the pCPU to somebody else; the vCPU stays runnable.
+    #[doc(alias = "SCHEDOP_yield")]
+    pub fn yield_now(&self) {
+        hypercall::sched_yield();
+    }
+
+    /// Blocks until the clock reaches `ns`; serves upcalls meanwhile if they are unmasked.
+    pub fn sleep_until(&self, ns: u64) {
+        sleep::sleep_until(ns);
+    }
+}
