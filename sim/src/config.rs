@@ -6,12 +6,24 @@
 use core::fmt;
 use core::str::FromStr;
 
+use clap::builder::PossibleValue;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use experiment::{Policy as Word, Time};
 
-use crate::dist::{Dist, Time};
+use crate::arena;
+use crate::dist::Dist;
 
 /// The most vCPUs that a lock word can name.
 pub const MAX_VCPUS: usize = 16_383;
+
+/// Handlers that may be under way on a vCPU at once.
+pub(crate) const LEVELS: usize = 2;
+
+/// As many locks as there is room for, with those that handlers take.
+const MAX_LOCKS: usize = arena::SIZE / 64 / (1 + LEVELS);
+
+/// The name of [`Policy::AsPosted`].
+pub(crate) const AS_POSTED: &str = "as-posted";
 
 /// One simulation: a machine, a guest, what it does, and a seed.
 ///
@@ -114,6 +126,13 @@ impl Default for Config {
     }
 }
 
+/// Each field's option, spelled as clap spells it, and its value.
+macro_rules! options {
+    ($($field:ident),+) => {
+        [$((stringify!($field).replace('_', "-"), $field as &dyn fmt::Display)),+]
+    };
+}
+
 impl Config {
     /// The command that runs this configuration with `policy` again. Parameters with their default
     /// values are left out.
@@ -124,7 +143,7 @@ impl Config {
     }
 
     /// Options and values that differ from the defaults.
-    fn options(&self) -> Vec<(&'static str, String)> {
+    fn options(&self) -> Vec<(String, String)> {
         let Self {
             seed,
             vcpus,
@@ -150,30 +169,30 @@ impl Config {
             watchdog,
             fault,
         } = self;
-        let all: [(&str, &dyn fmt::Display); 23] = [
-            ("seed", seed),
-            ("vcpus", vcpus),
-            ("pcpus", pcpus),
-            ("locks", locks),
-            ("acquisitions", acquisitions),
-            ("duration", duration),
-            ("critical", critical),
-            ("outside", outside),
-            ("idle", idle),
-            ("slice", slice),
-            ("wake", wake),
-            ("wake-order", wake_order),
-            ("ratelimit", ratelimit),
-            ("preempt-every", preempt_every),
-            ("preempt-one-in", preempt_one_in),
-            ("preempt-for", preempt_for),
-            ("interrupt-every", interrupt_every),
-            ("spin", spin),
-            ("turn", turn),
-            ("step", step),
-            ("hypercall", hypercall),
-            ("watchdog", watchdog),
-            ("fault", fault),
+        let all = options![
+            seed,
+            vcpus,
+            pcpus,
+            locks,
+            acquisitions,
+            duration,
+            critical,
+            outside,
+            idle,
+            slice,
+            wake,
+            wake_order,
+            ratelimit,
+            preempt_every,
+            preempt_one_in,
+            preempt_for,
+            interrupt_every,
+            spin,
+            turn,
+            step,
+            hypercall,
+            watchdog,
+            fault
         ];
         let command = Alone::command();
         let default = |option: &str| {
@@ -182,7 +201,7 @@ impl Config {
             argument.get_default_values()[0].to_string_lossy().into_owned()
         };
         let values = all.into_iter().map(|(option, value)| (option, value.to_string()));
-        values.filter(|(option, value)| *option == "seed" || *value != default(option)).collect()
+        values.filter(|(option, value)| option == "seed" || *value != default(option)).collect()
     }
 
     /// The configuration and the policy of a printed command.
@@ -218,7 +237,7 @@ impl Config {
         };
         within("vcpus", self.vcpus, MAX_VCPUS)?;
         within("pcpus", self.pcpus, MAX_VCPUS)?;
-        within("locks", self.locks, crate::run::MAX_LOCKS)?;
+        within("locks", self.locks, MAX_LOCKS)?;
         if self.turn.0 == 0 {
             return Err("--turn 0ns: a spin loop would never end".into());
         }
@@ -256,7 +275,7 @@ impl fmt::Display for Config {
 }
 
 /// Which lock to be: a policy of the PV lock, or a mode in which nobody sleeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// The lock before the patch
     KickTwice,
@@ -284,11 +303,45 @@ impl Policy {
         Self::Native,
         Self::TestAndSet,
     ];
+
+    /// The name, as in every experiment, and what a person is told beside it.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::KickTwice => (Word::KickTwice.name(), "The lock before the patch"),
+            Self::KickAtUnlock => {
+                (Word::KickAtUnlock.name(), "The patch, with its double entry mended")
+            }
+            Self::Hybrid => (Word::Hybrid.name(), "What came after it elsewhere"),
+            Self::Adaptive => (Word::Adaptive.name(), "Spin budgets in time, bounded theft"),
+            Self::Native => (Word::Native.name(), "A queue of spinners"),
+            Self::TestAndSet => (Word::TestAndSet.name(), "Whoever comes first"),
+            Self::AsPosted => (AS_POSTED, "The patch as posted in 2015, which enters a lock twice"),
+        }
+    }
+}
+
+impl ValueEnum for Policy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::KickTwice,
+            Self::KickAtUnlock,
+            Self::Hybrid,
+            Self::Adaptive,
+            Self::Native,
+            Self::TestAndSet,
+            Self::AsPosted,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = self.words();
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.to_possible_value().expect("none is skipped").get_name())
+        f.write_str(self.words().0)
     }
 }
 

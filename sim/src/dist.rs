@@ -6,6 +6,7 @@
 use core::fmt;
 use core::str::FromStr;
 
+use experiment::Time;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
@@ -65,7 +66,7 @@ pub enum Dist {
 }
 
 /// Beyond the end of every run, with room to add to it.
-pub(crate) const NEVER: u64 = u64::MAX / 4;
+pub(crate) const NEVER: u64 = Time::LONGEST.ns();
 
 impl Dist {
     pub(crate) fn sample(self, random: &mut Random) -> u64 {
@@ -106,39 +107,6 @@ impl FromStr for Dist {
             None if text == "never" => Ok(Self::Never),
             None => time(text).map(Self::Fixed),
             Some(_) => Err(error()),
-        }
-    }
-}
-
-/// Nanoseconds, written with the largest unit that leaves no fraction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Time(pub u64);
-
-const UNITS: [(&str, u64); 4] = [("ns", 1), ("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000)];
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = |(_, size): &&(&str, u64)| self.0 != 0 && self.0.is_multiple_of(*size);
-        let (unit, size) = UNITS.iter().rev().find(exact).unwrap_or(&UNITS[0]);
-        write!(f, "{}{unit}", self.0 / size)
-    }
-}
-
-impl FromStr for Time {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let size = UNITS.iter().find(|(unit, _)| *unit == &text[digits..]).map(|(_, size)| *size);
-        let number = text[..digits].parse::<u64>().ok();
-        match (number, size) {
-            // No run lasts longer than the 146 years up to NEVER.
-            (Some(number), Some(size))
-                if number <= NEVER / 1_000_000_000 / size.max(1) * 1_000_000_000 =>
-            {
-                Ok(Self(number * size))
-            }
-            _ => Err(format!("`{text}` is not a time such as 500ns, 2us, 10ms or 1s")),
         }
     }
 }

@@ -17,7 +17,7 @@ use corosensei::Yielder;
 use evtchn::{Abi, Errno, EventChannelOp, Hypercalls, Kicker, Port, SchedOp};
 use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
 
-use crate::config::{Config, Fault};
+use crate::config::{Config, Fault, LEVELS};
 use crate::dist::{NEVER, Random};
 
 /// Why a vCPU's code gives control to the scheduler.
@@ -71,9 +71,6 @@ pub(crate) struct Guest {
 
 /// What an upcall does on a vCPU, at a level of nesting; returns how long it is until the next.
 pub(crate) type Handler = Rc<dyn Fn(usize) -> u64>;
-
-/// Handlers that may be under way on a vCPU at once.
-pub(crate) const LEVELS: usize = 2;
 
 /// A step, when it was, whose, and which lock that vCPU had to do with last.
 pub(crate) struct Note {

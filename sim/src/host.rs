@@ -14,6 +14,7 @@ use evtchn::Port;
 use crate::config::{Config, Fault, WakeOrder};
 use crate::dist::{NEVER, Random};
 use crate::guest::{Event, Guest, port_of, vcpu_of};
+use crate::tally::Switches;
 
 /// What a vCPU does, to the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,15 +71,6 @@ pub(crate) enum Next {
     Limit,
     /// Nothing, ever again.
     Nothing,
-}
-
-/// How often the scheduler did what.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Switches {
-    /// Time slices that ended while others were waiting, or were cut short for a vCPU that woke up.
-    pub(crate) preempted: u64,
-    /// pCPUs taken away by something else.
-    pub(crate) taken: u64,
 }
 
 pub(crate) struct Host {

@@ -7,7 +7,7 @@
 //! digit, and a [`Failure`] names the command that shows it again.
 //!
 //! Inside: `config` says what to simulate, `dist` draws lengths of time, `arena` holds the locks at
-//! fixed addresses, `guest` is what the lock finds around itself, `host` decides who runs, `run`
+//! fixed addresses, `tally` counts, `guest` is what the lock finds around itself, `host` decides who runs, `run`
 //! puts them together, `report` shows what came of it.
 
 mod arena;
@@ -17,8 +17,10 @@ mod guest;
 mod host;
 mod report;
 mod run;
+mod tally;
 
 pub use config::{Config, Fault, MAX_VCPUS, Policy, WakeOrder};
-pub use dist::{Dist, Time};
+pub use dist::Dist;
+pub use experiment::Time;
 pub use report::{Blocked, Failure, Report, Wait, table};
 pub use run::{simulate, simulate_with};

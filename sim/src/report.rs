@@ -11,8 +11,7 @@ use comfy_table::{CellAlignment, Table};
 use pvlock::Counter;
 use serde::Serialize;
 
-use crate::host::Switches;
-use crate::run::Tally;
+use crate::tally::{Switches, Tally};
 
 /// What the acquisitions of one policy came to.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -9,16 +9,16 @@ use std::rc::Rc;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
-use hdrhistogram::Histogram;
 use pvlock::debug::Dump;
 use pvlock::{Counter, Mode, RawPvLock};
 
-use crate::arena::{self, Arena};
-use crate::config::{Config, Policy};
-use crate::dist::{Dist, NEVER, Random};
-use crate::guest::{self, Event, Guest, Handler, Installed, LEVELS, Request, Vm};
+use crate::arena::Arena;
+use crate::config::{AS_POSTED, Config, LEVELS, Policy};
+use crate::dist::{Dist, Random};
+use crate::guest::{self, Event, Guest, Handler, Installed, Request, Vm};
 use crate::host::{Host, Next, Task, describe};
 use crate::report::{Failure, Report};
+use crate::tally::Tally;
 
 /// A lock, and what its owner keeps under it.
 #[repr(align(64))]
@@ -28,45 +28,11 @@ pub(crate) struct Guarded<const CPUS: usize, K> {
     count: Cell<u64>,
 }
 
-/// As many locks as there is room for.
-pub(crate) const MAX_LOCKS: usize = arena::SIZE / 64 / (1 + LEVELS);
-
 /// Lines of each part of a failure.
 const SHOWN: usize = 40;
 
 /// Enough for the lock and the message of a panic; pages that are never touched cost nothing.
 const STACK: usize = 64 << 10;
-
-/// What the vCPUs note about their acquisitions.
-pub(crate) struct Tally {
-    /// Nanoseconds from wanting a lock to owning it.
-    pub(crate) waits: Histogram<u64>,
-    /// Acquisitions of each vCPU.
-    pub(crate) by_vcpu: Vec<u64>,
-    pub(crate) acquisitions: u64,
-    /// When the last one was.
-    last: u64,
-    /// (acquisitions, kicks that ended their sleeps) of acquisitions that slept, and of those that
-    /// slept twice or more.
-    pub(crate) slept: (u64, u64),
-    pub(crate) slept_twice: (u64, u64),
-}
-
-impl Tally {
-    /// An acquisition of `vcpu` at `now`, after it waited, slept and was woken so long and so often.
-    fn add(&mut self, vcpu: usize, now: u64, waited: u64, slept: u64, woken: u64) {
-        self.acquisitions += 1;
-        self.by_vcpu[vcpu] += 1;
-        self.last = now;
-        self.waits.record(waited).expect("no run lasts so long");
-        if slept > 0 {
-            self.slept = (self.slept.0 + 1, self.slept.1 + woken);
-        }
-        if slept > 1 {
-            self.slept_twice = (self.slept_twice.0 + 1, self.slept_twice.1 + woken);
-        }
-    }
-}
 
 /// Runs `config` with `policy`.
 ///
@@ -129,7 +95,7 @@ pub fn simulate_with<K: pvlock::Policy>(config: &Config) -> Result<Report, Failu
 struct AsPosted;
 
 impl pvlock::Policy for AsPosted {
-    const NAME: &'static str = "as-posted";
+    const NAME: &'static str = AS_POSTED;
     const AS_POSTED: bool = true;
 }
 
@@ -177,14 +143,7 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
         let installed = Guest::install::<CPUS, LINES>(config, mode, stream());
         let guest = installed.guest();
         let host = Host::new(config, guest, stream());
-        let tally = Rc::new(RefCell::new(Tally {
-            waits: Histogram::new_with_max(NEVER, 3).expect("three digits are possible"),
-            by_vcpu: vec![0; config.vcpus],
-            acquisitions: 0,
-            last: 0,
-            slept: (0, 0),
-            slept_twice: (0, 0),
-        }));
+        let tally = Rc::new(RefCell::new(Tally::new(config.vcpus)));
         let tasks: Vec<Random> = (0..config.vcpus).map(|_| stream()).collect();
         let codes = tasks.into_iter().enumerate().map(|(vcpu, task)| {
             let random = RefCell::new(task);
