@@ -20,6 +20,7 @@ use experiment::record::framing::Decoder;
 use serde::{Deserialize, Serialize};
 
 pub use event::Event;
+pub(crate) use toolstack::{TOOLS, other_xentrace, tool};
 pub use toolstack::{Toolstack, is_dom0_without_xenfs, is_xen_host};
 
 use crate::interrupt;

@@ -14,6 +14,7 @@
 //! - [`report`]: results as a table and as JSON
 //! - [`run`]: one run from request to results
 //! - [`storm`]: all that a toolstack does to a domain, in random order, under full lock load
+//! - [`doctor`]: what this machine is to pvlab, and what it lacks
 //! - [`image`]: the guest image inside this program
 //! - [`symbols`]: names for the addresses in that image
 //! - [`interrupt`]: Ctrl-C, told to whoever waits
@@ -23,6 +24,7 @@
 //!
 //! This library is the program's inside, split off for its tests; its interface is not stable.
 
+pub mod doctor;
 pub mod host;
 pub mod image;
 pub mod interrupt;

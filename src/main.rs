@@ -11,37 +11,58 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use experiment::{DomainType, EventAbi, Policy, Setting};
 use pvlab::host::{self, Event, Toolstack};
-use pvlab::lab::{Boot, Hypervisor, Lab, Mode, Repeatable, commands};
+use pvlab::lab::{Boot, Hypervisor, Lab, Mode, Overlay, Release, Repeatable, commands};
 use pvlab::plan::{Choices, Plan};
 use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
 use pvlab::run::{self, Request};
 use pvlab::scenario::Library;
 use pvlab::storm::{self, Storm};
-use pvlab::{image, interrupt, output};
+use pvlab::{doctor, image, interrupt, output};
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
+#[command(after_help = "Begin with `pvlab doctor`, then `pvlab run solo-pv`.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// Show every detail: the emulated host's console too.
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Show no progress: results and errors only.
+    #[arg(short, long, global = true)]
+    quiet: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say what this machine is to pvlab, what it lacks, and how to get it.
+    #[command(after_help = "Example: pvlab doctor && pvlab run solo-pv")]
+    Doctor {
+        #[command(flatten)]
+        packages: Packages,
+    },
     /// Run a scenario with each policy and compare them in a table.
+    #[command(
+        after_help = "Example: pvlab run overcommit-2x --policy kick-at-unlock --policy spin --out here"
+    )]
     Run(RunArguments),
     /// List the scenarios.
+    #[command(after_help = "Example: pvlab scenarios --configs my-configs")]
     Scenarios {
         /// A folder of scenarios to use instead of the built-in ones.
         #[arg(long, value_name = "DIR")]
         configs: Option<PathBuf>,
     },
     /// Make the table of an earlier run again from the files it left.
+    #[command(
+        after_help = "Example: pvlab report pvlab-out/solo-pv --json | jq .policies[0].policy"
+    )]
     Report {
         /// The run's folder.
         #[arg(value_name = "DIR")]
@@ -51,6 +72,7 @@ enum Command {
         json: bool,
     },
     /// Show in which figures two runs differ; exit code 1 if they do.
+    #[command(after_help = "Example: pvlab compare A B")]
     Compare {
         /// One run's folder.
         a: PathBuf,
@@ -58,10 +80,12 @@ enum Command {
         b: PathBuf,
     },
     /// Pause, pin, save, restore, trigger, hot-plug a domain in random order while it tortures its locks.
+    #[command(after_help = "Example: pvlab storm --type pvh --seconds 1200 --policy adaptive")]
     Storm(StormArguments),
     /// Write the guest image out, for `xl create` by hand.
+    #[command(after_help = "Example: pvlab image -o xen-guest.elf")]
     Image {
-        /// The file to write.
+        /// The file to write; `-` is standard output.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
@@ -74,6 +98,21 @@ enum Command {
         /// What `kicktrace` takes; `pvlab kicktrace --help` tells.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
+    },
+    #[command(
+        after_help = "Example: pvlab completions bash > ~/.local/share/bash-completion/completions/pvlab"
+    )]
+    /// Print what a shell needs to complete this program's command line.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write a man page for this program and one for each command.
+    #[command(after_help = "Example: pvlab man ~/.local/share/man/man1")]
+    Man {
+        /// The folder to write them into; it is made.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
     },
     /// Carry out a plan on this Xen host (what `run` does inside the lab).
     #[command(hide = true)]
@@ -88,10 +127,19 @@ enum Command {
 #[derive(Subcommand)]
 enum LabCommand {
     /// Download what is missing and build the host.
-    Prepare,
+    #[command(after_help = "Example: pvlab lab prepare --release trixie")]
+    Prepare {
+        #[command(flatten)]
+        packages: Packages,
+    },
     /// Open a shell in its dom0, or on the KVM host.
+    #[command(after_help = "Example: pvlab lab shell --file my.cfg=/root/my.cfg")]
     Shell(Machine),
-    /// Run a script in its dom0, or on the KVM host; what the script leaves in /out comes back.
+    /// Run a script in its dom0, or on the KVM host; what the script leaves in /out comes back. Without
+    /// --repeatable, /out is the folder at home itself: what is in it is not lost with the host.
+    #[command(
+        after_help = "Example: pvlab lab boot --script look.sh --file my.cfg=/root/my.cfg --xen sched=credit"
+    )]
     Boot {
         #[command(flatten)]
         machine: Machine,
@@ -103,6 +151,7 @@ enum LabCommand {
         deadline: u64,
     },
     /// Remove everything the lab keeps on this machine.
+    #[command(after_help = "Example: pvlab lab clean")]
     Clean,
 }
 
@@ -116,9 +165,28 @@ struct Machine {
     pcpus: u32,
     #[command(flatten)]
     emulation: Emulation,
+    #[command(flatten)]
+    packages: Packages,
+    /// Put a file of this machine into dom0: SRC, or SRC=/PATH/IN/DOM0 (without it /root/NAME); a program gets
+    /// its libraries. May be given several times.
+    #[arg(long = "file", value_name = "SRC[=DST]")]
+    files: Vec<Overlay>,
+    /// Memory of the host in MiB; dom0 has 512 of them.
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(640..=1_048_576))]
+    memory: u32,
+    /// Added to Xen's command line (with --hypervisor kvm, to Linux').
+    #[arg(long = "xen", value_name = "OPTIONS", default_value = "")]
+    xen_options: String,
     /// Where the console and what is in /out go.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/lab")]
     out: PathBuf,
+}
+
+#[derive(Args)]
+struct Packages {
+    /// Make the lab of this release of Debian instead of the machine's: bookworm has Xen 4.17, trixie 4.20.
+    #[arg(long, value_name = "RELEASE")]
+    release: Option<Release>,
 }
 
 #[derive(Args)]
@@ -151,6 +219,8 @@ struct RunArguments {
     policies: Vec<String>,
     #[command(flatten)]
     emulation: Emulation,
+    #[command(flatten)]
+    packages: Packages,
     /// Keep everything the run produced here. Without it: pvlab-out/SCENARIO.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -194,14 +264,21 @@ struct StormArguments {
     /// The event channel ABI. Without it the guest chooses.
     #[arg(long, value_name = "ABI", value_parser = PossibleValuesParser::new(EventAbi::NAMES).try_map(|name| name.parse::<EventAbi>()))]
     events: Option<EventAbi>,
+    #[command(flatten)]
+    packages: Packages,
     /// Where the consoles go.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/storm")]
     out: PathBuf,
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match perform(arguments.command) {
+    let Arguments { command, verbose, quiet } = Arguments::parse();
+    let progress = match (verbose, quiet) {
+        (true, _) => Progress::verbose(),
+        (_, true) => Progress::hidden(),
+        _ => Progress::new(),
+    };
+    match perform(command, &progress) {
         Ok(code) => code,
         Err(error) => {
             output::note(format_args!("pvlab: {error:#}"));
@@ -210,9 +287,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(command: Command) -> Result<ExitCode> {
+fn perform(command: Command, progress: &Progress) -> Result<ExitCode> {
     match command {
-        Command::Run(arguments) => run_scenario(arguments),
+        Command::Doctor { packages } => {
+            let diagnosis = doctor::examine(packages.release.as_ref());
+            output::print(&diagnosis)?;
+            Ok(if diagnosis.is_good() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+        }
+        Command::Run(arguments) => run_scenario(arguments, progress),
         Command::Scenarios { configs } => {
             let library = library(configs);
             for name in library.names()? {
@@ -226,13 +308,29 @@ fn perform(command: Command) -> Result<ExitCode> {
             show(&results, json)
         }
         Command::Compare { a, b } => compare(&a, &b),
-        Command::Storm(arguments) => storm(arguments),
+        Command::Storm(arguments) => storm(arguments, progress),
+        Command::Image { output } if output == Path::new("-") => {
+            output::bytes(&image::load(None)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Image { output } => {
             fs::write(&output, image::load(None)?)
                 .with_context(|| format!("cannot write {}", output.display()))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Lab(command) => lab(command),
+        Command::Lab(command) => lab(command, progress),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "pvlab", &mut script);
+            output::bytes(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { folder } => {
+            fs::create_dir_all(&folder)
+                .and_then(|()| clap_mangen::generate_to(Arguments::command(), &folder))
+                .with_context(|| format!("cannot write into {}", folder.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Kicktrace { arguments } => {
             Ok(kicktrace::cli::main(std::iter::once("pvlab kicktrace".into()).chain(arguments)))
         }
@@ -240,7 +338,7 @@ fn perform(command: Command) -> Result<ExitCode> {
     }
 }
 
-fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
+fn run_scenario(arguments: RunArguments, progress: &Progress) -> Result<ExitCode> {
     let mut scenario = library(arguments.configs).load(&arguments.scenario)?;
     if let Some(seconds) = arguments.deadline {
         scenario.deadline = Duration::from_secs(seconds);
@@ -259,21 +357,27 @@ fn run_scenario(arguments: RunArguments) -> Result<ExitCode> {
             trace: !arguments.no_trace,
         },
         repeatable: arguments.emulation.repeatable(),
+        release: arguments.packages.release,
         image: arguments.image,
         out,
     };
     interrupt::install().context("cannot install signal handlers")?;
-    let progress = Progress::new();
-    let results = run::run(&request, &progress)?;
-    progress.note(format_args!("everything this run produced is in {}", request.out.display()));
-    show(&results, arguments.json)
+    let results = run::run(&request, progress)?;
+    let code = show(&results, arguments.json)?;
+    let page = request.out.join(report::PAGE);
+    progress.note(format_args!(
+        "everything this run produced is in {}; as a page: {}",
+        request.out.display(),
+        output::Link(&page)
+    ));
+    Ok(code)
 }
 
 fn show(results: &Results, json: bool) -> Result<ExitCode> {
     if json {
         output::print(results.json()?)?;
     } else {
-        output::print(report::table(results))?;
+        output::print(report::table(results, output::columns()))?;
     }
     Ok(match results.verdict() {
         Verdict::Good => ExitCode::SUCCESS,
@@ -299,13 +403,12 @@ fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
 }
 
 /// Exit code 1 where the domain did not survive, or a lock did not.
-fn storm(arguments: StormArguments) -> Result<ExitCode> {
+fn storm(arguments: StormArguments, progress: &Progress) -> Result<ExitCode> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = arguments.seed.unwrap_or_else(|| clock.map_or(1, |time| time.as_secs()));
     let kind = arguments.kind;
     output::print(format_args!("seed {seed}\n"))?;
     interrupt::install().context("cannot install signal handlers")?;
-    let progress = Progress::new();
     let limit = Duration::from_secs(arguments.seconds);
     let storm = Storm {
         name: kind.to_string(),
@@ -322,7 +425,7 @@ fn storm(arguments: StormArguments) -> Result<ExitCode> {
     boot.deadline = limit + Duration::from_secs(600);
     let storms = [storm];
     storm::prepare(&mut boot, &storms, image::load(None)?);
-    let lab = Lab::prepare(&progress)?;
+    let lab = Lab::prepare_release(arguments.packages.release.as_ref(), progress)?;
     let step = progress.step("waiting for the domain");
     lab.run(&boot, &mut |line| {
         if let Some((_, what)) = line.split_once("@storm ") {
@@ -351,20 +454,23 @@ fn storm(arguments: StormArguments) -> Result<ExitCode> {
     }
 }
 
-fn lab(command: LabCommand) -> Result<ExitCode> {
+fn lab(command: LabCommand, progress: &Progress) -> Result<ExitCode> {
     interrupt::install().context("cannot install signal handlers")?;
-    let progress = Progress::new();
     match command {
-        LabCommand::Prepare => commands::prepare(&progress)?,
-        LabCommand::Shell(machine) => commands::shell(&machine.boot(), &progress)?,
+        LabCommand::Prepare { packages } => commands::prepare(packages.release.as_ref(), progress)?,
+        LabCommand::Shell(machine) => {
+            commands::shell(machine.packages.release.as_ref(), &machine.boot(), progress)?;
+        }
         LabCommand::Boot { machine, script, deadline } => {
-            let boot = Boot { deadline: Duration::from_secs(deadline), ..machine.boot() };
-            let ended = commands::boot(&script, boot, &progress)?;
+            let mut boot = Boot { deadline: Duration::from_secs(deadline), ..machine.boot() };
+            // A measurement that is to repeat must not be disturbed.
+            boot.live = !machine.emulation.repeatable;
+            let ended = commands::boot(&script, machine.packages.release.as_ref(), boot, progress)?;
             // The script's own status, as far as an exit code can say it.
             return Ok(ExitCode::from(u8::try_from(ended.status).unwrap_or(u8::MAX)));
         }
         LabCommand::Clean => {
-            let folder = commands::clean(&progress)?;
+            let folder = commands::clean(progress)?;
             progress.note(format_args!("removed {}", folder.display()));
         }
     }
@@ -376,6 +482,9 @@ impl Machine {
         let mut boot = Boot::script("", &self.out);
         boot.hypervisor = self.hypervisor;
         boot.pcpus = self.pcpus;
+        boot.memory_mib = self.memory;
+        boot.files = self.files.clone();
+        boot.hypervisor_options = self.xen_options.clone();
         if let Some(settings) = self.emulation.repeatable() {
             boot.mode = Mode::Repeatable(settings);
         }

@@ -3,8 +3,10 @@
 //! Owns what happens when it is closed or full. Everything this program prints goes through here: the
 //! macros of the standard library panic where nobody reads any more.
 
-use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::env;
+use std::fmt::{self, Display};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -33,6 +35,36 @@ pub fn bytes(bytes: &[u8]) -> Result<()> {
 /// Writes `text` and a line end to standard error. A closed standard error is nobody's problem.
 pub fn note(text: impl Display) {
     drop(writeln!(io::stderr().lock(), "{text}"));
+}
+
+/// The width of the terminal on standard output, in characters; `None` if it is none.
+pub fn columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+/// A file, which a terminal on standard error offers to open.
+pub struct Link<'a>(pub &'a Path);
+
+impl Display for Link<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.0.display();
+        let clever = io::stderr().is_terminal() && env::var_os("TERM").is_none_or(|t| t != "dumb");
+        let Some(path) = std::path::absolute(self.0).ok().filter(|_| clever) else {
+            return write!(f, "{shown}");
+        };
+        // OSC 8. In an address, bytes beyond plain letters are written in hexadecimal.
+        f.write_str("\x1b]8;;file://")?;
+        for byte in path.as_os_str().as_encoded_bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' => {
+                    write!(f, "{}", *byte as char)?;
+                }
+                byte => write!(f, "%{byte:02X}")?,
+            }
+        }
+        write!(f, "\x1b\\{shown}\x1b]8;;\x1b\\")
+    }
 }
 
 fn done(written: io::Result<()>) -> Result<()> {

@@ -31,15 +31,22 @@ enum Form {
     Moving,
     /// A line when a step begins and one when it ends.
     Lines,
+    /// The same, and everything else there is to say.
+    All,
     /// Nothing.
     Hidden,
 }
 
 impl Progress {
-    /// Shows on standard error, moving if that is a terminal.
+    /// Shows on standard error, moving if that is a terminal; without colours where `NO_COLOR` is set.
     pub fn new() -> Self {
         let form = if stderr().is_terminal() { Form::Moving } else { Form::Lines };
         Progress { screen: MultiProgress::new(), form }
+    }
+
+    /// Shows lines and nothing that moves, with every detail.
+    pub fn verbose() -> Self {
+        Progress { screen: MultiProgress::new(), form: Form::All }
     }
 
     /// Shows nothing.
@@ -70,9 +77,16 @@ impl Progress {
     pub fn note(&self, text: impl Display) {
         match self.form {
             Form::Hidden => {}
-            Form::Lines => output::note(text),
+            Form::Lines | Form::All => output::note(text),
             // The screen moves its bars out of the way; a closed standard error is nobody's problem.
             Form::Moving => drop(self.screen.println(text.to_string())),
+        }
+    }
+
+    /// A line for those who asked for every detail.
+    pub fn detail(&self, text: impl Display) {
+        if self.form == Form::All {
+            output::note(text);
         }
     }
 
@@ -90,7 +104,7 @@ impl Progress {
                 bar.enable_steady_tick(Duration::from_millis(120));
                 bar
             }
-            Form::Lines => {
+            Form::Lines | Form::All => {
                 output::note(format_args!("{text} ..."));
                 ProgressBar::hidden()
             }

@@ -28,6 +28,9 @@ use crate::plan::Plan;
 /// goes away; a new field does not change it.
 pub const SCHEMA: u32 = 1;
 
+/// The report as a page, in a run's folder.
+pub const PAGE: &str = "report.html";
+
 /// The file a run's folder is known by.
 pub const RUN_FILE: &str = "run.json";
 
@@ -148,7 +151,7 @@ impl Results {
     ///
     /// If one of them cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        for (name, text) in [("results.json", self.json()?), ("report.html", page(self))] {
+        for (name, text) in [("results.json", self.json()?), (PAGE, page(self))] {
             let file = folder.join(name);
             fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use self::folder::Folder;
 use crate::host::{self, Event, Toolstack};
 use crate::image;
-use crate::lab::{Boot, Lab, Overlay, Repeatable};
+use crate::lab::{Boot, Lab, Overlay, Release, Repeatable};
 use crate::plan::{Choices, Plan};
 use crate::progress::{Progress, Step};
 use crate::report::{Mode, Results, RunRecord, SCHEMA};
@@ -45,6 +45,8 @@ pub struct Request {
     pub choices: Choices,
     /// Deterministic emulation instead of a fast one.
     pub repeatable: Option<Repeatable>,
+    /// The release of Debian that the lab is made of, if not the machine's.
+    pub release: Option<Release>,
     /// The guest image, if not the one inside this program.
     pub image: Option<PathBuf>,
     /// Where everything goes.
@@ -63,6 +65,9 @@ pub struct Request {
 pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     let image = image::load(request.image.as_deref())?;
     let on_host = host::is_xen_host();
+    if let (true, Some(release)) = (on_host, &request.release) {
+        bail!("--release {release} is of the lab, and this machine is a Xen host; leave it out");
+    }
     let mode = match (request.repeatable.is_some(), on_host) {
         (true, true) => {
             bail!("--repeatable needs the emulator, and this machine is a Xen host; leave it out")
@@ -89,7 +94,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
             );
         }
         let boot = lab_boot(request, &record, &image, folder.place())?;
-        let lab = Lab::prepare(progress)?;
+        let lab = Lab::prepare_release(request.release.as_ref(), progress)?;
         lab.check(&boot)?;
         Ready::Lab(lab, Box::new(boot))
     };
@@ -104,7 +109,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
                 let tell = &mut |event| screen.show(event);
                 host::run(toolstack, &record.plan, folder.place(), tell)
             }),
-        Ready::Lab(lab, boot) => in_lab(lab, boot, &mut screen),
+        Ready::Lab(lab, boot) => in_lab(lab, boot, progress, &mut screen),
     };
     screen.clear();
     if let Ready::Lab(lab, _) = &ready {
@@ -144,10 +149,11 @@ fn lab_boot(request: &Request, record: &RunRecord, image: &[u8], place: &Path) -
     Ok(boot)
 }
 
-fn in_lab(lab: &Lab, boot: &Boot, screen: &mut Screen) -> Result<()> {
+fn in_lab(lab: &Lab, boot: &Boot, progress: &Progress, screen: &mut Screen) -> Result<()> {
     screen.booting();
     let mut failure = None;
     let ended = lab.run(boot, &mut |line| {
+        progress.detail(line);
         if let Some(event) = Event::in_line(line) {
             if let Event::Error { message } = &event {
                 failure = Some(message.clone());

@@ -335,6 +335,9 @@ fn printing_commands(folder: &Path) -> Vec<Vec<std::ffi::OsString>> {
     };
     vec![
         words(&["scenarios"]),
+        words(&["doctor"]),
+        words(&["completions", "bash"]),
+        words(&["image", "-o", "-"]),
         with(&["report"], 1),
         with(&["report", "--json"], 1),
         with(&["compare"], 2),
@@ -359,5 +362,92 @@ fn a_closed_or_full_standard_output_is_no_panic() {
         let (code, told) = ended(full.into());
         assert_eq!(code, Some(2), "{arguments:?}");
         assert!(told.contains("standard output"), "{told}");
+    }
+}
+
+#[test]
+fn the_doctor_says_what_is_there_what_is_missing_and_how_to_get_it() {
+    if pvlab::host::is_xen_host() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let doctor = |path: &str| {
+        let mut command = pvlab();
+        command.arg("doctor").env("PVLAB_CACHE", cache.path()).env("PATH", path);
+        command.assert()
+    };
+    // A folder without apt: no lab can be made.
+    let words = contains("no Xen host").and(contains("MISSING")).and(contains("container"));
+    doctor("/proc").code(2).stdout(words);
+    let apt = tempfile::tempdir().unwrap();
+    for name in ["apt-get", "apt-cache", "apt-config"] {
+        fs::write(apt.path().join(name), "").unwrap();
+    }
+    let words = contains("pvlab can run here").and(contains("pvlab lab prepare"));
+    doctor(apt.path().to_str().unwrap()).code(0).stdout(words);
+    let words = contains("trixie").and(contains("4.20"));
+    pvlab().args(["doctor", "--release", "trixie"]).assert().stdout(words);
+    let error = contains("bookworm or trixie");
+    pvlab().args(["doctor", "--release", "../up"]).assert().code(2).stderr(error);
+}
+
+/// Names of all commands, as `pvlab help` shows them.
+fn commands() -> Vec<String> {
+    let help = pvlab().arg("help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let names = list.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(' '));
+    let names = names.map(|(name, _)| name.to_owned()).filter(|name| !name.is_empty());
+    names.filter(|name| name != "help").collect()
+}
+
+#[test]
+fn every_command_has_an_example_a_man_page_and_completions() {
+    let names = commands();
+    assert!(names.len() >= 10, "{names:?}");
+    let folder = tempfile::tempdir().unwrap();
+    pvlab().arg("man").arg(folder.path()).assert().success();
+    for name in &names {
+        let page = folder.path().join(format!("pvlab-{name}.1"));
+        assert!(fs::read_to_string(&page).unwrap().contains(".SH NAME"), "{name}");
+        // The two that hold commands of their own: kicktrace's are its, lab's are seen to below.
+        if !["kicktrace", "lab"].contains(&name.as_str()) {
+            pvlab().args([name, "--help"]).assert().success().stdout(contains("Example: pvlab "));
+        }
+    }
+    for name in ["prepare", "shell", "boot", "clean"] {
+        pvlab().args(["lab", name, "--help"]).assert().success().stdout(contains("Example: "));
+        assert!(folder.path().join(format!("pvlab-lab-{name}.1")).is_file(), "{name}");
+    }
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = contains("overcommit").not().and(contains("doctor"));
+        pvlab().args(["completions", shell]).assert().success().stdout(script);
+    }
+}
+
+#[test]
+fn quiet_is_silent_and_verbose_is_not_both() {
+    let (folder, _) = run_folder("spin", |_| ());
+    pvlab().args(["--quiet", "report"]).arg(folder.path()).assert().success().stderr("");
+    pvlab().args(["-q", "-v", "scenarios"]).assert().code(2).stderr(contains("cannot be used"));
+}
+
+#[test]
+fn the_image_goes_to_standard_output_if_asked() {
+    let output = pvlab().args(["image", "-o", "-"]).output().unwrap();
+    assert_eq!(output.stdout, pvlab::image::load(None).unwrap());
+}
+
+#[test]
+fn files_for_dom0_are_found_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = folder.path().join("nowhere");
+    let cases = [
+        (nowhere.to_str().unwrap().to_owned(), "can be read"),
+        (folder.path().to_str().unwrap().to_owned(), "is not a file"),
+    ];
+    for (file, error) in cases {
+        let arguments = ["lab", "boot", "--script", "/dev/null", "--file", &file];
+        pvlab().args(arguments).assert().code(2).stderr(contains(error));
     }
 }

@@ -47,6 +47,10 @@ pub fn is_xen_host() -> bool {
     fs::read_to_string("/proc/xen/capabilities").is_ok_and(|text| text.contains("control_d"))
 }
 
+/// The programs a run uses, and whether it needs them.
+pub(crate) const TOOLS: [(&str, bool); 4] =
+    [("xl", true), ("xentrace", true), ("xenstore-watch", true), ("xenctx", false)];
+
 /// How long xenstored may take to answer. Without it a read from its device never returns.
 const XENSTORE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -112,13 +116,26 @@ impl Toolstack {
                  `xl destroy {domid}`, or rename the scenario's"
             );
         }
-        if let Some(pid) = plan.trace.then(|| process_named("xentrace")).flatten() {
+        if let Some(pid) = plan.trace.then(other_xentrace).flatten() {
             bail!(
                 "another xentrace runs (process {pid}), and Xen has one trace buffer; end it with \
                  `kill -INT {pid}`, or give --no-trace"
             );
         }
         Ok(())
+    }
+
+    /// Domains that an earlier pvlab made and that are still there.
+    ///
+    /// # Errors
+    ///
+    /// If `xl` cannot list domains.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let ours = |domain: Listed| {
+            let Listed { name, domid, uuid } = domain;
+            uuid.starts_with(UUID_PREFIX).then(|| format!("{name} (domain {domid})"))
+        };
+        Ok(self.list()?.into_iter().filter_map(ours).collect())
     }
 
     /// Every domain of this host.
@@ -368,6 +385,11 @@ fn listed(text: &str) -> Vec<Listed> {
     text.lines().filter_map(line).collect()
 }
 
+/// The process that traces this Xen already.
+pub(crate) fn other_xentrace() -> Option<u32> {
+    process_named("xentrace")
+}
+
 /// A running process of this name (Linux keeps the first 15 bytes of it).
 fn process_named(name: &str) -> Option<u32> {
     let pid = |entry: fs::DirEntry| {
@@ -406,7 +428,7 @@ fn xenctx(arguments: &[&str]) -> Result<Option<String>> {
 }
 
 /// Looks for a program in PATH, and where distributions keep Xen's own.
-fn tool(name: &str) -> Result<PathBuf> {
+pub(crate) fn tool(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let own = fs::read_dir("/usr/lib")
         .into_iter()

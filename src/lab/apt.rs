@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use super::Error;
 use super::process::follow;
+use super::{Error, Release};
 use crate::leash::Leashed;
 use crate::progress::Progress;
 
@@ -90,6 +90,25 @@ impl Apt {
     pub(super) fn candidate(&self, package: &str) -> Result<Option<String>, Error> {
         let answer = self.run("apt-cache", &["policy", package], &mut || {})?;
         Ok(parse_candidate(&answer.out))
+    }
+
+    /// Takes all packages from another release of the distribution, of the mirror the machine uses.
+    pub(super) fn use_release(&mut self, release: &Release) -> Result<(), Error> {
+        let sources = self.sources()?;
+        let Some(machine) = own_release(&sources) else {
+            return Err(Error::NoRelease { release: release.to_string() });
+        };
+        if machine.suite == release.as_str() {
+            return Ok(());
+        }
+        let text = source_of(&machine.uri, &format!("{release} {release}-updates"));
+        let folder = self.sources_folder();
+        fs::remove_dir_all(&folder)
+            .and_then(|()| fs::create_dir_all(&folder))
+            .map_err(Error::file("empty", &folder))?;
+        let path = folder.join("release.sources");
+        fs::write(&path, text).map_err(Error::file("write", &path))?;
+        self.update()
     }
 
     /// Adds the backports of the distribution's release and prefers them for `packages` alone.
@@ -337,19 +356,25 @@ fn backports(sources: &[Source]) -> Option<String> {
     if sources.iter().any(|source| source.suite.ends_with("-backports")) {
         return None;
     }
-    // The release itself is the suite without a suffix, of the distribution's own archive.
-    let release = sources.iter().find(|source| {
+    let release = own_release(sources)?;
+    Some(source_of(&release.uri, &format!("{}-backports", release.suite)))
+}
+
+/// The machine's release itself: the suite without a suffix, of the distribution's own archive.
+fn own_release(sources: &[Source]) -> Option<&Source> {
+    sources.iter().find(|source| {
         source.origin == "Debian"
             && !source.suite.contains(['-', '/'])
             && source.component == "main"
-    })?;
+    })
+}
+
+/// A package source in apt's own form.
+fn source_of(uri: &str, suites: &str) -> String {
     let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
     let signed =
         if Path::new(keys).exists() { format!("Signed-By: {keys}\n") } else { String::new() };
-    Some(format!(
-        "Types: deb\nURIs: {}\nSuites: {}-backports\nComponents: main\n{signed}",
-        release.uri, release.suite
-    ))
+    format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\n{signed}")
 }
 
 /// The lines apt marks as errors or warnings.

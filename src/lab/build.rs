@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::apt::{self, Apt};
 use super::cache::Cache;
+use super::{Error, Release};
 use super::{deb, initramfs, kernel};
 use crate::progress::Progress;
 
 /// Goes up by one whenever a lab built by an older pvlab would no longer do.
-pub(super) const RECIPE: u32 = 3;
+pub(super) const RECIPE: u32 = 4;
 
 /// The unpacked packages, in a finished lab.
 pub(super) const ROOT: &str = "root";
@@ -47,6 +47,9 @@ pub(super) struct Parts {
     pub(super) libraries: Vec<String>,
     /// Version of the emulator.
     pub(super) qemu: String,
+    /// Bytes of the files it starts from.
+    #[serde(default)]
+    pub(super) sizes: BTreeMap<String, u64>,
 }
 
 impl Parts {
@@ -59,10 +62,16 @@ impl Parts {
             Err(error) => return Err(Error::file("read", &path)(error)),
         };
         let damaged = |what: String| Error::Damaged { path: path.clone(), what };
-        let parts = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let parts: Parts =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         for part in [ROOT, XEN, VMLINUX, DOM0] {
-            if !folder.join(part).exists() {
-                return Err(Error::Damaged { path: folder.join(part), what: "is gone".into() });
+            let path = folder.join(part);
+            let Ok(about) = fs::metadata(&path) else {
+                return Err(Error::Damaged { path, what: "is gone".into() });
+            };
+            if let Some(size) = parts.sizes.get(part).filter(|size| **size != about.len()) {
+                let what = format!("has {} bytes of {size}", about.len());
+                return Err(Error::Damaged { path, what });
             }
         }
         Ok(Some(parts))
@@ -70,7 +79,12 @@ impl Parts {
 }
 
 /// Builds a lab and puts it at `folder`, at once or not at all. The caller holds the cache's lock.
-pub(super) fn build(cache: &Cache, folder: &Path, progress: &Progress) -> Result<Parts, Error> {
+pub(super) fn build(
+    cache: &Cache,
+    release: Option<&Release>,
+    folder: &Path,
+    progress: &Progress,
+) -> Result<Parts, Error> {
     if ARCH != "x86_64" {
         return Err(Error::Architecture(ARCH));
     }
@@ -78,7 +92,7 @@ pub(super) fn build(cache: &Cache, folder: &Path, progress: &Progress) -> Result
     // What a build that was killed has left.
     remove(&building)?;
     room(cache.folder())?;
-    let made = make(cache, &building, progress).and_then(|parts| {
+    let made = make(cache, release, &building, progress).and_then(|parts| {
         remove(folder)?;
         fs::rename(&building, folder).map_err(Error::file("put in place", folder))?;
         Ok(parts)
@@ -91,10 +105,19 @@ pub(super) fn build(cache: &Cache, folder: &Path, progress: &Progress) -> Result
 }
 
 /// Builds a lab in the folder `building`.
-fn make(cache: &Cache, building: &Path, progress: &Progress) -> Result<Parts, Error> {
+fn make(
+    cache: &Cache,
+    release: Option<&Release>,
+    building: &Path,
+    progress: &Progress,
+) -> Result<Parts, Error> {
     let step = progress.step("asking apt for Xen, its dom0 and an emulator");
-    let mut apt = Apt::open(&cache.apt())?;
+    let mut apt = Apt::open(&cache.apt(release))?;
     apt.update()?;
+    if let Some(release) = release {
+        step.update(format!("asking apt for Xen, its dom0 and an emulator of {release}"));
+        apt.use_release(release)?;
+    }
     let fair =
         |version: &Option<String>| version.as_deref().and_then(apt::upstream) >= Some(FAIR_QEMU);
     if !fair(&apt.candidate(QEMU)?) {
@@ -127,7 +150,13 @@ fn make(cache: &Cache, building: &Path, progress: &Progress) -> Result<Parts, Er
         fs::remove_dir_all(root.join(done)).map_err(Error::file("remove", root.join(done)))?;
     }
     let qemu = packages.get(QEMU).cloned().unwrap_or_default();
-    let parts = Parts { packages, libraries, qemu };
+    let size = |part: &str| -> Result<(String, u64), Error> {
+        let path = building.join(part);
+        let about = fs::metadata(&path).map_err(Error::file("look at", &path))?;
+        Ok((part.to_owned(), about.len()))
+    };
+    let sizes = [XEN, VMLINUX, DOM0].into_iter().map(size).collect::<Result<_, _>>()?;
+    let parts = Parts { packages, libraries, qemu, sizes };
     let stamp = building.join(STAMP);
     let text = serde_json::to_vec_pretty(&parts)
         .map_err(|error| Error::file("write", &stamp)(error.into()))?;
@@ -175,15 +204,16 @@ fn newest(folder: &Path, begin: &str, end: &str, package: &str) -> Result<PathBu
     files.filter(fits).max().ok_or_else(missing)
 }
 
-/// Fails early where the disk is too full for a lab.
-fn room(folder: &Path) -> Result<(), Error> {
-    let disk = rustix::fs::statvfs(folder)
+/// MiB free for the cache in `folder`. Fails early where the disk is too full for a lab.
+pub(super) fn room(folder: &Path) -> Result<u64, Error> {
+    let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let disk = rustix::fs::statvfs(there)
         .map_err(|error| Error::file("look at the disk of", folder)(error.into()))?;
     let free_mib = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
     if free_mib < ROOM_MIB {
         return Err(Error::DiskFull { path: folder.into(), free_mib, needed_mib: ROOM_MIB });
     }
-    Ok(())
+    Ok(free_mib)
 }
 
 fn remove(folder: &Path) -> Result<(), Error> {
@@ -215,10 +245,30 @@ mod tests {
     #[test]
     fn a_lab_that_lost_a_file_says_so() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = Parts { packages: BTreeMap::new(), libraries: vec![], qemu: "10.0".into() };
-        fs::write(folder.path().join(STAMP), serde_json::to_vec(&parts).unwrap()).unwrap();
-        let error = Parts::load(folder.path()).unwrap_err().to_string();
+        let mut parts = Parts {
+            packages: BTreeMap::new(),
+            libraries: vec![],
+            qemu: "10.0".into(),
+            sizes: BTreeMap::new(),
+        };
+        let load = |parts: &Parts| {
+            fs::write(folder.path().join(STAMP), serde_json::to_vec(parts).unwrap()).unwrap();
+            Parts::load(folder.path()).map_err(|error| error.to_string())
+        };
+        let error = load(&parts).unwrap_err();
         assert!(error.contains("is gone") && error.contains("lab clean"), "{error}");
+        fs::create_dir(folder.path().join(ROOT)).unwrap();
+        for part in [XEN, VMLINUX, DOM0] {
+            fs::write(folder.path().join(part), "whole").unwrap();
+            parts.sizes.insert(part.to_owned(), 5);
+        }
+        assert!(load(&parts).is_ok());
+        for part in [XEN, VMLINUX, DOM0] {
+            fs::write(folder.path().join(part), "who").unwrap();
+            let error = load(&parts).unwrap_err();
+            assert!(error.contains(part) && error.contains("3 bytes of 5"), "{error}");
+            fs::write(folder.path().join(part), "whole").unwrap();
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! lock             held while a lab is built
 //! apt/             apt's own state: lists and downloaded packages
 //! lab-RECIPE/      a finished lab; appears by one rename
+//! apt-RELEASE/, lab-RECIPE-RELEASE/
+//!                  the same of a release that is not the machine's
 //! building/        a lab in the making; whatever is there belongs to the lock's holder
 //! run/PID-N/       files of a running host; removed when it ends
 //! ```
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, Release};
 use crate::interrupt;
 use crate::progress::Progress;
 
@@ -49,12 +51,12 @@ impl Cache {
         &self.folder
     }
 
-    pub(super) fn apt(&self) -> PathBuf {
-        self.folder.join("apt")
+    pub(super) fn apt(&self, release: Option<&Release>) -> PathBuf {
+        self.folder.join(of("apt".to_owned(), release))
     }
 
-    pub(super) fn lab_folder(&self, recipe: u32) -> PathBuf {
-        self.folder.join(format!("lab-{recipe}"))
+    pub(super) fn lab_folder(&self, recipe: u32, release: Option<&Release>) -> PathBuf {
+        self.folder.join(of(format!("lab-{recipe}"), release))
     }
 
     pub(super) fn building(&self) -> PathBuf {
@@ -86,7 +88,10 @@ impl Cache {
         {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with("lab-") || ["apt", "building", "run"].contains(&&*name) {
+            if name.starts_with("lab-")
+                || name.starts_with("apt-")
+                || ["apt", "building", "run"].contains(&&*name)
+            {
                 fs::remove_dir_all(entry.path()).map_err(Error::file("remove", entry.path()))?;
             }
         }
@@ -114,6 +119,10 @@ impl Cache {
             }
         }
     }
+}
+
+fn of(name: String, release: Option<&Release>) -> String {
+    release.map_or_else(|| name.clone(), |release| format!("{name}-{release}"))
 }
 
 fn choose(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::cache::Cache;
-use super::{Boot, Ended, Error, Lab};
+use super::{Boot, Ended, Error, Lab, Release};
 use crate::progress::Progress;
 
 /// `pvlab lab prepare`: makes the lab and says what it is made of, on standard output.
@@ -13,8 +13,8 @@ use crate::progress::Progress;
 /// # Errors
 ///
 /// As [`Lab::prepare`].
-pub fn prepare(progress: &Progress) -> Result<(), Error> {
-    let lab = Lab::prepare(progress)?;
+pub fn prepare(release: Option<&Release>, progress: &Progress) -> Result<(), Error> {
+    let lab = Lab::prepare_release(release, progress)?;
     let mut out = io::stdout().lock();
     let mut line =
         |text: String| writeln!(out, "{text}").map_err(Error::file("write", "standard output"));
@@ -38,8 +38,8 @@ pub fn prepare(progress: &Progress) -> Result<(), Error> {
 /// # Errors
 ///
 /// As [`Lab::prepare`] and [`Lab::run`].
-pub fn shell(boot: &Boot, progress: &Progress) -> Result<(), Error> {
-    let lab = Lab::prepare(progress)?;
+pub fn shell(release: Option<&Release>, boot: &Boot, progress: &Progress) -> Result<(), Error> {
+    let lab = Lab::prepare_release(release, progress)?;
     progress.note("starting dom0; Ctrl-A X ends it");
     super::machine::shell(&lab, boot)
 }
@@ -49,9 +49,14 @@ pub fn shell(boot: &Boot, progress: &Progress) -> Result<(), Error> {
 /// # Errors
 ///
 /// As [`Lab::prepare`] and [`Lab::run`].
-pub fn boot(script: &Path, mut boot: Boot, progress: &Progress) -> Result<Ended, Error> {
+pub fn boot(
+    script: &Path,
+    release: Option<&Release>,
+    mut boot: Boot,
+    progress: &Progress,
+) -> Result<Ended, Error> {
     boot.script = fs::read_to_string(script).map_err(Error::file("read", script))?;
-    let lab = Lab::prepare(progress)?;
+    let lab = Lab::prepare_release(release, progress)?;
     let mut out = io::stdout();
     // A closed standard output ends the printing, not the run.
     lab.run(&boot, &mut |line| drop(writeln!(out, "{line}")))

@@ -52,6 +52,11 @@ pub(super) fn find(soname: &str, roots: &[&Path]) -> Option<PathBuf> {
     places.into_iter().find(|path| path.is_file())
 }
 
+/// Whether the file in `bytes` is a program that the dynamic linker starts.
+pub(super) fn wants_libraries(bytes: &[u8]) -> bool {
+    Elf::parse(bytes).is_ok_and(|elf| elf.interpreter.is_some())
+}
+
 /// `DT_NEEDED` entries, and the dynamic linker itself under its file name.
 fn needed(file: &Path) -> Result<Vec<String>, Error> {
     let bytes = fs::read(file).map_err(Error::file("read", file))?;

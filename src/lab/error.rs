@@ -57,6 +57,14 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// There is no mirror to take another release from.
+    #[error(
+        "--release {release}: the machine's package sources have no release of Debian to find a mirror by; leave it out, or run on Debian"
+    )]
+    NoRelease {
+        /// The release.
+        release: String,
+    },
     /// A file that a package should hold is not there.
     #[error(
         "no {what} among the unpacked packages ({packages}): this release of the distribution is not known to the lab; Debian 12 and 13 are"

@@ -36,7 +36,9 @@ mod process;
 mod qemu;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 pub use self::error::Error;
@@ -54,6 +56,57 @@ pub struct Lab {
     /// The finished folder in the cache.
     folder: PathBuf,
     parts: build::Parts,
+}
+
+/// A release of Debian by its name (`bookworm`: Xen 4.17, `trixie`: Xen 4.20).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release(String);
+
+impl Release {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Release {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        // It becomes part of folder names and of a package source.
+        if (2..=20).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase()) {
+            Ok(Release(name.to_owned()))
+        } else {
+            Err("write the name of a release of Debian, such as bookworm or trixie".to_owned())
+        }
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name of this machine's release, as /etc/os-release says it.
+pub fn machine_release() -> Option<String> {
+    let text = std::fs::read_to_string("/etc/os-release").ok()?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    Some(name.trim_matches('"').to_owned())
+}
+
+/// MiB free for the cache.
+///
+/// # Errors
+///
+/// If that is too little for a lab, or there is no place for a cache.
+pub fn room() -> Result<u64, Error> {
+    build::room(Cache::locate()?.folder())
+}
+
+/// `release` if it is not the machine's own, which needs no name.
+fn foreign(release: Option<&Release>) -> Option<&Release> {
+    release.filter(|release| machine_release().as_deref() != Some(release.as_str()))
 }
 
 /// How the emulator runs the host's pCPUs.
@@ -115,6 +168,9 @@ pub struct Boot {
     pub files: Vec<Overlay>,
     /// Run by `sh` in dom0 once the toolstack is up. What it leaves in `/out` comes back.
     pub script: String,
+    /// Whether `/out` is the folder [`out`](Self::out) itself, so that nothing is lost with the host. Without it
+    /// `/out` comes home when the script has ended, and nothing disturbs a measurement.
+    pub live: bool,
     /// Where files come back to, with the console and the emulator's command. Made if missing.
     pub out: PathBuf,
     /// Wall time after which the host is ended by force.
@@ -133,6 +189,7 @@ impl Boot {
             hypervisor_options: String::new(),
             files: Vec::new(),
             script: script.into(),
+            live: false,
             out: out.into(),
             deadline: Duration::from_secs(600),
         }
@@ -173,20 +230,19 @@ impl Lab {
     ///
     /// No apt, no network, a package that cannot be had, a full disk: each with its remedy.
     pub fn prepare(progress: &Progress) -> Result<Self, Error> {
-        Self::prepare_in(Cache::locate()?, progress)
+        Self::prepare_release(None, progress)
     }
 
-    /// [`prepare`](Self::prepare) in a cache folder of the caller's.
+    /// [`prepare`](Self::prepare) with the packages of another release than the machine's, from the mirror
+    /// the machine uses. Each release has a lab of its own in the cache.
     ///
     /// # Errors
     ///
     /// As [`prepare`](Self::prepare).
-    pub fn prepare_at(cache: impl Into<PathBuf>, progress: &Progress) -> Result<Self, Error> {
-        Self::prepare_in(Cache::at(cache.into()), progress)
-    }
-
-    fn prepare_in(cache: Cache, progress: &Progress) -> Result<Self, Error> {
-        let folder = cache.lab_folder(build::RECIPE);
+    pub fn prepare_release(release: Option<&Release>, progress: &Progress) -> Result<Self, Error> {
+        let release = foreign(release);
+        let cache = Cache::locate()?;
+        let folder = cache.lab_folder(build::RECIPE, release);
         let parts = match build::Parts::load(&folder)? {
             Some(parts) => parts,
             None => {
@@ -194,11 +250,25 @@ impl Lab {
                 // Another process may have built it while this one waited.
                 match build::Parts::load(&folder)? {
                     Some(parts) => parts,
-                    None => build::build(&cache, &folder, progress)?,
+                    None => build::build(&cache, release, &folder, progress)?,
                 }
             }
         };
         Ok(Lab { cache, folder, parts })
+    }
+
+    /// The folder of the lab that [`prepare_release`](Self::prepare_release) would find or make, and whether it is
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// If there is no place for a cache, or the lab is damaged.
+    pub fn find(
+        release: Option<&Release>,
+    ) -> Result<(PathBuf, Option<BTreeMap<String, String>>), Error> {
+        let folder = Cache::locate()?.lab_folder(build::RECIPE, foreign(release));
+        let parts = build::Parts::load(&folder)?;
+        Ok((folder, parts.map(|parts| parts.packages)))
     }
 
     /// Whether a host could be started as `boot` asks. It starts none.

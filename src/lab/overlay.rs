@@ -2,7 +2,9 @@
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use super::Error;
 use super::elf;
@@ -44,6 +46,40 @@ impl Overlay {
         let program = env::current_exe()
             .map_err(Error::file("find this program's file", "/proc/self/exe"))?;
         Ok(Overlay { path: path.into(), mode: 0o755, content: Content::Program(program) })
+    }
+}
+
+/// A file of this machine for dom0: `SRC` or `SRC=DST`, where DST is an absolute path; without it, `/root` and the
+/// name of the file.
+impl FromStr for Overlay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (source, path) = match text.rsplit_once("=/") {
+            Some((source, path)) => (source, format!("/{path}")),
+            None => {
+                let name = Path::new(text).file_name().and_then(|name| name.to_str());
+                (text, format!("/root/{}", name.ok_or("write SRC or SRC=/PATH/IN/DOM0")?))
+            }
+        };
+        let source = PathBuf::from(source);
+        let read =
+            |error| format!("{}: {error}; give --file a file that can be read", source.display());
+        let about = fs::metadata(&source).map_err(read)?;
+        if !about.is_file() {
+            return Err(format!("{} is not a file; pack a folder first (tar)", source.display()));
+        }
+        if path.ends_with('/') {
+            return Err(format!("{path} is a folder; write the whole path of the file in dom0"));
+        }
+        let mode = about.permissions().mode() & 0o7777;
+        let bytes = fs::read(&source).map_err(read)?;
+        let content = if elf::wants_libraries(&bytes) {
+            Content::Program(source)
+        } else {
+            Content::Bytes(bytes)
+        };
+        Ok(Overlay { path, mode, content })
     }
 }
 

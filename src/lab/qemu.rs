@@ -121,11 +121,16 @@ pub(super) fn host(boot: &Boot, share: Option<&Path>, serial: &str) -> Vec<OsStr
     arguments
 }
 
-/// What a repeatable run adds to Linux' command line. Two runs must agree on addresses; and on what the
+/// What the mode adds to Linux' command line: a repeatable run is never live. Two runs must agree on addresses; and on what the
 /// kernel says after the 9p share is mounted, when their clocks no longer do.
 fn same(boot: &Boot) -> &'static str {
     let repeatable = matches!(boot.mode, Mode::Repeatable(_));
-    if repeatable { " nokaslr printk.time=0" } else { "" }
+    match (repeatable, boot.live) {
+        (true, _) => " nokaslr printk.time=0",
+        // Read by dom0's init.
+        (false, true) => " lab=live",
+        (false, false) => "",
+    }
 }
 
 /// Xen, and in it dom0.

@@ -332,6 +332,33 @@ pub(super) fn notes(results: &Results, columns: &[Column]) -> Vec<String> {
     notes
 }
 
+/// What was found, in one sentence.
+pub(super) fn sentence(results: &Results, columns: &[Column]) -> String {
+    let problems = results.problems().len();
+    if problems > 0 {
+        let s = if problems == 1 { "" } else { "s" };
+        return format!(
+            "Found: {problems} problem{s}, told above; the figures say what can be said."
+        );
+    }
+    let ratio = |column: &Column| {
+        let acquired = column.acquired()?;
+        let (per, of) = match acquired.per_slept_twice() {
+            Some(per) => (per, "acquisition that slept twice"),
+            None => (acquired.per_blocked()?, "blocked acquisition"),
+        };
+        let per = certain(format!("{per:.3}"), acquired.certainty);
+        Some(format!("{} {per} per {of}", column.result.policy))
+    };
+    let ratios: Vec<_> = columns.iter().filter_map(ratio).collect();
+    let sound = "Found: every counter exact and no wake-up lost";
+    if ratios.is_empty() {
+        format!("{sound}; no acquisition that slept was seen in a trace.")
+    } else {
+        format!("{sound}; waking kicks: {}.", ratios.join(", "))
+    }
+}
+
 /// How the domains booted and by which event channels they were kicked; `None` if none reported.
 fn kinds(results: &Results) -> Option<String> {
     let domains = results.policies.iter().flat_map(|policy| &policy.domains);

@@ -1,29 +1,54 @@
 //! The table on the terminal: a line a figure, a column a policy.
+//!
+//! Owns how it fits: where the terminal is too narrow for all policies, there are several tables, one below
+//! another.
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
 use super::Results;
-use super::figures::{Column, ROWS, notes};
+use super::figures::{Column, ROWS, notes, sentence};
 
-/// The whole table with its notes.
-pub fn table(results: &Results) -> String {
-    let columns: Vec<Column> = results.policies.iter().map(Column::new).collect();
+/// The whole table with its notes, for a terminal of so many `columns` of characters; `None` for a file.
+pub fn table(results: &Results, columns: Option<usize>) -> String {
+    let policies: Vec<Column> = results.policies.iter().map(Column::new).collect();
+    let wide = |text: &str| text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    let mut rest = policies.as_slice();
+    loop {
+        // As many as fit; one in any case.
+        let (mut many, mut part) = (rest.len(), of(results, rest));
+        while many > 1 && columns.is_some_and(|columns| wide(&part) > columns) {
+            many -= 1;
+            part = of(results, &rest[..many]);
+        }
+        text += &part;
+        text.push('\n');
+        rest = &rest[many..];
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let mut notes = notes(results, &policies);
+    notes.push(sentence(results, &policies));
+    format!("{text}{}\n", notes.join("\n"))
+}
+
+fn of(results: &Results, policies: &[Column]) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     let mut head = vec![results.scenario.clone(), "source".to_owned()];
-    head.extend(columns.iter().map(|column| column.result.policy.clone()));
+    head.extend(policies.iter().map(|column| column.result.policy.clone()));
     table.set_header(head);
     for (name, source, figure) in ROWS {
         let mut row = vec![(*name).to_owned(), (*source).to_owned()];
-        row.extend(columns.iter().map(|column| figure(column).unwrap_or_else(|| "-".to_owned())));
+        row.extend(policies.iter().map(|column| figure(column).unwrap_or_else(|| "-".to_owned())));
         table.add_row(row);
     }
-    for index in 2..2 + columns.len() {
+    for index in 2..2 + policies.len() {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let notes = notes(results, &columns);
-    format!("{table}\n{}\n", notes.join("\n"))
+    table.to_string()
 }
