@@ -6,35 +6,13 @@
 // Where there are no sources of a guest, there are none of this kernel.
 #![cfg(not(no_guest_image))]
 
-#[path = "../build/inherited.rs"]
-mod inherited;
+#[path = "common/kernel.rs"]
+mod kernel;
 
-use std::env;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Builds it with the settings of its own folder, of which it is a part that they suffice.
-fn build() -> Vec<u8> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("example-kernel");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example-kernel");
-    let mut cargo = Command::new(env!("CARGO"));
-    // What it needs is a part of what this workspace needs: nothing has to be downloaded.
-    cargo.args(["build", "--release", "--locked", "--offline", "--target-dir"]).arg(&target);
-    for name in inherited::inherited() {
-        cargo.env_remove(name);
-    }
-    let built = cargo.current_dir(&folder).output().expect("cargo starts");
-    let said = String::from_utf8_lossy(&built.stderr);
-    assert!(built.status.success(), "{said}");
-    assert!(!said.contains("warning"), "{said}");
-    fs::read(target.join(TARGET).join("release/example-kernel")).expect("cargo made it")
-}
 
 /// Boots it with its own configuration, whose path of the kernel alone is another. Not pinned, as in `guest.rs`: its
 /// first vCPU waits while the others go down.
@@ -55,7 +33,7 @@ xl destroy example
 
 #[test]
 fn a_kernel_with_boot_code_of_its_own_counts_exactly_and_its_vcpus_sleep_and_are_kicked() {
-    let kernel = build();
+    let kernel = kernel::build("example-kernel");
     let config = include_bytes!("../example-kernel/domain.cfg");
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(SCRIPT, out.path());
