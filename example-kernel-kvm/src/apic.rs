@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use crate::kvm::{read_msr, write_msr};
+use crate::cpu::{read_msr, write_msr};
 
 /// The vector of the tick.
 pub const TICK_VECTOR: u32 = 0x20;
@@ -32,17 +32,17 @@ const BY_ONE: u64 = 0b1011;
 /// Switches this vCPU's APIC on.
 pub fn init() {
     // Enabled, x2APIC.
-    write_msr(APIC_BASE, read_msr(APIC_BASE) | 1 << 11 | 1 << 10);
+    write(APIC_BASE, read_msr(APIC_BASE) | 1 << 11 | 1 << 10);
     // Enabled, with the spurious vector 0xff.
-    write_msr(SPURIOUS, 0x1ff);
+    write(SPURIOUS, 0x1ff);
 }
 
 /// Starts this vCPU's tick. It arrives only in [`halt`].
 pub fn start_tick() {
-    write_msr(TIMER_DIVIDE, BY_ONE);
-    write_msr(TIMER, PERIODIC | u64::from(TICK_VECTOR));
+    write(TIMER_DIVIDE, BY_ONE);
+    write(TIMER, PERIODIC | u64::from(TICK_VECTOR));
     // KVM's APIC bus runs at 1 GHz: a count is a nanosecond (KVM API, KVM_CAP_X86_APIC_BUS_CYCLES_NS).
-    write_msr(TIMER_COUNT, TICK_NS);
+    write(TIMER_COUNT, TICK_NS);
 }
 
 /// Halts until something wakes this vCPU: a kick, the tick, or nothing at all. Interrupts are on here and
@@ -54,5 +54,12 @@ pub fn halt() {
 
 /// Sends `command` to `vcpu`, whose APIC id is its number.
 pub fn send(vcpu: u32, command: u32) {
-    write_msr(COMMAND, u64::from(vcpu) << 32 | u64::from(command));
+    write(COMMAND, u64::from(vcpu) << 32 | u64::from(command));
+}
+
+/// Writes one of the registers above.
+fn write(register: u32, value: u64) {
+    // SAFETY: the APIC touches no memory. The one interrupt it is told of has a handler, and a CPU that it
+    // starts begins at the trampoline.
+    unsafe { write_msr(register, value) };
 }

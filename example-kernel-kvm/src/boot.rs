@@ -8,9 +8,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::apic;
-
-/// How many vCPUs this kernel uses. Their numbers are their APIC ids.
-pub const MAX_VCPUS: usize = 16;
+use crate::cpu::MAX_VCPUS;
 
 const STACK: usize = 32 * 1024;
 

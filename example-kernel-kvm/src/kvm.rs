@@ -9,8 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, f
 
 use pvlock::Mode;
 
-use crate::boot::MAX_VCPUS;
-use crate::current_vcpu;
+use crate::cpu::{MAX_VCPUS, current_vcpu, write_msr};
 
 const FEATURE_CLOCKSOURCE2: u32 = 1 << 3;
 const FEATURE_STEAL_TIME: u32 = 1 << 5;
@@ -138,11 +137,13 @@ pub fn init(machine: &Machine, vcpu: usize) {
     VMMCALL.store(vendor == *b"Auth" || vendor == *b"Hygo", Ordering::Relaxed);
     // Bit 0 enables. Physical addresses are virtual ones here.
     if machine.has(FEATURE_CLOCKSOURCE2) {
-        write_msr(MSR_SYSTEM_TIME_NEW, &raw const CLOCKS[vcpu] as u64 | 1);
+        // SAFETY: KVM writes into a static of the layout it defines, made of atomics.
+        unsafe { write_msr(MSR_SYSTEM_TIME_NEW, &raw const CLOCKS[vcpu] as u64 | 1) };
         HAS_CLOCK.store(true, Ordering::Relaxed);
     }
     if machine.has(FEATURE_STEAL_TIME) {
-        write_msr(MSR_STEAL_TIME, &raw const STEAL_TIMES[vcpu] as u64 | 1);
+        // SAFETY: as above.
+        unsafe { write_msr(MSR_STEAL_TIME, &raw const STEAL_TIMES[vcpu] as u64 | 1) };
     }
 }
 
@@ -199,25 +200,4 @@ pub fn kick(vcpu: usize) {
         };
     }
     if VMMCALL.load(Ordering::Relaxed) { by!("vmmcall") } else { by!("vmcall") }
-}
-
-/// Reads a model-specific register, which must exist.
-pub fn read_msr(register: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: reading the registers that this kernel names has no effect.
-    unsafe {
-        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high,
-             options(nostack, preserves_flags))
-    };
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// Writes one.
-pub fn write_msr(register: u32, value: u64) {
-    // SAFETY: this kernel writes registers of the APIC and of KVM; the memory that they name is static
-    // and made of atomics.
-    unsafe {
-        asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
-             options(nostack, preserves_flags))
-    };
 }

@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pvlock::{Counter, CpuNodes, HashStorage, HashTable, Mode, ModeCell, ModeSettled, Platform};
 
-use crate::boot::MAX_VCPUS;
-use crate::{apic, current_vcpu, kvm};
+use crate::cpu::{MAX_VCPUS, current_vcpu};
+use crate::{apic, kvm};
 
 static NODES: [CpuNodes; MAX_VCPUS] = [const { CpuNodes::new() }; MAX_VCPUS];
 /// The smallest there is: 64 lines of four entries, of which a vCPU needs at most four.

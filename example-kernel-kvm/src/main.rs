@@ -3,6 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | `boot.rs` | entry, page tables, the other vCPUs: yours is there already |
+//! | `cpu.rs` | which vCPU this is, and its registers: as above |
 //! | `apic.rs`, `console.rs` | the local APIC and a serial port: as above |
 //! | `kvm.rs` | what the machine is, its clock, who is preempted, the kick |
 //! | **`lock.rs`** | **`pvlock` on KVM: what you add** |
@@ -22,16 +23,15 @@ extern crate alloc;
 mod apic;
 mod boot;
 mod console;
+mod cpu;
 mod kvm;
 mod lock;
 #[path = "../../example-kernel/src/mem.rs"]
 mod mem;
 mod run;
 
-use core::arch::asm;
 use core::fmt::Write;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use console::Console;
 use linked_list_allocator::LockedHeap;
@@ -44,28 +44,9 @@ static mut HEAP_MEMORY: [MaybeUninit<u8>; HEAP] = [MaybeUninit::uninit(); HEAP];
 #[global_allocator]
 static ALLOCATOR: LockedHeap = LockedHeap::empty();
 
-/// Each vCPU's number, where its GS base points.
-static NUMBERS: [AtomicU64; boot::MAX_VCPUS] = [const { AtomicU64::new(0) }; boot::MAX_VCPUS];
-
-const GS_BASE: u32 = 0xc000_0101;
-
-/// The number of the vCPU this runs on.
-#[inline]
-fn current_vcpu() -> usize {
-    let number;
-    // SAFETY: the GS base of a vCPU points to its number before anything else runs on it.
-    unsafe {
-        asm!("mov {}, gs:[0]", out(reg) number, options(pure, readonly, nostack, preserves_flags))
-    };
-    number
-}
-
 /// Where every vCPU comes in.
 extern "C" fn start(vcpu: u32) -> ! {
-    let number = &NUMBERS[vcpu as usize];
-    // Relaxed: this vCPU's own.
-    number.store(u64::from(vcpu), Ordering::Relaxed);
-    kvm::write_msr(GS_BASE, core::ptr::from_ref(number) as u64);
+    cpu::become_vcpu(vcpu);
     if vcpu == 0 {
         let memory = &raw mut HEAP_MEMORY;
         // SAFETY: vCPU 0 is alone and comes here once; nobody else names this memory.

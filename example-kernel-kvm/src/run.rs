@@ -21,11 +21,12 @@ use pvh::start_info::reader::StartInfoReader;
 use pvlock::{Adaptive, Counter, Hybrid, KickAtUnlock, KickTwice, Mode, Platform};
 use spin::{Mutex, Once};
 
-use crate::boot::{self, MAX_VCPUS};
+use crate::apic;
+use crate::boot;
 use crate::console::{self, Console};
+use crate::cpu::{MAX_VCPUS, current_vcpu};
 use crate::kvm::{self, Machine};
 use crate::lock::{self, Kernel};
-use crate::{apic, current_vcpu};
 
 /// What all vCPUs share.
 struct Run {
