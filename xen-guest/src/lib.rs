@@ -5,7 +5,7 @@
 //!
 //! | floor | what lives there |
 //! |---|---|
-//! | [`kernel`] | a kernel made of all below: boot, memory, vCPUs, crash reports, suspend |
+//! | [`mod@kernel`] | a kernel made of all below: boot, memory, vCPUs, crash reports, suspend |
 //! | [`glue`] | the join: `pvlock` on `evtchn` on Xen |
 //! | [`daemons`] | the console, and a client of xenstore |
 //! | [`events`] | event channels: the shared page, both ABIs, upcalls, a timer, sleep |

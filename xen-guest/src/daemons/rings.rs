@@ -1,8 +1,8 @@
 //! The pages that a domain shares with the two daemons, as the toolstack made them.
 //!
 //! This file owns where they are found and that they are put to use, with the ports beside them.
-//! What is said through them is the business of [`console`](super::console) and
-//! [`xenstore`](super::xenstore).
+//! What is said through them is the business of [`console`] and
+//! [`xenstore`].
 //!
 //! # Alone
 //!

@@ -2,7 +2,7 @@
 //!
 //! This file owns the ELF notes that tell Xen how to boot the image, the entry points, and the
 //! order in which vCPU 0 sets things up. What there is to set up in each kind of domain is in
-//! [`pv`] and [`pvh`].
+//! `pv.rs` and `pvh.rs`.
 
 use pvh::start_info::reader::StartInfoReader;
 use x86_64::VirtAddr;

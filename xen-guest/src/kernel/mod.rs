@@ -1,4 +1,4 @@
-//! A kernel made of the floors below: what [`kernel!`](crate::kernel) boots. Entry points, memory,
+//! A kernel made of the floors below: what [`kernel!`](crate::kernel!) boots. Entry points, memory,
 //! descriptor tables, vCPUs with stacks, crash reports, suspend, a heap.
 //!
 //! A kernel that has these by itself takes nothing from here. [`machine::Machine`] is what all of

@@ -262,7 +262,7 @@ extern "C" fn run() -> ! {
     park()
 }
 
-/// Takes the vCPU this runs on down for good: its work is done. It may be [started](start) again.
+/// Takes the vCPU this runs on down for good: its work is done. It may be [started](start()) again.
 pub fn park() -> ! {
     let vcpu = vcpu::current();
     // Nobody serves upcalls of a vCPU that is down.

@@ -2,7 +2,7 @@
 //!
 //! This file owns the question, and whom it is put to: a function of the kernel's own
 //! ([`identify_by`]: its per-CPU area, the `percpu` crate, thread-local storage, the stack pointer,
-//! ...), or ours, the GS base ([`identify_by_gs_base`]), which [`kernel!`](crate::kernel) chooses.
+//! ...), or ours, the GS base ([`identify_by_gs_base`]), which [`kernel!`](crate::kernel!) chooses.
 //! Clock, timer, upcalls, console and locks ask here and nowhere else.
 //!
 //! One of the two is called once, on vCPU 0, before the first of them is used. On every other vCPU
