@@ -1,15 +1,13 @@
-//! A queue spinlock for virtual machines: four bytes, and its waiters sleep in the hypervisor
-//! instead of burning the time of the vCPU they wait for.
+#![doc = include_str!("../README.md")]
 //!
-//! This crate is the lock and nothing else. It knows no hypervisor: a kernel tells it who it is,
-//! where the nodes lie and how a CPU sleeps and wakes, by the [`Platform`] trait. It allocates
-//! nothing and runs in any context, interrupt handlers and NMIs included.
+//! # Where to find what
 //!
 //! - [`Mutex`] is the face for data: `lock_api`'s mutex over [`RawPvLock`]. The names in this root are for `lock_api` 0.4,
 //!   for 0.5 they are in `v05`.
 //! - A [`Policy`] says when a waiter sleeps and who wakes it. [`KickTwice`] and [`KickAtUnlock`] are the
 //!   two sides of the patch that this project grew from, [`Hybrid`] is what came after it elsewhere,
 //!   [`Adaptive`] goes past it.
+//! - [`RwLock`] lets many readers in, or one writer.
 //! - [`IrqMutex`] keeps interrupts off while it is held.
 //! - [`Mode`] chooses at boot between sleeping waiters, a spinning queue, and test-and-set.
 //! - [`debug::Dump`] shows a stuck lock, [`counters()`] what happened.
@@ -39,6 +37,7 @@ mod pv;
 mod pv_tests;
 mod queue;
 mod raw;
+mod rwlock;
 mod sync;
 #[cfg(not(loom))]
 pub mod v04;
@@ -56,5 +55,9 @@ pub use node::CpuNodes;
 pub use platform::Platform;
 pub use policy::{Handover, Hybrid, KickAtUnlock, KickTwice, Policy, Spin, Stage};
 pub use raw::RawPvLock;
+pub use rwlock::RawPvRwLock;
 #[cfg(not(loom))]
-pub use v04::{IrqMutex, IrqMutexGuard, MappedMutexGuard, Mutex, MutexGuard};
+pub use v04::{
+    IrqMutex, IrqMutexGuard, MappedMutexGuard, Mutex, MutexGuard, RwLock, RwLockReadGuard,
+    RwLockWriteGuard,
+};

@@ -3,9 +3,9 @@
 //!
 //! Owns the impls and the aliases. [`v05`](crate::v05) is the same for `lock_api` 0.5.
 
-use lock_api::{GuardNoSend, RawMutex};
+use lock_api::{GuardNoSend, RawMutex, RawRwLock, RawRwLockDowngrade, RawRwLockRecursive};
 
-use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock};
+use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
 /// Data behind a [`RawPvLock`].
 ///
@@ -66,6 +66,30 @@ pub type IrqMutex<T, P, I, K = KickAtUnlock> = lock_api::Mutex<RawIrqLock<RawPvL
 /// The guard of an [`IrqMutex`].
 pub type IrqMutexGuard<'a, T, P, I, K = KickAtUnlock> =
     lock_api::MutexGuard<'a, RawIrqLock<RawPvLock<P, K>, I>, T>;
+
+/// Data behind a [`RawPvRwLock`]: many readers or one writer, first come, first served.
+///
+/// The names are those of `spin::RwLock` (`read`, `write`, `try_read`, `try_write`, `is_locked`, ...), and
+/// `read_recursive` for handlers that may interrupt a reader.
+///
+/// ```
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// static ROUTES: pvlock::RwLock<Vec<u32>, Threads> = pvlock::RwLock::new(Vec::new());
+/// ROUTES.write().push(1);
+/// let (one, another) = (ROUTES.read(), ROUTES.read());
+/// assert_eq!((one[0], another[0]), (1, 1));
+/// assert!(ROUTES.try_write().is_none());
+/// ```
+pub type RwLock<T, P, K = KickAtUnlock> = lock_api::RwLock<RawPvRwLock<P, K>, T>;
+
+/// What a reader of a [`RwLock`] has.
+pub type RwLockReadGuard<'a, T, P, K = KickAtUnlock> =
+    lock_api::RwLockReadGuard<'a, RawPvRwLock<P, K>, T>;
+
+/// What a writer of a [`RwLock`] has.
+pub type RwLockWriteGuard<'a, T, P, K = KickAtUnlock> =
+    lock_api::RwLockWriteGuard<'a, RawPvRwLock<P, K>, T>;
 
 // SAFETY: the word is a lock: one owner at a time, acquire on every path that takes it, release on
 // every path that frees it. Forgetting a guard leaves it locked; a locked one may be moved by
@@ -132,5 +156,77 @@ unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
     #[inline]
     fn is_locked(&self) -> bool {
         self.inner().is_locked()
+    }
+}
+
+// SAFETY: a writer is in alone, and readers only with readers; acquire on every way in, release on every way out.
+unsafe impl<P: Platform, K: Policy> RawRwLock for RawPvRwLock<P, K> {
+    #[allow(clippy::declare_interior_mutable_const)] // As the trait has it.
+    const INIT: Self = Self::new();
+
+    type GuardMarker = GuardNoSend;
+
+    #[inline]
+    fn lock_shared(&self) {
+        Self::lock_shared(self);
+    }
+
+    #[inline]
+    fn try_lock_shared(&self) -> bool {
+        Self::try_lock_shared(self)
+    }
+
+    #[inline]
+    unsafe fn unlock_shared(&self) {
+        // SAFETY: the caller holds the lock for reading.
+        unsafe { Self::unlock_shared(self) }
+    }
+
+    #[inline]
+    fn lock_exclusive(&self) {
+        Self::lock_exclusive(self);
+    }
+
+    #[inline]
+    fn try_lock_exclusive(&self) -> bool {
+        Self::try_lock_exclusive(self)
+    }
+
+    #[inline]
+    unsafe fn unlock_exclusive(&self) {
+        // SAFETY: the caller holds the lock for writing.
+        unsafe { Self::unlock_exclusive(self) }
+    }
+
+    #[inline]
+    fn is_locked(&self) -> bool {
+        Self::is_locked(self)
+    }
+
+    #[inline]
+    fn is_locked_exclusive(&self) -> bool {
+        Self::is_locked_exclusive(self)
+    }
+}
+
+// SAFETY: no other writer comes in between.
+unsafe impl<P: Platform, K: Policy> RawRwLockDowngrade for RawPvRwLock<P, K> {
+    #[inline]
+    unsafe fn downgrade(&self) {
+        // SAFETY: the caller holds the lock for writing.
+        unsafe { Self::downgrade(self) }
+    }
+}
+
+// SAFETY: while there is a reader it waits for nobody.
+unsafe impl<P: Platform, K: Policy> RawRwLockRecursive for RawPvRwLock<P, K> {
+    #[inline]
+    fn lock_shared_recursive(&self) {
+        Self::lock_shared_recursive(self);
+    }
+
+    #[inline]
+    fn try_lock_shared_recursive(&self) -> bool {
+        Self::try_lock_shared_recursive(self)
     }
 }

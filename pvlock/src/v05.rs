@@ -13,9 +13,9 @@
 
 use core::marker::PhantomData;
 
-use lock_api_05::{GuardNoSend, RawMutex};
+use lock_api_05::{GuardNoSend, RawMutex, RawRwLock, RawRwLockDowngrade};
 
-use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock};
+use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
 /// Data behind a [`RawPvLock`].
 pub type Mutex<T, P, K = KickAtUnlock> = lock_api_05::Mutex<RawPvLock<P, K>, T>;
@@ -34,6 +34,17 @@ pub type IrqMutex<T, P, I, K = KickAtUnlock> =
 /// The guard of an [`IrqMutex`].
 pub type IrqMutexGuard<'a, T, P, I, K = KickAtUnlock> =
     lock_api_05::MutexGuard<'a, RawIrqLock<RawPvLock<P, K>, I>, T>;
+
+/// Data behind a [`RawPvRwLock`]: many readers or one writer, first come, first served.
+pub type RwLock<T, P, K = KickAtUnlock> = lock_api_05::RwLock<RawPvRwLock<P, K>, T>;
+
+/// What a reader of a [`RwLock`] has.
+pub type RwLockReadGuard<'a, T, P, K = KickAtUnlock> =
+    lock_api_05::RwLockReadGuard<'a, RawPvRwLock<P, K>, T>;
+
+/// What a writer of a [`RwLock`] has.
+pub type RwLockWriteGuard<'a, T, P, K = KickAtUnlock> =
+    lock_api_05::RwLockWriteGuard<'a, RawPvRwLock<P, K>, T>;
 
 // SAFETY: as the impl for `lock_api` 0.4.
 unsafe impl<P: Platform, K: Policy> RawMutex for RawPvLock<P, K> {
@@ -99,5 +110,67 @@ unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
     #[inline]
     fn is_locked(&self) -> bool {
         self.inner().is_locked()
+    }
+}
+
+// SAFETY: as the impl for `lock_api` 0.4.
+unsafe impl<P: Platform, K: Policy> RawRwLock for RawPvRwLock<P, K> {
+    const INIT: Self = Self::new();
+
+    type SharedGuard = GuardNoSend;
+    type ExclusiveGuard = GuardNoSend;
+
+    #[inline]
+    fn lock_shared(&self) -> GuardNoSend {
+        Self::lock_shared(self);
+        GuardNoSend::new()
+    }
+
+    #[inline]
+    fn try_lock_shared(&self) -> Option<GuardNoSend> {
+        Self::try_lock_shared(self).then_some(GuardNoSend::new())
+    }
+
+    #[inline]
+    unsafe fn unlock_shared(&self, _guard: GuardNoSend) {
+        // SAFETY: the guard state proves that this context reads.
+        unsafe { Self::unlock_shared(self) }
+    }
+
+    #[inline]
+    fn lock_exclusive(&self) -> GuardNoSend {
+        Self::lock_exclusive(self);
+        GuardNoSend::new()
+    }
+
+    #[inline]
+    fn try_lock_exclusive(&self) -> Option<GuardNoSend> {
+        Self::try_lock_exclusive(self).then_some(GuardNoSend::new())
+    }
+
+    #[inline]
+    unsafe fn unlock_exclusive(&self, _guard: GuardNoSend) {
+        // SAFETY: the guard state proves that this context writes.
+        unsafe { Self::unlock_exclusive(self) }
+    }
+
+    #[inline]
+    fn is_locked(&self) -> bool {
+        Self::is_locked(self)
+    }
+
+    #[inline]
+    fn is_locked_exclusive(&self) -> bool {
+        Self::is_locked_exclusive(self)
+    }
+}
+
+// SAFETY: no other writer comes in between.
+unsafe impl<P: Platform, K: Policy> RawRwLockDowngrade for RawPvRwLock<P, K> {
+    #[inline]
+    unsafe fn downgrade(&self, guard: GuardNoSend) -> GuardNoSend {
+        // SAFETY: the guard state proves that this context writes.
+        unsafe { Self::downgrade(self) };
+        guard
     }
 }

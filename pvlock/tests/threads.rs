@@ -298,3 +298,38 @@ fn counters_name_what_happened() {
     assert_eq!(after[0], before[0] + 1, "the unlock found one sleeper");
     assert_eq!(after[2], before[2], "no thieves in a FIFO policy");
 }
+
+/// Two numbers that are equal unless a reader is in beside a writer.
+#[test]
+fn readers_see_what_a_writer_finished() {
+    let _machine = machine(0, 5);
+    const ROUNDS: u64 = if cfg!(miri) { 5 } else { 400 };
+    static PAIR: pvlock::RwLock<(u64, u64), Threads> = pvlock::RwLock::new((0, 0));
+    std::thread::scope(|scope| {
+        for cpu in 0..4 {
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    if cpu < 2 {
+                        let mut pair = PAIR.write();
+                        pair.0 += 1;
+                        if round % 16 == 0 {
+                            std::thread::yield_now();
+                        }
+                        pair.1 += 1;
+                    } else {
+                        let pair = PAIR.read();
+                        let before = *pair;
+                        if round % 16 == 0 {
+                            std::thread::yield_now();
+                        }
+                        assert_eq!(before.0, before.1);
+                        assert_eq!(*pair, before);
+                        assert_eq!(*PAIR.read_recursive(), before, "waits for nobody");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(*PAIR.read(), (2 * ROUNDS, 2 * ROUNDS));
+    assert_eq!(std::mem::size_of::<pvlock::RwLock<(), Threads>>(), 8);
+}

@@ -18,6 +18,7 @@ mod explore;
 mod machine;
 mod mode;
 mod orderings;
+mod readers;
 
 use explore::{Bounds, SLEEP, SPIN, explore};
 use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, Spin};

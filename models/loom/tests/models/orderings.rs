@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// Every named ordering of the slow path, and a model that fails when it is one step weaker.
 /// `NAME/acquire` and `NAME/release` take one half from an `AcqRel`.
-const NEEDED: [(&str, &str); 19] = [
+const NEEDED: [(&str, &str); 25] = [
     ("word-load", "native_mode"),
     ("try-acquire", "native_mode"),
     ("release", "native_mode"),
@@ -26,6 +26,12 @@ const NEEDED: [(&str, &str); 19] = [
     ("handed-over", "kick_at_unlock::two_cpus_that_sleep_at_once"),
     ("hashed", "kick_at_unlock::two_cpus_that_sleep_at_once"),
     ("unhalt", "kick_at_unlock::spurious_wake_ups"),
+    ("rw-read", "readers::two_cpus_read_and_write"),
+    ("rw-write", "readers::two_cpus_read_and_write"),
+    ("rw-head", "readers::two_cpus_read_and_write"),
+    ("rw-unlock", "readers::two_cpus_read_and_write"),
+    ("rw-asleep", "readers::two_cpus_read_and_write"),
+    ("rw-waking", "readers::two_cpus_read_and_write"),
 ];
 
 /// As above, but found only in the deeper model.
@@ -66,7 +72,7 @@ fn the_book_has_the_table_of_orderings() {
     for (site, model) in NEEDED.iter().chain(&NEEDED_DEEPER) {
         let named = |name: &str, row: &str| row.contains(&format!("{name}`"));
         let site = site.split('/').next().expect("a name");
-        let model = model.strip_prefix("kick_at_unlock::").unwrap_or(model);
+        let model = model.trim_start_matches("kick_at_unlock::").trim_start_matches("readers::");
         assert!(
             rows.iter().any(|row| named(site, row) && named(model, row)),
             "docs/lock.md has no row of {site} with {model}"
@@ -78,7 +84,9 @@ fn the_book_has_the_table_of_orderings() {
 #[test]
 fn the_table_of_orderings_is_complete() {
     let mut used = BTreeSet::new();
-    for file in ["node.rs", "hash.rs", "pv.rs", "queue.rs", "native.rs", "word/portable.rs"] {
+    for file in
+        ["node.rs", "hash.rs", "pv.rs", "queue.rs", "native.rs", "rwlock.rs", "word/portable.rs"]
+    {
         let path = pvlock().join("src").join(file);
         let source = std::fs::read_to_string(&path).expect("a source file");
         for mark in ["ord!(\"", "acquire_fence(\"", "full_fence(\"", "full_fence_before_rmw(\""] {

@@ -1,0 +1,319 @@
+//! A readers-writer lock on top of the queue lock.
+//!
+//! Owns the word that counts readers, and the sleep of the one waiter who stands at its head. The queue
+//! behind that one is a [`RawPvLock`], whose owner the head is.
+
+use core::marker::PhantomData;
+
+use crate::counters::{Counter, count, timed_kick, timed_wait};
+use crate::policy::{Spin, Stage};
+use crate::sync::{AtomicU32, Ordering::Relaxed, const_fn, ord, step};
+use crate::word::LEVELS;
+use crate::{Mode, Platform, Policy, RawPvLock};
+
+/// Many readers or one writer: eight bytes, first come, first served, and waiters that sleep in the hypervisor.
+///
+/// ```text
+///  31          4   3   2        1         0
+/// +-------------+-------+---------+--------+
+/// |   readers   | sleep | waiting | writer |
+/// +-------------+-------+---------+--------+
+/// ```
+///
+/// | field | changed by | meaning |
+/// |-------|------------|---------|
+/// | writer | the writer | held for writing |
+/// | readers | each reader | held for reading, as often |
+/// | waiting | the head | somebody waits: newcomers queue behind, readers too |
+/// | sleep 1 | the head | it is in the hash table, and sleeps or is about to |
+/// | sleep 3 | the last owner | it is taking the head's entry out |
+///
+/// Who finds the lock taken, or somebody waiting, queues on the inner lock. Its owner, the head, sets `waiting`, waits for the word
+/// alone, takes it, and gives the inner lock to the next. So a writer is not overtaken by readers that came
+/// after it, and readers in a row enter one after the other without waiting for each other to leave.
+///
+/// A reader that is interrupted by a handler which reads the same lock would wait for itself if a writer came in between. Such a
+/// handler takes the lock by `read_recursive`, which passes everybody that waits.
+#[repr(C)]
+pub struct RawPvRwLock<P, K> {
+    word: AtomicU32,
+    queue: RawPvLock<P, K>,
+    _types: PhantomData<fn() -> (P, K)>,
+}
+
+const WRITER: u32 = 1 << 0;
+const WAITING: u32 = 1 << 1;
+const ASLEEP: u32 = 1 << 2;
+/// The head's entry is being taken out of the hash table, by the owner that is about to leave.
+const WAKING: u32 = 3 << 2;
+const SLEEP: u32 = 3 << 2;
+const READER: u32 = 1 << 4;
+/// The counted readers. With one for each context of each CPU they are far from the last bit.
+const READERS: u32 = !(READER - 1);
+
+/// What the head of the queue wants.
+#[derive(Clone, Copy)]
+enum Want {
+    Read,
+    Write,
+}
+
+impl Want {
+    /// What keeps it out.
+    fn blocked_by(self) -> u32 {
+        match self {
+            Self::Read => WRITER,
+            Self::Write => WRITER | READERS,
+        }
+    }
+
+    /// The word when it is in, and waits no more.
+    fn taken(self, seen: u32) -> u32 {
+        let rest = seen & !(WAITING | SLEEP);
+        match self {
+            Self::Read => rest + READER,
+            Self::Write => rest | WRITER,
+        }
+    }
+}
+
+impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
+    const_fn! {
+        /// A free lock.
+        pub fn new() -> Self {
+            Self { word: AtomicU32::new(0), queue: RawPvLock::new(), _types: PhantomData }
+        }
+    }
+
+    /// Takes the lock for reading.
+    ///
+    /// # Panics
+    ///
+    /// As [`RawPvLock::lock`].
+    #[inline]
+    pub fn lock_shared(&self) {
+        if !self.try_lock_shared() {
+            self.lock_slow(Want::Read);
+        }
+    }
+
+    /// Takes the lock for reading, past whoever waits for it: for contexts that may hold it for reading already.
+    ///
+    /// # Panics
+    ///
+    /// As [`RawPvLock::lock`].
+    #[inline]
+    pub fn lock_shared_recursive(&self) {
+        if !self.try_lock_shared_recursive() {
+            // There is a writer, so nobody holds it for reading, and the queue is no danger.
+            self.lock_slow(Want::Read);
+        }
+    }
+
+    /// Takes the lock for writing.
+    ///
+    /// # Panics
+    ///
+    /// As [`RawPvLock::lock`].
+    #[inline]
+    pub fn lock_exclusive(&self) {
+        if !self.try_lock_exclusive() {
+            self.lock_slow(Want::Write);
+        }
+    }
+
+    /// Takes the lock for reading if there is no writer and nobody waits.
+    #[inline]
+    pub fn try_lock_shared(&self) -> bool {
+        self.try_add_reader(WRITER | WAITING)
+    }
+
+    /// Takes the lock for reading if there is no writer.
+    #[inline]
+    pub fn try_lock_shared_recursive(&self) -> bool {
+        self.try_add_reader(WRITER)
+    }
+
+    #[inline]
+    fn try_add_reader(&self, unless: u32) -> bool {
+        let mut seen = self.word.load(Relaxed);
+        while seen & unless == 0 {
+            // Acquire, with the last writer's release.
+            let acquire = ord!("rw-read", Acquire);
+            match self.word.compare_exchange_weak(seen, seen + READER, acquire, Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    /// Takes the lock for writing if it is free and nobody waits.
+    #[inline]
+    pub fn try_lock_exclusive(&self) -> bool {
+        // The look first keeps a polled lock's cache line shared. Acquire, with all owners' releases.
+        self.word.load(Relaxed) == 0
+            && self.word.compare_exchange(0, WRITER, ord!("rw-write", Acquire), Relaxed).is_ok()
+    }
+
+    /// Ends one reading.
+    ///
+    /// # Safety
+    ///
+    /// The calling context holds the lock for reading.
+    #[inline]
+    pub unsafe fn unlock_shared(&self) {
+        self.leave(READER, 0);
+    }
+
+    /// Ends the writing.
+    ///
+    /// # Safety
+    ///
+    /// The calling context holds the lock for writing.
+    #[inline]
+    pub unsafe fn unlock_exclusive(&self) {
+        // Release, with the next owner's acquire.
+        let release = ord!("rw-unlock", Release);
+        if self.word.compare_exchange(WRITER, 0, release, Relaxed).is_err() {
+            self.leave(WRITER, 0);
+        }
+    }
+
+    /// Goes on reading what was written; readers that wait may come in.
+    ///
+    /// # Safety
+    ///
+    /// The calling context holds the lock for writing.
+    #[inline]
+    pub unsafe fn downgrade(&self) {
+        self.leave(WRITER, READER);
+    }
+
+    /// Whether anybody holds the lock. A snapshot.
+    #[inline]
+    pub fn is_locked(&self) -> bool {
+        self.word.load(Relaxed) & (WRITER | READERS) != 0
+    }
+
+    /// Whether a writer holds the lock. A snapshot.
+    #[inline]
+    pub fn is_locked_exclusive(&self) -> bool {
+        self.word.load(Relaxed) & WRITER != 0
+    }
+
+    /// What the hash table knows this lock by.
+    fn key(&self) -> usize {
+        core::ptr::from_ref(&self.word).addr()
+    }
+
+    /// Exchanges `own`, which the caller holds, for `instead`, and wakes the head if it may go on then.
+    #[inline]
+    fn leave(&self, own: u32, instead: u32) {
+        let mut sleeper = None;
+        let mut seen = self.word.load(Relaxed);
+        loop {
+            // A reader that others read beside leaves the head asleep: the last one wakes it.
+            let is_last = own == WRITER || seen & READERS == READER;
+            if is_last && seen & SLEEP == ASLEEP {
+                // Before the release: after it the lock's memory may be gone (R5), and the head may have
+                // gone on and be back. Acquire, with `rw-asleep`: who sees it sleep sees the entry.
+                let acquire = ord!("rw-waking", Acquire);
+                match self.word.compare_exchange(seen, seen | WAKING, acquire, Relaxed) {
+                    Ok(_) => {
+                        sleeper = Some(P::hash().remove(self.key()).0);
+                        step!(P::current_cpu(), "rw: takes the head's entry out");
+                        seen |= WAKING;
+                    }
+                    Err(now) => seen = now,
+                }
+                continue;
+            }
+            let mut left = seen - own + instead;
+            if sleeper.is_some() {
+                left &= !SLEEP;
+            }
+            // Release, with the next owner's acquire.
+            match self.word.compare_exchange_weak(seen, left, ord!("rw-unlock", Release), Relaxed) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
+        if let Some(cpu) = sleeper {
+            step!(P::current_cpu(), "rw: left, kicks cpu {cpu}");
+            timed_kick::<P>(P::current_cpu(), cpu, Counter::KickUnlock);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_slow(&self, want: Want) {
+        self.queue.lock();
+        // The head from here on. Relaxed: it orders nothing, it keeps newcomers out.
+        self.word.fetch_or(WAITING, Relaxed);
+        self.wait_as_head(want);
+        // SAFETY: taken above.
+        unsafe { self.queue.unlock() };
+    }
+
+    /// Returns when the lock is taken as wanted.
+    fn wait_as_head(&self, want: Want) {
+        let cpu = P::current_cpu();
+        let nodes = P::nodes(cpu);
+        let mut spin = Spin::new(Stage::Head, cpu, None);
+        // The hash table has room for as many sleepers of a CPU as it has nodes: to sleep is to claim a node.
+        let mut level = None;
+        loop {
+            let seen = self.word.load(Relaxed);
+            if seen & want.blocked_by() == 0 && seen & SLEEP != WAKING {
+                // Acquire, with the release of every owner before.
+                let acquire = ord!("rw-head", Acquire);
+                if self.word.compare_exchange(seen, want.taken(seen), acquire, Relaxed).is_ok() {
+                    if seen & SLEEP == ASLEEP {
+                        // Nobody else takes it out: that was to be said in the word first.
+                        P::hash().remove(self.key());
+                    }
+                    break;
+                }
+            } else if seen & SLEEP != 0 {
+                // In the table, or being taken out, and then the kick is still to come.
+                step!(cpu, "rw: the head sleeps");
+                count::<P>(cpu, Counter::WaitHead);
+                timed_wait::<P>(cpu, || self.word.load(Relaxed) & SLEEP != 0);
+            } else if P::mode() != Mode::Pv || K::keep_spinning::<P>(&mut spin) {
+                P::relax();
+                spin.advance();
+            } else if *level.get_or_insert_with(|| nodes.enter()) < LEVELS {
+                step!(cpu, "rw: the head enters itself");
+                P::hash().insert(self.key(), cpu);
+                // Release, with `rw-waking`: the entry comes first. If the lock has become free, the next look finds it.
+                self.word.fetch_or(ASLEEP, ord!("rw-asleep", Release));
+            } else {
+                P::relax();
+            }
+        }
+        if level.is_some() {
+            nodes.leave();
+        }
+    }
+}
+
+impl<P: Platform, K: Policy> Default for RawPvRwLock<P, K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<P: Platform, K: Policy> core::fmt::Debug for RawPvRwLock<P, K> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let seen = self.word.load(Relaxed);
+        let waits = if seen & WAITING != 0 { ", waited for" } else { "" };
+        write!(f, "RawPvRwLock<{}>(", K::NAME)?;
+        match (seen & WRITER, seen / READER) {
+            (0, 0) => write!(f, "free")?,
+            (0, readers) => write!(f, "{readers} readers")?,
+            _ => write!(f, "a writer")?,
+        }
+        write!(f, "{waits})")
+    }
+}
