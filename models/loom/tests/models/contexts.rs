@@ -5,6 +5,7 @@ use crate::machine::{Arrival, Machine};
 use pvlock::{KickAtUnlock, KickTwice, Policy};
 use std::cell::UnsafeCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 const DEEPER: Bounds = Bounds { preemptions: 4, ..SLEEP };
 
@@ -89,4 +90,55 @@ fn memory_reused_right_after_unlock() {
     explore_reused::<KickAtUnlock>(2, DEEPER);
     // Three, because an unlock that took its entry out after the release is only found with three.
     explore_reused::<KickAtUnlock>(3, Bounds { preemptions: 2, ..SLEEP });
+}
+
+/// An interrupt before the `n`th access to shared memory that CPU 0 makes for a lock and its unlock, for every `n`, while
+/// CPU 1 takes that lock twice. The handler waits for a lock of its own, on the next node of its CPU; whoever
+/// holds that one is no part of the model, and gives it up as soon as the handler waits.
+fn explore_interrupted_at_every_access<K: Policy>(bounds: Bounds) {
+    for access in 0.. {
+        let came = Arc::new(AtomicBool::new(false));
+        let name = format!("{}: interrupted before access {access}", K::NAME);
+        run(&name, bounds, {
+            let came = came.clone();
+            move || {
+                let locks = Arc::new([Shared::<K>::new(), Shared::<K>::new()]);
+                on_cpus(2, {
+                    let locks = locks.clone();
+                    move |cpu| {
+                        if cpu == 0 {
+                            let of_interrupt = locks.clone();
+                            Machine::interrupt_once(Arrival::AtAccess(access), move || {
+                                let holder = of_interrupt.clone();
+                                holder[1].hold();
+                                Machine::interrupt_once(Arrival::BeforeSleep, move || {
+                                    holder[1].give_up();
+                                });
+                                of_interrupt[1].add_one();
+                            });
+                            locks[0].add_one();
+                            Machine::disarm();
+                        } else {
+                            locks[0].add_one();
+                            locks[0].add_one();
+                        }
+                    }
+                });
+                locks[0].assert_done(3);
+                locks[1].assert_done(usize::from(Machine::was_interrupted()));
+                came.fetch_or(Machine::was_interrupted(), Relaxed);
+            }
+        });
+        if !came.load(Relaxed) {
+            // No execution has as many accesses.
+            assert!(access > 20, "only {access} accesses");
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_before_every_access() {
+    explore_interrupted_at_every_access::<KickTwice>(Bounds { preemptions: 2, ..SLEEP });
+    explore_interrupted_at_every_access::<KickAtUnlock>(Bounds { preemptions: 2, ..SLEEP });
 }

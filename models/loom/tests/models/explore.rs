@@ -41,8 +41,24 @@ impl<K: Policy> Shared<K> {
         Self { lock: RawPvLock::new(), value: UnsafeCell::new(0) }
     }
 
+    /// Takes the lock, for somebody who is no part of the model.
+    pub(crate) fn hold(&self) {
+        assert!(self.lock.try_lock());
+    }
+
+    /// Gives up what [`hold`](Self::hold) took.
+    pub(crate) fn give_up(&self) {
+        // SAFETY: taken by `hold`.
+        unsafe { self.lock.unlock() };
+    }
+
     /// Adds one under the lock, and returns the sum.
     pub(crate) fn add_one(&self) -> usize {
+        self.add_one_around(|| {})
+    }
+
+    /// Adds one under the lock, does `more` under it, and returns the sum.
+    pub(crate) fn add_one_around(&self, more: impl FnOnce()) -> usize {
         self.lock.lock();
         let sum = self.value.with_mut(|value| {
             // SAFETY: the lock is held; the checker would report another access.
@@ -50,6 +66,7 @@ impl<K: Policy> Shared<K> {
             // SAFETY: as above.
             unsafe { *value }
         });
+        more();
         // SAFETY: taken above.
         unsafe { self.lock.unlock() };
         sum

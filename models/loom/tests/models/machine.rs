@@ -67,6 +67,8 @@ pub(crate) enum Arrival {
     BeforeSleep,
     /// When the CPU is about to sleep: the hypervisor delivers it instead.
     InSleep,
+    /// Before the access to shared memory of this number, from when it was armed on.
+    AtAccess(usize),
 }
 
 type Handler = Box<dyn FnOnce()>;
@@ -92,10 +94,33 @@ fn interrupt(now: Arrival) {
     }
 }
 
+/// Counts down to an interrupt [`Arrival::AtAccess`], on the CPU that it is for.
+fn count_access() {
+    let due = INTERRUPT.with(|interrupt| match &mut *interrupt.borrow_mut() {
+        Some((Arrival::AtAccess(0), _)) => true,
+        Some((Arrival::AtAccess(left), _)) => {
+            *left -= 1;
+            false
+        }
+        _ => false,
+    });
+    if due {
+        interrupt(Arrival::AtAccess(0));
+    }
+}
+
 impl Machine {
     /// Lets `handler` interrupt the calling CPU, once.
     pub(crate) fn interrupt_once(arrival: Arrival, handler: impl FnOnce() + 'static) {
+        if let Arrival::AtAccess(_) = arrival {
+            pvlock::model::before_every_access(Some(count_access));
+        }
         INTERRUPT.with(|interrupt| *interrupt.borrow_mut() = Some((arrival, Box::new(handler))));
+    }
+
+    /// The interrupt does not come any more.
+    pub(crate) fn disarm() {
+        INTERRUPT.with(|interrupt| interrupt.borrow_mut().take());
     }
 
     /// Whether the interrupt came.
@@ -106,6 +131,7 @@ impl Machine {
     /// Makes the per-machine memory; call first in each execution, before any CPU starts.
     pub(crate) fn boot() {
         pvlock::model::begin();
+        pvlock::model::before_every_access(None);
         TURNS.store(0, Relaxed);
         INTERRUPTED.store(false, Relaxed);
         let _ = (&*ALL, &*STORAGE, &*TABLE);

@@ -19,6 +19,7 @@ mod machine;
 mod mode;
 mod orderings;
 mod readers;
+mod two_heads;
 
 use explore::{Bounds, SLEEP, SPIN, explore};
 use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, Spin};
