@@ -1,6 +1,5 @@
 //! A kernel that takes `glue` and nothing else: it answers every question itself. Threads are its
 //! vCPUs, their numbers are in thread-local storage, and the hypervisor is `evtchn`'s fake.
-#![cfg(not(shuttle))]
 
 use std::cell::Cell;
 use std::sync::LazyLock;

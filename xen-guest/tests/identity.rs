@@ -1,6 +1,5 @@
 //! A kernel with per-CPU areas of its own says which vCPU it runs on: clock, timer and console ask
 //! it, and never the GS base, which in this process is the C library's.
-#![cfg(not(shuttle))]
 
 use std::cell::Cell;
 use std::panic::catch_unwind;

@@ -6,12 +6,10 @@
 use alloc::format;
 use alloc::string::String;
 
-use xen_guest::daemons::xenstore::{Client, Error, Link};
-use xen_guest::kernel::machine::{Errno, Machine, Port, ShutdownReason};
+use xen_guest::daemons::xenstore::{Client, Error, StorePort};
+use xen_guest::kernel::machine::{Machine, ShutdownReason};
 
 use super::report::{self, path};
-
-const LONGEST_WAIT_NS: u64 = 5_000_000_000;
 
 /// Where the toolstack says how the domain is to end, or that it is to be saved.
 const SHUTDOWN: &str = "control/shutdown";
@@ -31,50 +29,13 @@ pub(super) enum Order {
 
 /// The connection of vCPU 0 to xenstored, if there is one.
 pub(super) struct Host {
-    store: Option<Client<'static, StoreLink>>,
+    store: Option<Client<'static, StorePort>>,
     domid: u16,
 }
 
-/// The event channel beside the shared page.
-struct StoreLink {
-    machine: &'static Machine,
-}
-
-impl StoreLink {
-    /// The port, which is another one after a restore.
-    fn port(&self) -> Option<Port> {
-        self.machine.xenstore_ring().map(|(_, port)| port)
-    }
-}
-
-impl Link for StoreLink {
-    fn notify(&self) {
-        let notified = self.port().map_or(Err(Errno::EINVAL), |port| self.machine.notify(port));
-        if let Err(errno) = notified {
-            log::warn!("xenstored cannot be notified: {errno:?}");
-        }
-    }
-
-    fn wait(&self, deadline_ns: u64) {
-        // Bounded, so that a lost announcement costs a moment, and because Xen takes a deadline of
-        // 2^63 ns and more for one in the past. An error returns at once; the client comes back.
-        let deadline_ns = deadline_ns.min(self.machine.now() + LONGEST_WAIT_NS);
-        let Some(port) = self.port() else { return };
-        let _ = self.machine.poll_port(port, deadline_ns);
-        // Cleared before the client looks at the ring again, so that no announcement is lost.
-        self.machine.take_pending(port);
-    }
-
-    fn now(&self) -> u64 {
-        self.machine.now()
-    }
-}
-
 impl Host {
-    pub(super) fn connect(machine: &'static Machine) -> Host {
-        let store =
-            machine.xenstore_ring().map(|(ring, _)| Client::new(ring, StoreLink { machine }));
-        let mut host = Host { store, domid: 0 };
+    pub(super) fn connect(machine: &Machine) -> Host {
+        let mut host = Host { store: machine.xenstore(), domid: 0 };
         host.domid = host.read_number("domid").unwrap_or(0);
         host
     }
@@ -176,7 +137,7 @@ impl Host {
     /// Asks xenstored; a refusal is worth a line and no more.
     fn ask<T>(
         &mut self,
-        request: impl FnOnce(&mut Client<'static, StoreLink>) -> Result<T, Error>,
+        request: impl FnOnce(&mut Client<'static, StorePort>) -> Result<T, Error>,
     ) -> Option<T> {
         match request(self.store.as_mut()?) {
             Ok(answer) => Some(answer),

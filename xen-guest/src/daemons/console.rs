@@ -46,7 +46,7 @@ pub fn write(bytes: &[u8]) {
 }
 
 /// Writes even if another vCPU, perhaps a dead one, holds the console: for crash reports.
-pub(crate) fn write_crash(bytes: &[u8]) {
+pub fn write_crash(bytes: &[u8]) {
     for _ in 0..CRASH_TURNS {
         if let Some(sink) = SINK.try_lock() {
             return sink.write(bytes);

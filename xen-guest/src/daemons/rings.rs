@@ -63,7 +63,7 @@ impl Rings {
     }
 
     /// Makes the rings the ones that are used: text goes to the console's from now on. Returns
-    /// xenstore's, for a [`Client`](xenstore::Client).
+    /// xenstore's, for a [`Client`](xenstore::Client) with a [`StorePort`](xenstore::StorePort).
     pub fn install(self) -> Option<&'static xenstore::Ring> {
         self.reconnect();
         console::init(self.console.map_or(Sink::None, |(ring, _)| Sink::Ring(ring)));

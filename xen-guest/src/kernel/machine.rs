@@ -3,13 +3,12 @@
 //! This file owns the boundary between "how this domain boots" (everything under it) and "what it
 //! does" (the programme above). One value, made at boot and shared by all vCPUs.
 
-use evtchn::Abi;
 use spin::Once;
 
 use super::smp;
 use crate::daemons::console;
-use crate::daemons::xenstore::Ring as XenstoreRing;
-use crate::events::{Xen, events, sleep, toolstack};
+use crate::daemons::xenstore::{Client, Ring, StorePort};
+use crate::events::sleep;
 use crate::vcpu::{self, clock};
 use crate::xen::{frames, hypercall};
 
@@ -21,7 +20,7 @@ pub use evtchn::{Errno, Port};
 pub struct Machine {
     pub(super) cmdline: &'static str,
     pub(super) vcpus: u32,
-    pub(super) xenstore: Option<&'static XenstoreRing>,
+    pub(super) xenstore: Option<&'static Ring>,
 }
 
 static MACHINE: Once<Machine> = Once::new();
@@ -76,31 +75,9 @@ impl Machine {
         console::write(bytes);
     }
 
-    /// The page shared with xenstored, and the port that tells either side of new bytes; the port
-    /// stays masked, so wait with [`poll_port`](Machine::poll_port). Another port after a restore.
-    /// None for the initial domain.
-    pub fn xenstore_ring(&self) -> Option<(&'static XenstoreRing, Port)> {
-        Some((self.xenstore?, toolstack::xenstore()?))
-    }
-
-    /// Notifies the other end of a port.
-    #[doc(alias = "EVTCHNOP_send")]
-    pub fn notify(&self, port: Port) -> Result<(), Errno> {
-        evtchn::send(&Xen, port)
-    }
-
-    /// Clears the port's pending bit and says whether it was set. Clear *before* looking at what
-    /// the port announces, or a later announcement is lost.
-    pub fn take_pending(&self, port: Port) -> bool {
-        events().clear(port)
-    }
-
-    /// Blocks until `port` is pending (it stays so), an unmasked event arrives, or the clock
-    /// reaches `deadline_ns`. May return early, as any wait here may.
-    #[doc(alias = "SCHEDOP_poll")]
-    pub fn poll_port(&self, port: Port, deadline_ns: u64) -> Result<(), Errno> {
-        // 0 would mean "no limit".
-        evtchn::poll(&Xen, port, deadline_ns.max(1))
+    /// A client of xenstore. `None` where there is no xenstored: in the initial domain.
+    pub fn xenstore(&self) -> Option<Client<'static, StorePort>> {
+        Some(Client::new(self.xenstore?, StorePort))
     }
 
     /// Starts a vCPU that is down: it runs `entry(vcpu)` on a stack of its own, with upcalls

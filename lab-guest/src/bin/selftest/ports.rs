@@ -3,7 +3,6 @@
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use evtchn::{Abi, Errno, Kicker, Port, Priority, WaitOutcome};
-use xen_guest::daemons::xenstore::{Client, Link};
 use xen_guest::events::{self, EventAbi, Wanted, Xen, events, timer, upcall};
 use xen_guest::kernel::machine::Machine;
 use xen_guest::vcpu::{Area, mask};
@@ -193,8 +192,7 @@ fn refused(machine: &'static Machine, frame_of: fn(usize) -> u64) -> Result<(), 
 /// closed, by a reset, gives up. When it has handed on this line it has done with that.
 fn wait_for_the_host(machine: &'static Machine) -> Result<(), &'static str> {
     const PATIENCE_NS: u64 = 30_000_000_000;
-    let Some((ring, _)) = machine.xenstore_ring() else { return Ok(()) };
-    let mut store = Client::new(ring, Store(machine));
+    let Some(mut store) = machine.xenstore() else { return Ok(()) };
     log::info!("waits for the host");
     let limit = machine.now() + PATIENCE_NS;
     while store.read("data/pvlab/go").is_err() {
@@ -208,9 +206,9 @@ fn wait_for_the_host(machine: &'static Machine) -> Result<(), &'static str> {
 fn daemons_listen(machine: &'static Machine) -> Result<(), &'static str> {
     /// Far less than the console's patience with a daemon that does not read.
     const SOON_NS: u64 = 1_500_000_000;
-    let Some((ring, _)) = machine.xenstore_ring() else { return Ok(()) };
+    let Some(mut store) = machine.xenstore() else { return Ok(()) };
     let began = machine.now();
-    let domid = Client::new(ring, Store(machine)).read("domid");
+    let domid = store.read("domid");
     check(domid.is_ok_and(|domid| !domid.is_empty()), "xenstored does not answer")?;
     let line = [b'.'; 64];
     for _ in 0..100 {
@@ -218,23 +216,4 @@ fn daemons_listen(machine: &'static Machine) -> Result<(), &'static str> {
     }
     machine.console_write(b"\n");
     check(machine.now() < began + 2 * SOON_NS, "a daemon is not told")
-}
-
-struct Store(&'static Machine);
-
-impl Link for Store {
-    fn notify(&self) {
-        let port = self.0.xenstore_ring().map(|(_, port)| port);
-        let _ = port.map(|port| self.0.notify(port));
-    }
-
-    fn wait(&self, deadline_ns: u64) {
-        let Some((_, port)) = self.0.xenstore_ring() else { return };
-        let _ = self.0.poll_port(port, deadline_ns.min(self.0.now() + 5_000_000_000));
-        self.0.take_pending(port);
-    }
-
-    fn now(&self) -> u64 {
-        self.0.now()
-    }
 }
