@@ -1,7 +1,8 @@
 //! The experiment: one run of one workload on `pvlock`, on the kernel that `xen-guest` makes.
 //!
-//! It uses `xen-guest` through its public face only. The kernel on KVM takes its workload, its check and
-//! its report, so that both hypervisors have the same experiment. Its floors, of which each stands on those below it:
+//! It uses `xen-guest` through its public face only. The kernel on KVM takes its workload, its
+//! check and its report, so that both hypervisors have the same experiment. Its floors, of which
+//! each stands on those below it:
 //!
 //! | module | what lives there |
 //! |---|---|

@@ -215,7 +215,7 @@ pub fn wait_counts(vcpu: usize) -> WaitCounts {
 /// 1. `current_vcpu` is the number that Xen gives the vCPU it runs on, below [`MAX_VCPUS`], and
 ///    stays the same as long as a lock is being taken or released.
 /// 2. `xen` is the hypervisor under that vCPU, and `events` are the bits it shares with the domain.
-/// 3. A vCPU asks no lock in what it is told.
+/// 3. No lock is taken in what it is told.
 pub unsafe trait Kernel: Send + Sync + 'static {
     /// Which vCPU this is.
     #[inline]

@@ -141,6 +141,7 @@ struct Found {
 /// # Safety
 ///
 /// Called once, by the entry code, with the `start_info` Xen passed.
+#[doc(hidden)]
 #[allow(improper_ctypes_definitions, reason = "the entry code passes the function's address on")]
 pub unsafe extern "C" fn start_pv(info: *mut sys::start_info, main: Main) -> ! {
     // SAFETY: GS has no other use. Before this line nothing may ask which vCPU it runs on.
@@ -177,6 +178,7 @@ pub unsafe extern "C" fn start_pv(info: *mut sys::start_info, main: Main) -> ! {
 /// # Safety
 ///
 /// Called once, by the entry code, with the address of `hvm_start_info` that Xen passed.
+#[doc(hidden)]
 #[allow(improper_ctypes_definitions, reason = "the entry code passes the function's address on")]
 pub unsafe extern "C" fn start_pvh(info: u32, main: Main) -> ! {
     // Before this line nothing may ask which vCPU it runs on.

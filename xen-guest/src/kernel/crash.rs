@@ -17,32 +17,31 @@ use crate::xen::abi::PAGE_SIZE;
 use crate::xen::hypercall::{self, ShutdownReason};
 
 /// Registers at an exception, in the order the entry code pushes them.
-#[allow(missing_docs, reason = "registers are named by the architecture")]
 #[derive(Debug)]
 #[repr(C)]
-pub struct TrapFrame {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
-    pub rax: u64,
-    pub vector: u64,
-    pub error_code: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
+pub(super) struct TrapFrame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    pub(super) cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
 }
 
 /// Writes past anybody who holds the console.

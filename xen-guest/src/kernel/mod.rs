@@ -13,6 +13,7 @@ pub mod machine;
 #[cfg(feature = "image")]
 mod mem;
 mod pv;
+#[doc(hidden)] // its tables are named by the entry code of `kernel!`
 pub mod pvh;
 pub mod smp;
 pub mod stack;

@@ -193,10 +193,13 @@ fn initialise_pv(vcpu: u32, start: Start) -> Result<(), Errno> {
 }
 
 /// Paging, write protection in kernel mode too, x87 as compiled code expects it, protected mode.
+#[doc(hidden)]
 pub const CR0: u32 = 1 << 31 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1;
 /// Physical address extension, and SSE: prebuilt `core` uses it.
+#[doc(hidden)]
 pub const CR4: u32 = 1 << 5 | 1 << 9 | 1 << 10;
 /// 64-bit mode and no-execute pages, as the entry code sets them.
+#[doc(hidden)]
 pub const EFER_LME_NXE: u32 = 1 << 8 | 1 << 11;
 /// 64-bit mode is active: what a vCPU that starts there has in addition.
 const EFER_LMA: u32 = 1 << 10;
