@@ -143,6 +143,11 @@ pub mod platform {
         clock::now()
     }
 
+    /// Nanoseconds since 1970. After [`init_vcpu`], on that vCPU.
+    pub fn wall_ns() -> u64 {
+        shared_info::epoch_offset_ns() + clock::now()
+    }
+
     /// After [`init_domain`].
     pub fn print(text: &str) {
         console::write(text.as_bytes());

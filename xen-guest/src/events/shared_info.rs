@@ -7,14 +7,15 @@
 //! takes an ABI takes [`events`](super::events).
 
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicPtr;
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, fence};
 
 use evtchn::{Errno, TwoLevel};
 use xen_sys as sys;
 
-use crate::xen::abi::PAGE_SIZE;
+use crate::xen::abi::{PAGE_SIZE, WallClock};
 use crate::xen::{frames, hypercall};
 
 /// A page of the image that the shared page is mapped over.
@@ -65,6 +66,39 @@ fn page() -> NonNull<sys::shared_info> {
     NonNull::new(SHARED_INFO.load(Acquire)).expect("the shared page is not mapped yet")
 }
 
+/// The wall clock when system time was 0, in nanoseconds since 1970: add the
+/// [clock](crate::vcpu::clock) to it. Xen changes it when the host's clock is set. Xen
+/// public/xen.h, "wc_version".
+///
+/// # Panics
+///
+/// Before the page is mapped.
+#[doc(alias = "wc_sec")]
+pub fn epoch_offset_ns() -> u64 {
+    let at = page().addr().get() + offset_of!(sys::shared_info, wc_version);
+    // SAFETY: inside the page, which is mapped for ever, as `install` was promised; Xen alone
+    // writes it, and the layout agrees.
+    let wall: &WallClock = unsafe { &*(at as *const WallClock) };
+    epoch_offset(wall)
+}
+
+/// What `wall` says, tried again while Xen writes.
+fn epoch_offset(wall: &WallClock) -> u64 {
+    loop {
+        // Acquire: pairs with Xen's barrier after it made the version odd or even.
+        let version = wall.version.load(Acquire);
+        let seconds =
+            u64::from(wall.sec_hi.load(Relaxed)) << 32 | u64::from(wall.sec.load(Relaxed));
+        let ns = seconds.wrapping_mul(1_000_000_000) + u64::from(wall.nsec.load(Relaxed));
+        // The fields above are read before the version is read again.
+        fence(Acquire);
+        if version & 1 == 0 && wall.version.load(Relaxed) == version {
+            return ns;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// A PV domain's own view of its memory, for the toolstack, which saves it.
 pub(crate) struct Memory {
     /// Pages the domain has.
@@ -109,4 +143,18 @@ pub fn two_level() -> TwoLevel {
     // SAFETY: mapped for ever, as `install` was promised, and its bits are touched by `evtchn`
     // alone.
     unsafe { TwoLevel::new(page()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wall_clock_has_64_bits_of_seconds() {
+        let wall = WallClock::default();
+        wall.sec.store(7, Relaxed);
+        wall.sec_hi.store(1, Relaxed);
+        wall.nsec.store(5, Relaxed);
+        assert_eq!(epoch_offset(&wall), ((1 << 32) + 7) * 1_000_000_000 + 5);
+    }
 }

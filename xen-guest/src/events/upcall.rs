@@ -7,8 +7,9 @@
 //!
 //! A PVH kernel puts [`upcall_pvh`] into its own IDT, at a vector of its choice, and tells Xen
 //! ([`connect_pvh`], on each vCPU). The entry saves and restores what compiled code may change,
-//! vector registers too, and ends the interrupt at the [local APIC](super::lapic). A kernel with
-//! entry code of its own for all vectors calls [`serve`] from there instead:
+//! vector registers too (by FXSAVE: with CR0.TS and CR0.EM clear), and ends the interrupt at the
+//! [local APIC](super::lapic). A kernel with entry code of its own for all vectors calls [`serve`]
+//! from there instead:
 //!
 //! ```no_run
 //! use xen_guest::events::{lapic, upcall};

@@ -59,6 +59,26 @@ const _: () = assert!(size_of::<TimeInfo>() == size_of::<sys::vcpu_time_info>())
 const _: () =
     assert!(offset_of!(TimeInfo, tsc_shift) == offset_of!(sys::vcpu_time_info, tsc_shift));
 
+/// The wall clock in the shared page. Xen public/xen.h, "wc_version".
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct WallClock {
+    /// Odd while Xen writes; another value afterwards.
+    pub version: AtomicU32,
+    /// Seconds since 1970 when system time was 0, the low half.
+    pub sec: AtomicU32,
+    /// And nanoseconds.
+    pub nsec: AtomicU32,
+    /// The high half of the seconds.
+    pub sec_hi: AtomicU32,
+}
+const _: () = {
+    let start = offset_of!(sys::shared_info, wc_version);
+    assert!(offset_of!(WallClock, sec) == offset_of!(sys::shared_info, wc_sec) - start);
+    assert!(offset_of!(WallClock, nsec) == offset_of!(sys::shared_info, wc_nsec) - start);
+    assert!(offset_of!(WallClock, sec_hi) == offset_of!(sys::shared_info, wc_sec_hi) - start);
+};
+
 /// What Xen and one vCPU share. Xen public/xen.h.
 #[doc(alias = "vcpu_info")]
 #[repr(C, align(64))]

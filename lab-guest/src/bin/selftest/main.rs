@@ -14,7 +14,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use evtchn::{Abi, Port};
-use xen_guest::events::{self, Wanted, Xen, events, timer, upcall};
+use xen_guest::events::{self, Wanted, Xen, events, shared_info, timer, upcall};
 use xen_guest::kernel::heap::Heap;
 use xen_guest::kernel::machine::{Machine, ShutdownReason};
 use xen_guest::vcpu::{Area, mask};
@@ -249,7 +249,7 @@ fn timers(machine: &'static Machine) -> Result<(), &'static str> {
         // Xen may fire up to its timer slop (50 us) early.
         check(FIRED.load(SeqCst) + 100_000 >= deadline, "the timer fired early")?;
     }
-    Ok(())
+    check(shared_info::epoch_offset_ns() > 0, "Xen tells no wall clock")
 }
 
 fn null_read(_: &'static Machine) -> Result<(), &'static str> {
