@@ -64,7 +64,8 @@ unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn strlen(text: *const u8) -> usize {
     let mut len = 0;
-    // SAFETY: C's rules: readable up to and with the first zero. Volatile, so that the loop stays one.
+    // SAFETY: C's rules: readable up to and with the first zero. Volatile, so that the loop stays
+    // one.
     while unsafe { text.add(len).read_volatile() } != 0 {
         len += 1;
     }
