@@ -3,6 +3,10 @@
 //! Owns the numbers. Decides nothing about what an event means for a vCPU: that is `analysis`.
 //! Numbers and layouts are the same from Xen 4.17 to 4.22 but for [`is_vmexit`].
 
+mod names;
+
+pub use names::{fields, hypercall_name, svm_exit_name, vector_name, vmx_exit_name};
+
 /// Bits 0..27 of a record's first word.
 pub const EVENT_MASK: u32 = 0x0fff_ffff;
 /// Class and subclass of an event: what `xentrace -e` selects.
@@ -76,6 +80,11 @@ pub const SWITCH_INFCONT: u32 = 0x0002_8011;
 /// A PV hypercall, before it is done: number and arguments' widths, then arguments.
 #[doc(alias = "TRC_PV_HYPERCALL_V2")]
 pub const PV_HYPERCALL: u32 = 0x0020_100d;
+/// A trap of a 32-bit PV guest: its address, then vector (15 bits) and error code.
+#[doc(alias = "TRC_PV_TRAP")]
+pub const PV_TRAP: u32 = 0x0020_1003;
+/// [`PV_TRAP`] of a 64-bit guest, whose address takes two words.
+pub const PV_TRAP_64: u32 = PV_TRAP | 0x100;
 /// One entry of a PV multicall, as [`PV_HYPERCALL`].
 #[doc(alias = "TRC_PV_HYPERCALL_SUBCALL")]
 pub const PV_SUBCALL: u32 = 0x0020_200e;
@@ -188,62 +197,6 @@ pub fn hypercall_arg0(words: &[u32]) -> Option<u32> {
     }
 }
 
-/// The events with a name of their own. [`name`] knows some families besides.
-const NAMES: &[(u32, &str)] = &[
-    (CPU_CHANGE, "cpu_change"),
-    (WRAP_BUFFER, "wrap_buffer"),
-    (LOST_RECORDS, "lost_records"),
-    (CONTINUE_RUNNING, "continue_running"),
-    (0x0002_8001, "dom_add"),
-    (0x0002_8002, "dom_rem"),
-    (SLEEP, "sleep"),
-    (WAKE, "wake"),
-    (YIELD, "yield"),
-    (BLOCK, "block"),
-    (SHUTDOWN, "shutdown"),
-    (0x0002_8009, "adjdom"),
-    (SWITCH, "switch"),
-    (SWITCH_INFPREV, "switch_infprev"),
-    (SWITCH_INFNEXT, "switch_infnext"),
-    (0x0002_8010, "shutdown_code"),
-    (SWITCH_INFCONT, "switch_infcont"),
-    (0x0004_1001, "domain_create"),
-    (0x0004_1002, "domain_destroy"),
-    (PV_HYPERCALL, "hypercall"),
-    (PV_SUBCALL, "subcall"),
-    (VMENTRY, "vmentry"),
-    (VMMCALL, "vmmcall"),
-    (HLT, "hlt"),
-    (0x0008_2004, "inj_virq"),
-    (0x0008_200f, "intr"),
-    (0x0008_2020, "intr_window"),
-    (0x0080_1002, "idle_entry"),
-    (0x0080_1003, "idle_exit"),
-    (0x0080_2008, "irq_handled"),
-    // PV traps: + 0x100 when the words are 64 bits wide.
-    (0x0020_1003, "trap"),
-    (0x0020_1103, "trap"),
-    (0x0020_1004, "page_fault"),
-    (0x0020_1104, "page_fault"),
-    (0x0020_1005, "forced_invalid_op"),
-    (0x0020_1105, "forced_invalid_op"),
-    (0x0020_1006, "emulate_privop"),
-    (0x0020_1106, "emulate_privop"),
-    (0x0020_1007, "emulate_4g"),
-    (0x0020_1107, "emulate_4g"),
-    (0x0020_1008, "math_state_restore"),
-    (0x0020_1009, "paging_fixup"),
-    (0x0020_1109, "paging_fixup"),
-    (0x0020_100a, "gdt_ldt_fault"),
-    (0x0020_110a, "gdt_ldt_fault"),
-    (0x0020_100b, "ptwr_emulation"),
-    (0x0020_110b, "ptwr_emulation"),
-    (crate::markers::GUEST | crate::markers::WAIT_BEGIN, "mark_wait_begin"),
-    (crate::markers::GUEST | crate::markers::WAIT_END, "mark_wait_end"),
-    (crate::markers::GUEST | crate::markers::KICK, "mark_kick"),
-    (crate::markers::GUEST | crate::markers::ACQUIRED_AFTER_BLOCK, "mark_acquired"),
-];
-
 /// Names of families of events.
 const RUNSTATE_CHANGE_NAME: &str = "runstate_change";
 const VMEXIT_NAME: &str = "vmexit";
@@ -258,13 +211,13 @@ pub fn name(event: u32) -> Option<&'static str> {
     if is_vmexit(event) {
         return Some(VMEXIT_NAME);
     }
-    let own = NAMES.iter().find(|(number, _)| *number == event);
+    let own = names::EVENTS.iter().find(|(number, ..)| *number == event);
     let guest = || (event & !0xfff == crate::markers::GUEST).then_some(GUEST_NAME);
-    own.map(|(_, name)| *name).or_else(guest)
+    own.map(|(_, name, _)| *name).or_else(guest)
 }
 
 /// All names that [`name`] gives.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let families = [RUNSTATE_CHANGE_NAME, VMEXIT_NAME, GUEST_NAME];
-    NAMES.iter().map(|(_, name)| *name).chain(families)
+    names::EVENTS.iter().map(|(_, name, _)| *name).chain(families)
 }

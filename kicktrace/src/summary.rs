@@ -12,10 +12,11 @@ use crate::reader::Reading;
 pub const SCHEMA: u32 = 1;
 
 /// How far a figure can be trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Certainty {
     /// Counted: every single one is in the trace.
+    #[default]
     Exact,
     /// Concluded from the order of records; the rule is in the book.
     Inferred,

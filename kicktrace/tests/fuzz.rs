@@ -142,7 +142,7 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
                 let mut phases =
                     Phases::new(&options, (), bounds, |phase, _: &mut ()| series.push(phase));
                 match read(trace, &options.read, &mut phases) {
-                    Ok(reading) => phases.finish(reading),
+                    Ok(reading) => drop(phases.finish(reading)),
                     // A record out of order may lie far beyond the last one.
                     Err(error) => assert!(error.to_string().contains("--every"), "{error}"),
                 }

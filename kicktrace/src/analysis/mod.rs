@@ -10,6 +10,7 @@
 mod acquisition;
 mod clock;
 mod gaps;
+mod host;
 mod hypercall;
 mod latency;
 mod locks;
@@ -38,6 +39,10 @@ use skew::Skew;
 use vcpu::Vcpu;
 
 pub use clock::calibrate;
+pub use host::{
+    Cause, Concurrency, Entry, EntryKind, EventCount, Host, HostDomain, HostPcpu, HostSummary,
+    HostVcpu, OwnerOff, Runnable, Share,
+};
 pub use locks::MAX_LOCKS;
 pub use observe::{AcquisitionStory, Change, Interval, KickStory, Observe, On, VcpuId, WaitStory};
 pub use phases::{Both, Bounds, MAX_PHASES, Nothing, Phases};

@@ -7,7 +7,7 @@
 use crate::analysis::{Analyser, Observe, Options};
 use crate::error::{Error, ErrorKind};
 use crate::reader::{PcpuReading, Reading, Record, Visit};
-use crate::summary::{Summary, Window};
+use crate::summary::{Clock, Summary, Window};
 
 /// More phases than this are refused: each costs time and memory, and nobody reads so many.
 pub const MAX_PHASES: u64 = 10_000;
@@ -53,6 +53,8 @@ pub struct Phases<O, F> {
     /// TSC at which something changes: a phase ends or the first one begins.
     next: u64,
     stage: Stage,
+    /// Phases are of a second, for ever.
+    seconds: bool,
     /// Phases begun.
     begun: u64,
     records: u64,
@@ -78,20 +80,31 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
             began: 0,
             next: 0,
             stage: Stage::Before,
+            seconds: false,
             begun: 0,
             records: 0,
             pcpus: Vec::new(),
         }
     }
 
-    /// Tells the phase under way when the trace ends, and returns the observer. Nothing is told of a
-    /// trace that ends before `bounds.from`.
-    pub fn finish(mut self, reading: Reading) -> O {
+    /// Phases of a second each, for as long as the trace goes on: of 2^28 ticks until its frequency is
+    /// known.
+    pub fn seconds(options: &Options, observer: O, sink: F) -> Self {
+        let ticks = options.cpu_hz.map_or(1 << 28, |hz| hz as u64);
+        let bounds = Bounds { every: Some(ticks), ..Bounds::default() };
+        Self { seconds: true, ..Self::new(options, observer, bounds, sink) }
+    }
+
+    /// Tells the phase under way when the trace ends, and returns the observer and the clock as measured
+    /// on all of the trace (a phase's own was measured up to its end). Nothing is told of a trace that
+    /// ends before `bounds.from`.
+    pub fn finish(mut self, reading: Reading) -> (O, Clock) {
         let end = reading.last_tsc;
         if self.stage == Stage::Inside && (end > self.began || self.records > 0) {
             self.cut(end.max(self.began));
         }
-        self.analyser.observer
+        let clock = self.analyser.calibration.clock(self.analyser.options.cpu_hz);
+        (self.analyser.observer, clock)
     }
 
     fn begin(&mut self, tsc: u64) {
@@ -143,6 +156,9 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         let window = Window { from: self.began - start, to: at - start };
         summary.window = (!whole).then_some(window);
         self.began = at;
+        if let (true, Some(hz)) = (self.seconds, summary.clock.hz) {
+            self.bounds.every = Some(hz as u64);
+        }
         (self.sink)(summary, &mut self.analyser.observer);
     }
 
@@ -173,14 +189,19 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Visit for Phases<O, F> {
             self.begin(tsc);
         }
         while tsc >= self.next && self.stage != Stage::After {
-            if self.begun > MAX_PHASES {
+            if self.seconds && (tsc - self.next) / 64 > self.bounds.every.unwrap_or(u64::MAX) {
+                // A live trace that was silent for long goes on now.
+                self.next = tsc;
+            }
+            if self.begun > MAX_PHASES && !self.seconds {
                 let (offset, limit) = (record.offset, MAX_PHASES);
                 return Err(ErrorKind::TooManyPhases { offset, limit }.into());
             }
             self.boundary();
         }
         if self.stage == Stage::After {
-            return Ok(());
+            // The frequency is that of the whole trace.
+            return self.analyser.calibration.record(record);
         }
         self.count(record);
         self.analyser.record(record)

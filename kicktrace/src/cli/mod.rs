@@ -8,11 +8,13 @@ mod check;
 mod diff;
 mod dump;
 mod generate;
+mod host;
 mod input;
 mod locks;
 mod report;
 mod summary;
 mod timeline;
+mod top;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -34,6 +36,10 @@ struct Cli {
 enum Command {
     /// Kicks, polls, waits and runstates of every domain
     Summary(summary::Args),
+    /// pCPUs, wakes, preemptions, concurrency, hypercalls and exits
+    Host(host::Args),
+    /// The last second of a trace that is being taken, in the terminal
+    Top(top::Args),
     /// Lock by lock, or acquisition by acquisition, as the guests marked them
     Locks(locks::Args),
     /// Who ran where and who kicked whom: a chart, a Perfetto trace or JSON
@@ -55,10 +61,15 @@ impl Command {
     fn window(&self) -> Option<&input::Window> {
         match self {
             Self::Summary(args) => Some(&args.window),
+            Self::Host(args) => Some(&args.window),
             Self::Locks(args) => Some(&args.window),
             Self::Timeline(args) => Some(&args.window),
             Self::Dump(args) => Some(&args.window),
-            Self::Diff(_) | Self::Check(_) | Self::Capture(_) | Self::Generate(_) => None,
+            Self::Top(_)
+            | Self::Diff(_)
+            | Self::Check(_)
+            | Self::Capture(_)
+            | Self::Generate(_) => None,
         }
     }
 
@@ -66,6 +77,8 @@ impl Command {
     fn reading(&mut self) -> Option<&mut input::Reading> {
         match self {
             Self::Summary(args) => Some(&mut args.input.reading),
+            Self::Host(args) => Some(&mut args.input.reading),
+            Self::Top(args) => Some(&mut args.reading),
             Self::Locks(args) => Some(&mut args.input.reading),
             Self::Timeline(args) => Some(&mut args.input.reading),
             Self::Diff(args) => Some(&mut args.reading),
@@ -159,6 +172,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     let done = match cli.command {
         Command::Summary(args) => summary::run(&args),
+        Command::Host(args) => host::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Locks(args) => locks::run(&args),
         Command::Timeline(args) => timeline::run(&args),
         Command::Diff(args) => diff::run(&args),

@@ -40,6 +40,7 @@ pub(super) fn write(
         let mut phases = Phases::new(&options, (), bounds, sink);
         let (reading, told) = observe(input, seen, bounds, &mut phases)?;
         phases.finish(reading);
+        series.set_clock(told.0.clock);
         told
     } else {
         observe(input, seen, bounds, &mut Nothing)?.1
@@ -87,9 +88,9 @@ fn observe(
     let mut phases = Phases::new(&options, seen, bounds, sink);
     let reading = read(input.open()?, &options.read, &mut Both(&mut phases, beside))
         .map_err(|source| input.failure(source))?;
-    let seen = phases.finish(reading.clone());
+    let (seen, clock) = phases.finish(reading.clone());
     let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
-    complete(&mut summary, reading.clone());
+    complete(&mut summary, reading.clone(), clock);
     Ok((reading, (summary, seen)))
 }
 

@@ -7,10 +7,10 @@ use clap::Args as ClapArgs;
 
 use super::input::{Input, Window};
 use super::{Failure, finished};
-use crate::Summary;
 use crate::analysis::{Bounds, Observe, Phases};
 use crate::output::series::Series;
 use crate::reader::{Reading, read};
+use crate::{Clock, Summary};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -114,9 +114,10 @@ fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure> {
     }
     let mut told = None;
     let sink = |summary, _: &mut ()| told = Some(summary);
-    let reading = phases(input, Phases::new(&input.reading.options(), (), bounds, sink))?.0;
+    let options = input.reading.options();
+    let (reading, _, clock) = phases(input, Phases::new(&options, (), bounds, sink))?;
     let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
-    complete(&mut summary, reading);
+    complete(&mut summary, reading, clock);
     Ok(summary)
 }
 
@@ -124,15 +125,18 @@ fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure> {
 pub(super) fn phases<O: Observe, F: FnMut(Summary, &mut O)>(
     input: &Input,
     mut phases: Phases<O, F>,
-) -> Result<(Reading, O), Failure> {
+) -> Result<(Reading, O, Clock), Failure> {
     let options = input.reading.options();
     let reading =
         read(input.open()?, &options.read, &mut phases).map_err(|source| input.failure(source))?;
-    Ok((reading.clone(), phases.finish(reading)))
+    let (observer, clock) = phases.finish(reading.clone());
+    Ok((reading, observer, clock))
 }
 
 /// Fills in what only the end of the reading tells.
-pub(super) fn complete(summary: &mut Summary, whole: Reading) {
+pub(super) fn complete(summary: &mut Summary, whole: Reading, clock: Clock) {
+    summary.clock = clock;
+    summary.seconds = clock.ns(summary.ticks).map(|ns| ns / 1e9);
     let of = &mut summary.reading;
     *of = Reading {
         records: of.records,
@@ -167,7 +171,9 @@ fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
         classes = Some(summary.classes);
         series.push(summary);
     };
-    let reading = phases(input, Phases::new(&input.reading.options(), (), bounds, sink))?.0;
+    let options = input.reading.options();
+    let (reading, _, clock) = phases(input, Phases::new(&options, (), bounds, sink))?;
+    series.set_clock(clock);
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &series)?;

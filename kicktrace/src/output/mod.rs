@@ -4,6 +4,7 @@
 
 pub mod csv;
 pub mod gantt;
+pub mod host;
 pub mod html;
 pub mod locks;
 pub mod perfetto;
@@ -11,3 +12,4 @@ pub mod record;
 pub mod series;
 pub mod story;
 mod table;
+pub mod top;

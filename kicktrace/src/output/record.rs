@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use crate::analysis::VcpuId;
-use crate::event::{self, Runstate};
+use crate::event::{self, Runstate, fields, hypercall_name, vector_name};
 use crate::markers;
 use crate::reader::Record;
 
@@ -67,7 +67,17 @@ pub fn subjects(record: &Record<'_>) -> [Option<VcpuId>; 2] {
             | event::SWITCH_INFCONT,
             &[domain, vcpu, ..],
         ) => [pair(domain, vcpu), None],
-        _ => [None, None],
+        (event, words) => {
+            // A scheduler's own record: a vCPU packed into one word.
+            let mut at = 0;
+            for field in fields(event).split(' ') {
+                if field == "vcpu" {
+                    return [words.get(at).map(|&key| unpack(key)), None];
+                }
+                at += 1 + usize::from(field.ends_with("/64"));
+            }
+            [None, None]
+        }
     }
 }
 
@@ -104,7 +114,7 @@ impl Display for Text<'_> {
         match (record.event, record.words) {
             (event::PV_HYPERCALL | event::PV_SUBCALL, &[first, ..]) => {
                 let number = first & 0xf_ffff;
-                write!(f, " {number} {}", hypercall_name(number))?;
+                write!(f, " {number} {}", hypercall_name(number).unwrap_or("?"))?;
                 if let (event::HYPERCALL_SCHED_OP, Some(command)) =
                     (number, event::hypercall_arg0(record.words))
                 {
@@ -112,7 +122,15 @@ impl Display for Text<'_> {
                 }
                 rest(f, &record.words[1..])
             }
-            (event::VMMCALL, &[number, ..]) => write!(f, " {number} {}", hypercall_name(number)),
+            (event::VMMCALL, &[number, ..]) => {
+                write!(f, " {number} {}", hypercall_name(number).unwrap_or("?"))
+            }
+            (event::PV_TRAP, &[_, trap, ..]) | (event::PV_TRAP_64, &[_, _, trap, ..]) => {
+                let vector = trap & 0x7fff;
+                write!(f, " {vector} {}", vector_name(vector).unwrap_or("?"))?;
+                rest(f, record.words)
+            }
+            (event, words) if !fields(event).is_empty() => named(f, fields(event), words),
             (event::SWITCH_INFPREV, &[_, _, ns, ..]) => write!(f, "{} ran {ns} ns", self.who()),
             (event::SWITCH_INFNEXT, &[_, _, ns, ..]) => write!(f, "{} waited {ns} ns", self.who()),
             (event, words) if event & event::GROUP_MASK == markers::GUEST => {
@@ -147,60 +165,45 @@ impl Text<'_> {
     }
 }
 
+/// The payload by the names of its [`fields`]; what has no name is told as [`rest`] does.
+fn named(f: &mut Formatter<'_>, fields: &str, mut words: &[u32]) -> fmt::Result {
+    for field in fields.split(' ') {
+        let Some((&word, after)) = words.split_first() else { break };
+        words = after;
+        if field == "vcpu" {
+            write!(f, " {}", unpack(word))?;
+        } else if let (Some(name), Some((&high, after))) =
+            (field.strip_suffix("/64"), words.split_first())
+        {
+            words = after;
+            write!(f, " {name}={}", u64::from(word) | u64::from(high) << 32)?;
+        } else {
+            let parts: Vec<_> = field.split('|').collect();
+            // Halves, a half and bytes, or bytes.
+            let widths: &[u32] = match parts.len() {
+                2 => &[16, 16],
+                3 => &[16, 8, 8],
+                4 => &[8; 4],
+                _ => &[],
+            };
+            if widths.is_empty() {
+                write!(f, " {field}={}", word as i32)?;
+            }
+            let mut shift = 0;
+            for (part, width) in parts.iter().zip(widths) {
+                write!(f, " {part}={}", word >> shift & ((1 << width) - 1))?;
+                shift += width;
+            }
+        }
+    }
+    rest(f, words)
+}
+
 fn rest(f: &mut Formatter<'_>, words: &[u32]) -> fmt::Result {
     for word in words {
         write!(f, " {word:#x}")?;
     }
     Ok(())
-}
-
-/// Names of the hypercalls of Xen public/xen.h.
-fn hypercall_name(number: u32) -> &'static str {
-    const NAMES: [&str; 42] = [
-        "set_trap_table",
-        "mmu_update",
-        "set_gdt",
-        "stack_switch",
-        "set_callbacks",
-        "fpu_taskswitch",
-        "sched_op_compat",
-        "platform_op",
-        "set_debugreg",
-        "get_debugreg",
-        "update_descriptor",
-        "?",
-        "memory_op",
-        "multicall",
-        "update_va_mapping",
-        "set_timer_op",
-        "event_channel_op_compat",
-        "xen_version",
-        "console_io",
-        "physdev_op_compat",
-        "grant_table_op",
-        "vm_assist",
-        "update_va_mapping_otherdomain",
-        "iret",
-        "vcpu_op",
-        "set_segment_base",
-        "mmuext_op",
-        "xsm_op",
-        "nmi_op",
-        "sched_op",
-        "callback_op",
-        "xenoprof_op",
-        "event_channel_op",
-        "physdev_op",
-        "hvm_op",
-        "sysctl",
-        "domctl",
-        "kexec_op",
-        "tmem_op",
-        "argo_op",
-        "xenpmu_op",
-        "dm_op",
-    ];
-    NAMES.get(number as usize).copied().unwrap_or("?")
 }
 
 /// Names of the commands of Xen public/sched.h.

@@ -60,7 +60,12 @@ impl Series {
         });
     }
 
-    /// The clock, measured up to the end of the last phase.
+    /// Tells times by this clock from now on.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.clock = Some(clock);
+    }
+
+    /// The clock: if none was set, as measured up to the end of the last phase.
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock.unwrap_or(Clock::known(None))
@@ -101,7 +106,7 @@ impl Series {
                 write!(out, "{wait:>12}")?;
             }
             write!(out, "{:>9}{:>8}{:>8}", "p99", "running", "stolen")?;
-            writeln!(out, "{}", if narrow { "" } else { "   lost" })?;
+            writeln!(out, "{}", if narrow { "" } else { "  lost" })?;
             for phase in &self.phases {
                 let Some(of) = phase.domains.iter().find(|of| of.id == domain) else { continue };
                 let from = match clock.ns(phase.window.from) {
@@ -125,7 +130,7 @@ impl Series {
                 let (running, stolen) = (share(of, of.times.running), share(of, of.times.stolen));
                 write!(out, "{running:>6.1} %{stolen:>6.1} %")?;
                 if !narrow {
-                    write!(out, "{:>7}", phase.lost_records)?;
+                    write!(out, "{:>6}", phase.lost_records)?;
                 }
                 writeln!(out)?;
             }

@@ -1,0 +1,340 @@
+//! What the hypervisor did with its pCPUs, beside locks: who ran where, how long every woken vCPU waited
+//! for a pCPU, how many of a domain's vCPUs ran at once, and what made guests enter Xen.
+//!
+//! Owns the observer a command asks for when it wants this; an analysis without it pays nothing. What a
+//! runstate change means is the analyser's to say, as for all observers.
+
+mod concurrency;
+mod entries;
+mod owners;
+mod told;
+
+use rustc_hash::FxHashMap;
+
+use crate::analysis::latency::Latency;
+use crate::analysis::observe::{Change, Observe, On, VcpuId, WaitStory};
+use crate::event::{self, Runstate};
+use crate::reader::Record;
+use crate::summary::Summary;
+
+use concurrency::Concurrent;
+use entries::Entries;
+use owners::Owners;
+
+pub use told::{
+    Cause, Concurrency, Entry, EntryKind, EventCount, HostDomain, HostPcpu, HostSummary, HostVcpu,
+    OwnerOff, Runnable, Share,
+};
+
+/// Follows the vCPUs over the pCPUs. An [`Observe`]r: give it to an
+/// [`Analyser`](crate::analysis::Analyser) or to [`Phases`](crate::analysis::Phases), and its figures
+/// with [`tell`](Self::tell) to an output.
+///
+/// # Example
+/// ```
+/// use kicktrace::analysis::{Analyser, Host, Options};
+/// # use kicktrace::{reader, synth};
+/// # let mut trace = Vec::new();
+/// # synth::generate(&synth::Plan::default(), &mut trace).unwrap();
+/// let mut analyser = Analyser::observed(&Options::default(), Host::default());
+/// let reading = reader::read(&trace[..], &reader::ReadOptions::default(), &mut analyser)?;
+/// let (summary, mut host) = analyser.finish(reading);
+/// let told = host.tell(&summary);
+/// assert!(told.pcpus.iter().all(|pcpu| pcpu.busy <= summary.ticks));
+/// # Ok::<(), kicktrace::Error>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct Host {
+    /// TSC at which the phase began.
+    began: u64,
+    pcpus: Vec<Pcpu>,
+    vcpus: FxHashMap<VcpuId, Vcpu>,
+    domains: FxHashMap<u16, Domain>,
+    owners: Owners,
+    events: FxHashMap<u32, u64>,
+    /// Entries into Xen of vCPUs that nobody knows.
+    unattributed: u64,
+    /// Idle vCPUs were seen on pCPUs that are not theirs: core scheduling.
+    shared_cores: bool,
+    /// Any record was lost in this phase.
+    lost: bool,
+    /// What the last phase held, for [`tell`](Self::tell) after a cut.
+    ended: Option<u64>,
+}
+
+/// A pCPU.
+#[derive(Debug, Default)]
+struct Pcpu {
+    on: Who,
+    since: u64,
+    busy: u64,
+    idle: u64,
+    unknown: u64,
+    /// Times a vCPU came.
+    runs: u64,
+    /// Of these: vCPUs that had run on another pCPU before.
+    migrations: u64,
+    seen: bool,
+    lost: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Who {
+    #[default]
+    Unknown,
+    Idle,
+    Busy,
+}
+
+impl Pcpu {
+    fn account(&mut self, tsc: u64) {
+        let tsc = tsc.max(self.since);
+        let ticks = tsc - self.since;
+        match self.on {
+            Who::Unknown => self.unknown += ticks,
+            Who::Idle => self.idle += ticks,
+            Who::Busy => self.busy += ticks,
+        }
+        self.since = tsc;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Vcpu {
+    seen: bool,
+    state: Option<Runstate>,
+    since: u64,
+    cause: Option<Cause>,
+    /// When it became runnable, if it is.
+    runnable_since: Option<u64>,
+    /// It wrote YIELD and has not left its pCPU yet.
+    yields: bool,
+    /// The pCPU it ran on last.
+    ran_on: Option<u32>,
+    migrations: u64,
+    runs: u64,
+    runnable: [OfCause; Cause::ALL.len()],
+    /// Ticks on each pCPU.
+    ran: Vec<(u32, u64)>,
+    entries: Entries,
+}
+
+#[derive(Clone, Debug, Default)]
+struct OfCause {
+    count: u64,
+    ticks: u64,
+    /// Until it ran; intervals that ended otherwise are in `ticks` alone.
+    to_run: Latency,
+}
+
+#[derive(Debug, Default)]
+struct Domain {
+    concurrent: Concurrent,
+    /// From the block in a poll to the wake.
+    poll_to_wake: Latency,
+}
+
+impl Host {
+    fn pcpu(&mut self, cpu: u32) -> &mut Pcpu {
+        let at = cpu as usize;
+        if at >= self.pcpus.len() {
+            let began = self.began;
+            self.pcpus.resize_with(at + 1, || Pcpu { since: began, ..Pcpu::default() });
+        }
+        &mut self.pcpus[at]
+    }
+
+    /// Accounts the time of `vcpu` up to `tsc` to the state it is in.
+    fn account(vcpu: &mut Vcpu, tsc: u64) {
+        let tsc = tsc.max(vcpu.since);
+        let ticks = tsc - vcpu.since;
+        match (vcpu.state, vcpu.cause, vcpu.ran_on) {
+            (Some(Runstate::Runnable), Some(cause), _) => {
+                vcpu.runnable[cause as usize].ticks += ticks;
+            }
+            (Some(Runstate::Running), _, Some(cpu)) => {
+                match vcpu.ran.iter_mut().find(|(of, _)| *of == cpu) {
+                    Some((_, sum)) => *sum += ticks,
+                    None => vcpu.ran.push((cpu, ticks)),
+                }
+            }
+            _ => {}
+        }
+        vcpu.entries.account(vcpu.state, ticks);
+        vcpu.since = tsc;
+    }
+
+    /// The figures of the phase that ended last, or of all so far; `summary` is of the same time.
+    pub fn tell(&mut self, summary: &Summary) -> HostSummary {
+        self.settle(self.ended.unwrap_or(summary.reading.last_tsc));
+        told::tell(self, summary)
+    }
+
+    fn settle(&mut self, tsc: u64) {
+        self.pcpus.iter_mut().for_each(|pcpu| pcpu.account(tsc));
+        self.vcpus.values_mut().for_each(|vcpu| Self::account(vcpu, tsc));
+        self.domains.values_mut().for_each(|domain| domain.concurrent.account(tsc));
+    }
+
+    /// Forgets all figures: a new phase.
+    fn begin_again(&mut self, tsc: u64) {
+        self.began = tsc;
+        for pcpu in &mut self.pcpus {
+            *pcpu = Pcpu { on: pcpu.on, since: tsc, seen: pcpu.seen, ..Pcpu::default() };
+        }
+        for vcpu in self.vcpus.values_mut() {
+            vcpu.runnable = Default::default();
+            vcpu.ran.clear();
+            vcpu.entries.begin_again();
+            (vcpu.migrations, vcpu.runs) = (0, 0);
+        }
+        for domain in self.domains.values_mut() {
+            domain.concurrent.begin_again(tsc);
+            domain.poll_to_wake = Latency::default();
+        }
+        self.owners.begin_again();
+        self.events.clear();
+        (self.unattributed, self.lost, self.ended) = (0, false, None);
+    }
+}
+
+impl Observe for Host {
+    const RECORDS: bool = true;
+
+    fn start(&mut self, tsc: u64) {
+        self.began = tsc;
+    }
+
+    fn record(&mut self, record: &Record<'_>, on: On) {
+        if let Some(tsc) = self.ended {
+            self.begin_again(tsc);
+        }
+        *self.events.entry(record.event).or_default() += 1;
+        let pcpu = self.pcpu(record.cpu);
+        pcpu.seen = true;
+        if let Some((old, new)) = event::runstate_change(record.event) {
+            let &[key, ..] = record.words else { return };
+            let idle = key >> 16 == event::DOMID_IDLE;
+            let foreign = idle && new == Runstate::Running && key & 0xffff != record.cpu;
+            let who = if idle { Who::Idle } else { Who::Busy };
+            if new == Runstate::Running {
+                pcpu.account(record.tsc);
+                pcpu.runs += u64::from(who == Who::Busy);
+                pcpu.on = who;
+            } else if old == Runstate::Running && pcpu.on == who {
+                pcpu.account(record.tsc);
+                pcpu.on = Who::Unknown;
+            }
+            self.shared_cores |= foreign;
+            return;
+        }
+        match (record.event, record.words) {
+            (event::CONTINUE_RUNNING, &[key, ..]) => {
+                let who = if key >> 16 == event::DOMID_IDLE { Who::Idle } else { Who::Busy };
+                if pcpu.on != who {
+                    pcpu.account(record.tsc);
+                    pcpu.on = who;
+                }
+                let id = VcpuId { domain: (key >> 16) as u16, vcpu: key as u16 };
+                if let Some(vcpu) = self.vcpus.get_mut(&id) {
+                    vcpu.yields = false;
+                }
+            }
+            (event::YIELD, &[domain, vcpu, ..]) => {
+                let id = VcpuId { domain: domain as u16, vcpu: vcpu as u16 };
+                if let Some(vcpu) = self.vcpus.get_mut(&id) {
+                    vcpu.yields = true;
+                }
+            }
+            (event::LOST_RECORDS, _) => {
+                let start = record.lost().map_or(record.tsc, |lost| lost.first_tsc.min(record.tsc));
+                pcpu.account(start);
+                (pcpu.on, pcpu.lost) = (Who::Unknown, true);
+                self.lost = true;
+            }
+            _ => {
+                let Some(entered) = entries::entered(record) else { return };
+                match on {
+                    On::Vcpu(id) => {
+                        let vcpu = self.vcpus.entry(id).or_default();
+                        vcpu.entries.enter(entered, record.tsc);
+                    }
+                    On::Unknown => self.unattributed += u64::from(entered.counts()),
+                    On::Idle | On::Other => {}
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, change: &Change) {
+        if let Some(tsc) = self.ended {
+            self.begin_again(tsc);
+        }
+        let &Change { vcpu: id, cpu, tsc, from, follows, to } = change;
+        let vcpu = self.vcpus.entry(id).or_default();
+        let first = !std::mem::replace(&mut vcpu.seen, true);
+        let (before, came) = (vcpu.state, vcpu.since);
+        let known = before == Some(from) && follows;
+        if known {
+            Self::account(vcpu, tsc);
+        } else {
+            vcpu.since = tsc.max(vcpu.since);
+            vcpu.entries.forget();
+        }
+        if let (true, Some(Runstate::Running), Some(cause)) = (known, to, vcpu.cause) {
+            let of = &mut vcpu.runnable[cause as usize];
+            // Since it became runnable, whatever phases ended meanwhile.
+            of.to_run.record(tsc.saturating_sub(vcpu.runnable_since.unwrap_or(came)));
+        }
+        let cause = match (from, to) {
+            (Runstate::Blocked, Some(Runstate::Runnable)) => Some(Cause::Woken),
+            (Runstate::Offline, Some(Runstate::Runnable)) => Some(Cause::Unpaused),
+            (Runstate::Running, Some(Runstate::Runnable)) if vcpu.yields => Some(Cause::Yielded),
+            (Runstate::Running, Some(Runstate::Runnable)) => Some(Cause::Preempted),
+            _ => None,
+        };
+        if let Some(cause) = cause {
+            vcpu.runnable[cause as usize].count += 1;
+        }
+        if from == Runstate::Running && to == Some(Runstate::Runnable) {
+            self.owners.preempted(id, tsc);
+        }
+        vcpu.runnable_since = cause.map(|_| tsc);
+        (vcpu.cause, vcpu.state) = (cause, to);
+        if to == Some(Runstate::Running) {
+            vcpu.yields = false;
+            let moved = vcpu.ran_on.is_some_and(|last| last != cpu);
+            // The record that first tells of it may be of a vCPU that ran all the time.
+            if from != Runstate::Running {
+                vcpu.runs += 1;
+                vcpu.migrations += u64::from(moved);
+            }
+            vcpu.ran_on = Some(cpu);
+            self.owners.runs(id, tsc);
+            self.pcpu(cpu).migrations += u64::from(moved);
+        } else {
+            if from == Runstate::Running {
+                vcpu.yields = false;
+            }
+            // Whoever is first seen leaving a pCPU ran there.
+            vcpu.ran_on = vcpu.ran_on.or((from == Runstate::Running).then_some(cpu));
+        }
+        let began = self.began;
+        let domain = self.domains.entry(id.domain).or_default();
+        domain.concurrent.change(began, tsc, first.then_some(from), before, to);
+    }
+
+    fn wait(&mut self, wait: &WaitStory) {
+        let domain = self.domains.entry(wait.vcpu.domain).or_default();
+        domain.poll_to_wake.record(wait.woken.saturating_sub(wait.blocked));
+        self.owners.waited(wait);
+    }
+
+    fn cut(&mut self, tsc: u64) {
+        if let Some(tsc) = self.ended {
+            self.begin_again(tsc);
+        }
+        self.settle(tsc);
+        self.ended = Some(tsc);
+    }
+}
