@@ -9,11 +9,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use kicktrace::analysis::{Analyser, Bounds, Phases};
-use kicktrace::output::html;
+use kicktrace::analysis::{Analyser, Bounds, Host, HostSummary, Phases};
 use kicktrace::output::record::{WhoRuns, text};
 use kicktrace::output::series::Series;
 use kicktrace::output::story::Story;
+use kicktrace::output::{host, html};
 use kicktrace::reader::{Record, read};
 use kicktrace::synth::{Guest, Plan, generate};
 use kicktrace::{Options, Summary, summarise};
@@ -135,6 +135,13 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
             let records = plain.expect("what the analyser reads, anybody can").records;
             assert_eq!(reading.records, records);
             let (summary, story) = analyser.finish(reading);
+            if random.below(8) == 0 {
+                let mut analyser = Analyser::observed(&options, Host::default());
+                let reading =
+                    read(trace, &options.read, &mut analyser).expect("it was read before");
+                let (summary, mut host) = analyser.finish(reading);
+                print_host(&host.tell(&summary));
+            }
             let mut series = Series::default();
             // Some in which a record lies far out have thousands of phases.
             if random.below(100) == 0 {
@@ -160,6 +167,14 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
             false
         }
     }
+}
+
+fn print_host(told: &HostSummary) {
+    let mut out = Vec::new();
+    host::table(&mut out, told, Some(60)).expect("a Vec takes everything");
+    host::csv(&mut out, told).expect("a Vec takes everything");
+    assert!(!String::from_utf8(out).expect("all of it is text").contains("NaN"));
+    assert!(serde_json::to_string(told).is_ok());
 }
 
 /// Every output takes every summary.

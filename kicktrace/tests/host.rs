@@ -192,3 +192,43 @@ fn owners_off_their_pcpu_are_found() {
     assert!(locks.iter().any(|of| of.kicks > 300 && of.off.value > 0), "{locks:?}");
     assert!(locks.iter().all(|of| of.off.value <= of.kicks && of.each.count == of.off.value));
 }
+
+#[test]
+fn the_table_fits_60_and_80_columns() {
+    for trace in traces() {
+        let (_, host) = told(&trace);
+        for columns in [60, 80] {
+            let mut out = Vec::new();
+            kicktrace::output::host::table(&mut out, &host, Some(columns))
+                .expect("a Vec takes all");
+            let text = String::from_utf8(out).expect("it is text");
+            let long = text.lines().find(|line| line.chars().count() > columns);
+            assert_eq!(long, None, "{columns} columns");
+        }
+        let mut out = Vec::new();
+        kicktrace::output::host::csv(&mut out, &host).expect("a Vec takes all");
+        let text = String::from_utf8(out).expect("it is text");
+        assert!(text.lines().all(|line| line.split(',').count() == 8));
+    }
+}
+
+#[test]
+fn credit2_s_own_records_have_names_and_fields() {
+    let (mut named, mut candidates) = (0, 0);
+    let trace = include_bytes!("data/mini-pv.xentrace.bin");
+    read(&trace[..], &ReadOptions::default(), &mut |record: &Record<'_>| {
+        if record.event & 0x0fff_ff00 == 0x0002_2200 {
+            let text = kicktrace::output::record::text(record).to_string();
+            assert!(text.starts_with("csched2_") && !text.contains(" 0x"), "{text}");
+            named += 1;
+            candidates += u32::from(text.starts_with("csched2_runq_candidate"));
+            // The number that the formats file gives this event is another one's.
+            if let Some(of) = text.strip_prefix("csched2_schedule cpu=") {
+                assert!(of.starts_with(&record.cpu.to_string()), "{text}");
+            }
+        }
+        Ok(())
+    })
+    .expect("a sound trace");
+    assert!(named > 100 && candidates > 10, "{named} records, {candidates} candidates");
+}

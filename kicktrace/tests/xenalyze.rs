@@ -161,3 +161,130 @@ fn synthetic_traces() {
         compare(name, &trace, 5);
     }
 }
+
+/// What `xenalyze --summary` tells of a vCPU: by the name of a figure how often and how many ticks.
+type Figures = BTreeMap<String, (u64, u64)>;
+
+/// At 1 GHz its averages are ticks; sums of seconds have too few digits, so count times average is taken.
+fn summarised_by_xenalyze(program: &Path, trace: &Path) -> BTreeMap<(u16, u16), Figures> {
+    let out = Command::new(program)
+        .args(["--summary", "--cpu-hz=1000000000"])
+        .arg(trace)
+        .output()
+        .expect("xenalyze starts");
+    let mut vcpus: BTreeMap<(u16, u16), Figures> = BTreeMap::new();
+    let (mut domain, mut vcpu) = (None, None);
+    for line in String::from_utf8_lossy(&out.stdout).lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["|--", "Domain", id, "--|"] = words[..] {
+            (domain, vcpu) = (id.parse().ok(), None);
+        } else if let ["--", id, "--"] = words[..] {
+            vcpu = id.strip_prefix('v').and_then(|id| id.parse().ok());
+        }
+        let (Some(domain), Some(vcpu)) = (domain, vcpu) else { continue };
+        let figures = vcpus.entry((domain, vcpu)).or_default();
+        let number = |text: &str| text.parse::<u64>().ok();
+        match words[..] {
+            [name, count, _, average, ..] if name.ends_with(':') => {
+                if let (Some(count), Some(average)) = (number(count), number(average)) {
+                    figures.insert(name.trim_end_matches(':').into(), (count, count * average));
+                }
+            }
+            // mmu_update                   [ 1]:   3727
+            [_, "[", id, count] | [_, id, count] if id.ends_with("]:") => {
+                let id = id.trim_matches(|c| "[]:".contains(c));
+                if let (Some(id), Some(count)) = (number(id), number(count)) {
+                    figures.insert(format!("hypercall {id}"), (count, 0));
+                }
+            }
+            _ => {}
+        }
+    }
+    vcpus
+}
+
+/// Wake to run, runstates and hypercalls of every vCPU, as both programs sum them up. xenalyze counts
+/// intervals that have ended, we count time up to the trace's end; it drops what comes before it knows who
+/// runs on a pCPU, and its averages are cut to whole ticks.
+fn compare_summaries(name: &str, trace: &[u8]) {
+    use kicktrace::analysis::{Analyser, Cause, EntryKind, Host};
+
+    let Some(program) = xenalyze() else { return };
+    let trace = &without(trace, 0x0800_f000)[..];
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-sums.xentrace.bin"));
+    std::fs::write(&path, trace).expect("the target directory is writable");
+    let theirs = summarised_by_xenalyze(&program, &path);
+    let mut analyser = Analyser::observed(&kicktrace::Options::default(), Host::default());
+    let reading = read(trace, &ReadOptions::default(), &mut analyser).expect("a sound trace");
+    let (summary, mut host) = analyser.finish(reading);
+    let host = host.tell(&summary);
+    let mut compared = 0;
+    for (domain, of_host) in summary.domains.iter().zip(&host.domains) {
+        for (vcpu, of) in domain.vcpus.iter().zip(&of_host.vcpus) {
+            let who = format!("{name}: d{}v{}", domain.id, vcpu.id);
+            let theirs = theirs.get(&(domain.id, vcpu.id)).unwrap_or_else(|| panic!("{who}"));
+            let their = |figure: &str| theirs.get(figure).copied().unwrap_or_default();
+            for (figure, cause) in [("wake", Cause::Woken), ("preempt", Cause::Preempted)] {
+                let ours = &of.runnable[cause as usize];
+                let (count, ticks) = their(figure);
+                // What a yield leaves runnable is a preemption to xenalyze.
+                let yielded = &of.runnable[Cause::Yielded as usize];
+                let (mut runs, mut time) = (ours.to_run.count, ours.ticks);
+                if cause == Cause::Preempted {
+                    (runs, time) = (runs + yielded.to_run.count, time + yielded.ticks);
+                }
+                assert!(runs.abs_diff(count) <= 1, "{who}: {figure} {runs}, xenalyze {count}");
+                let slack = count + 1 + time / 100 + if runs == count { 0 } else { time };
+                let underway = summary.ticks / 20;
+                assert!(
+                    time.abs_diff(ticks) <= slack + underway,
+                    "{who}: {figure} {time}, {ticks}"
+                );
+                compared += count;
+            }
+            for (figure, time) in [("running", vcpu.times.running), ("blocked", vcpu.times.blocked)]
+            {
+                let (count, ticks) = their(figure);
+                // The interval under way at the end is ours alone. At the start xenalyze takes a vCPU for
+                // running a few microseconds before its first runstate change.
+                let most = time + count + 1 + time / 1_000;
+                assert!(most >= ticks, "{who}: {figure} {time}, xenalyze {ticks}");
+                assert!(
+                    time.saturating_sub(ticks) <= count + summary.ticks / 10,
+                    "{who}: {figure} {time}, xenalyze {ticks}"
+                );
+            }
+            // xenalyze lists the entries of multicalls among the hypercalls.
+            let mut called: BTreeMap<u32, u64> = BTreeMap::new();
+            for entry in &of.entries {
+                if matches!(entry.kind, EntryKind::Hypercall | EntryKind::MulticallEntry) {
+                    *called.entry(entry.number).or_default() += entry.count.value;
+                }
+            }
+            for (number, ours) in called {
+                let (count, _) = their(&format!("hypercall {number}"));
+                assert!(ours.abs_diff(count) <= 1, "{who}: {number} {ours}, xenalyze {count}");
+                compared += count;
+            }
+        }
+    }
+    assert!(compared > 100, "{name}: {compared}");
+    eprintln!("{name}: {compared} wakes, preemptions and hypercalls equal in sum");
+}
+
+#[test]
+fn sums_of_real_traces() {
+    compare_summaries("mini", include_bytes!("data/mini-pv.xentrace.bin"));
+    compare_summaries("twice", include_bytes!("data/kick-twice-pv.xentrace.bin"));
+    compare_summaries("unlock", include_bytes!("data/kick-at-unlock-pv.xentrace.bin"));
+}
+
+#[test]
+fn sums_of_synthetic_traces() {
+    for (name, pcpus) in [("pv4", 4), ("pv24", 24)] {
+        let mut trace = Vec::new();
+        let plan = Plan { pcpus, domains: 3, duration_ns: 5_000_000, ..Plan::default() };
+        generate(&plan, &mut trace).expect("a Vec takes everything");
+        compare_summaries(&format!("{name}-sums"), &trace);
+    }
+}

@@ -11,11 +11,11 @@ use super::input::{Input, Window};
 use super::summary::{beyond, complete};
 use super::timeline::Windowed;
 use crate::Summary;
-use crate::analysis::{Analyser, Both, Bounds, Interval, Nothing, Observe, Phases, WaitStory};
+use crate::analysis::{Analyser, Both, Bounds, Interval, Nothing, Observe, On, Phases, WaitStory};
 use crate::output::html::{self, Parts};
 use crate::output::series::Series;
-use crate::output::story::Story;
-use crate::reader::{Reading, Visit, read};
+use crate::output::story::{Gap, Story};
+use crate::reader::{Reading, Record, Visit, read};
 
 /// Longest waits listed.
 const WORST: usize = 20;
@@ -146,6 +146,17 @@ impl Ord for Longest {
 }
 
 impl Observe for Seen {
+    const RECORDS: bool = true;
+
+    fn record(&mut self, record: &Record<'_>, _: On) {
+        if let Some(lost) = record.lost() {
+            let from = lost.first_tsc.min(record.tsc);
+            if let Some((from, to)) = self.window.within(from, record.tsc) {
+                self.window.to.gap(Gap { cpu: record.cpu, from, to });
+            }
+        }
+    }
+
     fn start(&mut self, tsc: u64) {
         self.window.start(tsc);
     }

@@ -86,6 +86,12 @@ impl<O> Windowed<O> {
         Self { window, hz: hz.unwrap_or(1.0), from: 0, end: u64::MAX, to }
     }
 
+    /// The part of a time that lies in the window.
+    pub(super) fn within(&self, from: u64, to: u64) -> Option<(u64, u64)> {
+        let (from, to) = (from.max(self.from), to.min(self.end));
+        (from < to).then_some((from, to))
+    }
+
     pub(super) fn holds(&self, tsc: u64) -> bool {
         (self.from..self.end).contains(&tsc)
     }
@@ -100,11 +106,8 @@ impl<O: Observe> Observe for Windowed<O> {
     }
 
     fn interval(&mut self, interval: &Interval) {
-        let mut cut = *interval;
-        cut.from = cut.from.max(self.from);
-        cut.to = cut.to.min(self.end);
-        if cut.from < cut.to {
-            self.to.interval(&cut);
+        if let Some((from, to)) = self.within(interval.from, interval.to) {
+            self.to.interval(&Interval { from, to, ..*interval });
         }
     }
 

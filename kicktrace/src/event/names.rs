@@ -59,17 +59,18 @@ pub(super) const EVENTS: &[(u32, &str, &str)] = &[
     (0x0002_2209, "csched2_update_load", ""),
     (0x0002_220a, "csched2_runq_assign", "vcpu runqueue"),
     (0x0002_220b, "csched2_update_vcpu_load", "load/64 vcpu shift"),
-    (0x0002_220c, "csched2_update_runq_load", "average/64 balanced/64 load|runqueue|shift"),
+    (0x0002_220c, "csched2_update_runq_load", "average/64 balanced/64 load|runqueue|shift padding"),
     (0x0002_220d, "csched2_tickle_new", "vcpu cpu credit"),
     (0x0002_220e, "csched2_runq_max_weight", "runqueue|max_weight"),
     (0x0002_220f, "csched2_migrate", "vcpu runqueue|to_runqueue"),
     (0x0002_2210, "csched2_load_check", "runqueue|other_runqueue delta"),
-    (0x0002_2211, "csched2_load_balance", "load/64 other_load/64 runqueue|other_runqueue"),
-    (0x0002_2212, "csched2_pick_cpu", "load/64 vcpu runqueue|cpu"),
-    (0x0002_2213, "csched2_runq_candidate", "vcpu tickled_cpu credit"),
-    (0x0002_2214, "csched2_schedule", "cpu|runqueue tasklet|idle|smt_idle|tickled"),
-    (0x0002_2215, "csched2_ratelimit", "vcpu runtime"),
-    (0x0002_2216, "csched2_runq_cand_check", "vcpu"),
+    (0x0002_2211, "csched2_load_balance", "load/64 other_load/64 runqueue|other_runqueue padding"),
+    // The `formats` file has these one too low; Xen's own numbers skip 0x12.
+    (0x0002_2213, "csched2_picked_cpu", "load/64 vcpu runqueue|cpu"),
+    (0x0002_2214, "csched2_runq_candidate", "vcpu tickled_cpu credit"),
+    (0x0002_2215, "csched2_schedule", "cpu|runqueue tasklet|idle|smt_idle|tickled"),
+    (0x0002_2216, "csched2_ratelimit", "vcpu runtime"),
+    (0x0002_2217, "csched2_runq_cand_check", "vcpu"),
     // The real-time scheduler (rt.c).
     (0x0002_2801, "rtds_tickle", "cpu"),
     (0x0002_2802, "rtds_runq_pick", "vcpu deadline/64 budget/64"),
@@ -164,7 +165,7 @@ pub(super) const EVENTS: &[(u32, &str, &str)] = &[
 /// The fields of an event's payload, separated by spaces; empty when they are not told so. A field is a
 /// word with a sign; `vcpu` is a domain (high half) and a vCPU; `name/64` are two words, the low one
 /// first; `a|b` are two halves of a word, `a|b|c` a half and two bytes, `a|b|c|d` four bytes, the lowest
-/// first.
+/// first; `padding` holds garbage.
 #[must_use]
 pub fn fields(event: u32) -> &'static str {
     EVENTS.iter().find(|(number, ..)| *number == event).map_or("", |(_, _, fields)| fields)

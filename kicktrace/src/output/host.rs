@@ -37,23 +37,40 @@ pub fn table(out: &mut dyn Write, host: &HostSummary, columns: Option<usize>) ->
     }
     events(out, host)?;
     for warning in &host.warnings {
-        writeln!(out, "\nwarning: {warning}")?;
+        writeln!(out)?;
+        wrapped(out, &format!("warning: {warning}"), columns)?;
     }
     Ok(())
 }
 
+/// Writes `text` in lines of at most `columns` columns, where its words allow it.
+fn wrapped(out: &mut dyn Write, text: &str, columns: usize) -> io::Result<()> {
+    let mut line = String::new();
+    for word in text.split(' ') {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > columns {
+            writeln!(out, "{line}")?;
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line += word;
+    }
+    writeln!(out, "{line}")
+}
+
 fn pcpus(out: &mut dyn Write, host: &HostSummary, columns: usize) -> io::Result<()> {
-    writeln!(
-        out,
-        "\n{:<6}{:>9}{:>9}{:>9}{:>9}{:>9}  who was on it, longest first",
+    let head = format!(
+        "{:<6}{:>8}{:>8}{:>9}{:>8}{:>9}  who was on it",
         "pCPU", "busy", "idle", "unknown", "runs", "moved in"
-    )?;
+    );
+    writeln!(out, "\n{}", head.chars().take(columns).collect::<String>())?;
     for of in &host.pcpus {
         let HostPcpu { cpu, busy, idle, unknown, .. } = of;
         let m = mark(of.certainty);
         let share = |ticks: u64| format!("{m}{:.1} %", percent(ticks, host.ticks));
         let mut line = format!(
-            "p{cpu:<5}{:>9}{:>9}{:>9}{:>9}{:>9} ",
+            "p{cpu:<5}{:>8}{:>8}{:>9}{:>8}{:>9} ",
             share(*busy),
             share(*idle),
             share(*unknown),
@@ -103,15 +120,10 @@ fn domain(
     }
     let unit = if clock.hz.is_some() { "us" } else { "ticks" };
     let quantiles = |of: &Distribution| quantiles(of, clock, columns);
-    let head = if columns < 78 { ["p50", "p99", "max", ""] } else { ["p50", "p90", "p99", "max"] };
+    let head: &[&str] = if columns < 78 { &["p50", "p99"] } else { &["p50", "p90", "p99", "max"] };
     let unit = format!("  until it runs, {unit}");
     write!(out, "{unit:<22}{:>9}{:>9}", "count", "of time")?;
-    writeln!(
-        out,
-        "{}",
-        head.map(|name| if name.is_empty() { String::new() } else { format!("{name:>10}") })
-            .concat()
-    )?;
+    writeln!(out, "{}", head.iter().map(|name| format!("{name:>10}")).collect::<String>())?;
     let time = host.ticks.saturating_mul(domain.vcpus.len() as u64);
     for Runnable { cause, count, ticks, ticks_certainty, to_run } in &domain.runnable {
         let name = match cause {
@@ -142,7 +154,7 @@ fn domain(
     if !domain.entries.is_empty() {
         writeln!(
             out,
-            "  {:<32}{:>10}{:>10}{:>9}",
+            "  {:<28}{:>10}{:>10}{:>9}",
             "came into Xen by", "count", "a second", "in Xen"
         )?;
     }
@@ -152,11 +164,11 @@ fn domain(
             of.kind.name(),
             of.name.map_or_else(|| format!("{:#x}", of.number), str::to_owned)
         );
-        let name: String = name.chars().take(31).collect();
+        let name: String = name.chars().take(26).collect();
         let in_xen = of.in_xen.map_or_else(String::new, |ticks| {
             format!("{}{:.2} %", mark(of.count.certainty), percent(ticks, time))
         });
-        writeln!(out, "    {name:<30}{:>10}{:>10}{in_xen:>9}", of.count, rate(of.count, host))?;
+        writeln!(out, "    {name:<26}{:>10}{:>10}{in_xen:>9}", of.count, rate(of.count, host))?;
     }
     if domain.entries.len() > ENTRIES {
         writeln!(out, "    and {} more (--json, --csv)", domain.entries.len() - ENTRIES)?;
@@ -227,7 +239,7 @@ fn time_text(ticks: u64, clock: &Clock) -> String {
 
 fn quantiles(of: &Distribution, clock: &Clock, columns: usize) -> String {
     let told = [of.p50, of.p90, of.p99, of.max];
-    let told = told.into_iter().enumerate().filter(|(at, _)| columns >= 78 || *at != 1);
+    let told = told.into_iter().enumerate().filter(|(at, _)| columns >= 78 || [0, 2].contains(at));
     let m = if of.count == 0 { "" } else { mark(of.certainty) };
     told.map(|(_, ticks)| {
         let text = match clock.ns(ticks) {

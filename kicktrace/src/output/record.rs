@@ -172,6 +172,8 @@ fn named(f: &mut Formatter<'_>, fields: &str, mut words: &[u32]) -> fmt::Result 
         words = after;
         if field == "vcpu" {
             write!(f, " {}", unpack(word))?;
+        } else if field == "padding" {
+            continue;
         } else if let (Some(name), Some((&high, after))) =
             (field.strip_suffix("/64"), words.split_first())
         {

@@ -2,6 +2,17 @@
 
 use crate::analysis::{Interval, Observe, VcpuId, WaitStory};
 
+/// A time in which a pCPU lost records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The pCPU.
+    pub cpu: u32,
+    /// Begin, TSC.
+    pub from: u64,
+    /// End, TSC.
+    pub to: u64,
+}
+
 /// Keeps intervals and waits, up to a limit.
 #[derive(Clone, Debug, Default)]
 pub struct Story {
@@ -9,6 +20,8 @@ pub struct Story {
     pub intervals: Vec<Interval>,
     /// In order of their ends.
     pub waits: Vec<WaitStory>,
+    /// Where records were lost.
+    pub gaps: Vec<Gap>,
     /// How many of each there is room for.
     limit: usize,
     /// How many found no room.
@@ -16,7 +29,14 @@ pub struct Story {
 }
 
 impl Story {
-    /// Room for `limit` intervals and `limit` waits.
+    /// Notes that records were lost.
+    pub fn gap(&mut self, gap: Gap) {
+        if self.gaps.len() < self.limit {
+            self.gaps.push(gap);
+        }
+    }
+
+    /// Room for `limit` intervals, waits and gaps each.
     #[must_use]
     pub fn with_limit(limit: usize) -> Self {
         Self { limit, ..Self::default() }

@@ -356,7 +356,8 @@ fn domain(
         let of = &host.vcpus[id];
         for (sum, of) in runnable.iter_mut().zip(&of.runnable) {
             sum.count += of.count;
-            sum.ticks += of.ticks;
+            // A sum over vCPUs of a file that lies about its times may exceed any number.
+            sum.ticks = sum.ticks.saturating_add(of.ticks);
             sum.to_run.add(&of.to_run);
         }
         for (&key, &count) in &of.entries.counts {
@@ -364,7 +365,7 @@ fn domain(
         }
         for (&reason, stay) in &of.entries.stays {
             let (ticks, each) = stays.entry(reason).or_default();
-            *ticks += stay.ticks;
+            *ticks = ticks.saturating_add(stay.ticks);
             each.add(&stay.each);
         }
         let of_vcpu = of.entries.counts.iter().map(|(&(kind, number), &count)| Entry {

@@ -36,6 +36,18 @@ pub(super) fn round_up(value: f64, unit: f64) -> f64 {
     step.unwrap_or(10.0) * ten * unit
 }
 
+/// A round number of nanoseconds, or of ticks where these have no length, in its largest unit.
+fn round_time(value: f64, clock: &Clock) -> String {
+    let (unit, name) = match (clock.hz, value) {
+        (None, _) => (1.0, ""),
+        (_, value) if value >= 1e9 => (1e9, " s"),
+        (_, value) if value >= 1e6 => (1e6, " ms"),
+        (_, value) if value >= 1e3 => (1e3, " µs"),
+        _ => (1.0, " ns"),
+    };
+    format!("{}{name}", value / unit)
+}
+
 /// Round moments of `from..=to`, about `wanted` of them, and their labels: times where the frequency is
 /// known, all in one unit.
 pub(super) fn ticks(from: u64, to: u64, wanted: u32, clock: &Clock) -> Vec<(u64, String)> {
@@ -81,7 +93,7 @@ pub(super) fn runstates(page: &mut String, domain: &Domain, ticks: u64) {
     legend(page);
     let row = 20.0;
     let height = domain.vcpus.len() as f64 * row;
-    let _ = write!(page, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
+    let _ = write!(page, "<div class=\"wide\"><svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
     for (at, vcpu) in domain.vcpus.iter().enumerate() {
         let y = at as f64 * row;
         let _ = write!(page, "<text x=\"0\" y=\"{}\">v{}</text>", y + 14.0, vcpu.id);
@@ -117,7 +129,7 @@ pub(super) fn runstates(page: &mut String, domain: &Domain, ticks: u64) {
             x += width;
         }
     }
-    page.push_str("</svg>");
+    page.push_str("</svg></div>");
 }
 
 /// A latency's histogram over a logarithmic axis, two bars for each doubling.
@@ -146,7 +158,7 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
         (bars.keys().next().copied().unwrap_or(0), bars.keys().last().copied().unwrap_or(0));
     let most = bars.values().max().copied().unwrap_or(1) as f64;
     let (width, height, foot, head) = (560.0, 130.0, 18.0, 16.0);
-    let step = (width / f64::from(last - first + 1)).min(80.0);
+    let bar_width = (width / f64::from(last - first + 1)).min(80.0);
     let _ = write!(page, "<svg viewBox=\"0 0 {width} {}\" role=\"img\">", height + foot);
     for (&bar, &count) in &bars {
         let tall = count as f64 / most * (height - head);
@@ -155,9 +167,9 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
             page,
             "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\">\
              <title>{} to {}: {count}</title></rect>",
-            f64::from(bar - first) * step + 0.5,
+            f64::from(bar - first) * bar_width + 0.5,
             height - tall,
-            (step - 1.0).max(1.0),
+            (bar_width - 1.0).max(1.0),
             tall.max(0.8),
             time(from as u64, clock),
             time(to as u64, clock),
@@ -165,7 +177,7 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
     }
     // The tallest bar's number is the scale of all.
     if let Some((&bar, count)) = bars.iter().max_by_key(|&(_, &count)| count) {
-        let middle = (f64::from(bar - first) + 0.5) * step;
+        let middle = (f64::from(bar - first) + 0.5) * bar_width;
         let _ = write!(
             page,
             "<text class=\"soft\" x=\"{:.1}\" y=\"12\" text-anchor=\"middle\">{count}</text>",
@@ -176,16 +188,30 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
         page,
         "<line class=\"grid-line\" x1=\"0\" x2=\"{width}\" y1=\"{height}\" y2=\"{height}\"/>"
     );
-    // Five labels at most.
-    let every = ((last - first + 1) / 5).max(1);
-    for bar in (first..=last).step_by(every as usize) {
-        let x = f64::from(bar - first) * step;
-        if x < width - 40.0 {
-            let label = time(2f64.powf(f64::from(bar) / 2.0) as u64, clock);
+    // Round times, every decade or its half: five labels at most.
+    let scale = clock.hz.map_or(1.0, |hz| hz / 1e9);
+    let (low, high) = (2f64.powf(f64::from(first) / 2.0), 2f64.powf(f64::from(last + 1) / 2.0));
+    let decades = (low / scale).log10().floor() as i32..=(high / scale).log10().ceil() as i32;
+    let steps: &[f64] = match decades.clone().count() {
+        4.. => &[1.0],
+        3 => &[1.0, 3.0],
+        _ => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
+    };
+    let every = decades.clone().count().div_ceil(6);
+    for decade in decades.step_by(every) {
+        for step in steps {
+            let ticks = step * 10f64.powi(decade) * scale;
+            let at = ((ticks.max(1.0)).log2() * 2.0 - f64::from(first)) * bar_width;
+            if ticks < 1.0 || !(0.0..width - 40.0).contains(&at) {
+                continue;
+            }
             let _ = write!(
                 page,
-                "<text class=\"soft\" x=\"{x:.1}\" y=\"{}\">{label}</text>",
-                height + 13.0
+                "<line class=\"grid-line\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{height}\" y2=\"{}\"/>\
+                 <text class=\"soft\" x=\"{at:.1}\" y=\"{}\">{}</text>",
+                height + 4.0,
+                height + 14.0,
+                round_time(step * 10f64.powi(decade), clock)
             );
         }
     }
@@ -236,7 +262,7 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
     let vcpu_top = top + pcpus.len() as f64 * tall + gap;
     let height = vcpu_top + vcpus.len() as f64 * tall + 4.0;
     let row = |of: VcpuId| vcpu_top + vcpus.binary_search(&of).unwrap_or(0) as f64 * tall;
-    let _ = write!(page, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
+    let _ = write!(page, "<div class=\"wide\"><svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">");
     // Moments are round from the start of the trace.
     for (tick, label) in ticks(from.saturating_sub(start), to.saturating_sub(start), 6, clock) {
         let at = x(start.saturating_add(tick));
@@ -271,11 +297,13 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
             continue;
         }
         let y = top + pcpus.binary_search(&interval.cpu).unwrap_or(0) as f64 * tall + 2.0;
-        // Colours go round the wheel by the golden angle, so neighbours differ.
-        let hue = vcpus.binary_search(&interval.vcpu).unwrap_or(0) as f64 * 137.5 % 360.0;
+        // From cyan to pink, where no runstate has its colour; by the golden ratio, so neighbours differ.
+        let number = vcpus.binary_search(&interval.vcpu).unwrap_or(0);
+        let hue = 185.0 + (number as f64 * 0.618_034).fract() * 150.0;
+        let light = [38, 52][number % 2];
         let _ = write!(
             page,
-            "<rect style=\"fill:hsl({hue:.0} 45% 45%)\" x=\"{left:.1}\" y=\"{y}\" width=\"{width:.1}\" \
+            "<rect style=\"fill:hsl({hue:.0} 55% {light}%)\" x=\"{left:.1}\" y=\"{y}\" width=\"{width:.1}\" \
              height=\"{}\"><title>{title} on pCPU {}</title></rect>",
             tall - 4.0,
             interval.cpu
@@ -289,6 +317,19 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
                 interval.vcpu
             );
         }
+    }
+    for gap in &story.gaps {
+        let Ok(at) = pcpus.binary_search(&gap.cpu) else { continue };
+        let (left, right) = (x(gap.from), x(gap.to));
+        let _ = write!(
+            page,
+            "<rect class=\"lost\" x=\"{left:.1}\" y=\"{}\" width=\"{:.1}\" height=\"{}\">\
+             <title>records lost on pCPU {}</title></rect>",
+            top + at as f64 * tall + 2.0,
+            (right - left).max(1.0),
+            tall - 4.0,
+            gap.cpu
+        );
     }
     let inside = |tsc: u64| (from..=to).contains(&tsc);
     let kicks = story.waits.iter().filter_map(|wait| Some((wait, wait.kick?)));
@@ -306,7 +347,10 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
             time(wait.running.saturating_sub(kick.tsc), clock)
         );
     }
-    page.push_str("</svg>");
+    page.push_str("</svg></div>");
+    if !story.gaps.is_empty() {
+        page.push_str("<p class=\"facts\">Veiled in red: records were lost there.</p>");
+    }
     if story.dropped > 0 {
         page.push_str(
             "<p class=\"facts\">The chart ends early: the window holds more than fits.</p>",
