@@ -7,6 +7,7 @@ mod capture;
 mod check;
 mod diff;
 mod dump;
+mod export;
 mod generate;
 mod host;
 mod input;
@@ -40,6 +41,8 @@ enum Command {
     Host(host::Args),
     /// The last second of a trace that is being taken, in the terminal
     Top(top::Args),
+    /// Every run, wait, kick and acquisition as rows: Parquet or CSV
+    Export(export::Args),
     /// Lock by lock, or acquisition by acquisition, as the guests marked them
     Locks(locks::Args),
     /// Who ran where and who kicked whom: a chart, a Perfetto trace or JSON
@@ -66,6 +69,7 @@ impl Command {
             Self::Timeline(args) => Some(&args.window),
             Self::Dump(args) => Some(&args.window),
             Self::Top(_)
+            | Self::Export(_)
             | Self::Diff(_)
             | Self::Check(_)
             | Self::Capture(_)
@@ -79,6 +83,7 @@ impl Command {
             Self::Summary(args) => Some(&mut args.input.reading),
             Self::Host(args) => Some(&mut args.input.reading),
             Self::Top(args) => Some(&mut args.reading),
+            Self::Export(args) => Some(&mut args.input.reading),
             Self::Locks(args) => Some(&mut args.input.reading),
             Self::Timeline(args) => Some(&mut args.input.reading),
             Self::Diff(args) => Some(&mut args.reading),
@@ -174,6 +179,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Summary(args) => summary::run(&args),
         Command::Host(args) => host::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Locks(args) => locks::run(&args),
         Command::Timeline(args) => timeline::run(&args),
         Command::Diff(args) => diff::run(&args),

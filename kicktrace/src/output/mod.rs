@@ -3,10 +3,13 @@
 //! Owns formats only: nothing here counts or decides.
 
 pub mod csv;
+pub mod export;
 pub mod gantt;
 pub mod host;
 pub mod html;
 pub mod locks;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 pub mod perfetto;
 pub mod record;
 pub mod series;
