@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -21,7 +21,7 @@ use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
 use pvlab::run::{self, Request};
 use pvlab::scenario::Library;
-use pvlab::storm::{self, Storm};
+use pvlab::storm::{self, Session};
 use pvlab::{doctor, image, interrupt, output};
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
@@ -264,6 +264,9 @@ struct StormArguments {
     /// The event channel ABI. Without it the guest chooses.
     #[arg(long, value_name = "ABI", value_parser = PossibleValuesParser::new(EventAbi::NAMES).try_map(|name| name.parse::<EventAbi>()))]
     events: Option<EventAbi>,
+    /// Go on with the storm in --out, where it was cut short; everything else is as it was asked for then.
+    #[arg(long, conflicts_with_all = ["seed", "seconds", "kind", "policy", "events"])]
+    resume: bool,
     #[command(flatten)]
     packages: Packages,
     /// Where the consoles go.
@@ -402,56 +405,85 @@ fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
     Ok(ExitCode::from(1))
 }
 
-/// Exit code 1 where the domain did not survive, or a lock did not.
+/// Exit code 1 where the domain did not survive, or a lock did not; 2 where too little was tried to say.
 fn storm(arguments: StormArguments, progress: &Progress) -> Result<ExitCode> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seed = arguments.seed.unwrap_or_else(|| clock.map_or(1, |time| time.as_secs()));
-    let kind = arguments.kind;
-    output::print(format_args!("seed {seed}\n"))?;
-    interrupt::install().context("cannot install signal handlers")?;
-    let limit = Duration::from_secs(arguments.seconds);
-    let storm = Storm {
-        name: kind.to_string(),
-        kind,
-        policy: arguments.policy.to_string(),
-        events: arguments.events,
-        seed,
-        // More than one a second cannot be done.
-        operations: storm::operations(seed, arguments.seconds as usize, kind),
-        limit: Some(limit),
+    let out = &arguments.out;
+    let mut session = match arguments.resume {
+        true => Session::resume(out)?,
+        false => Session {
+            seed: arguments.seed.unwrap_or_else(|| clock.map_or(1, |time| time.as_secs())),
+            seconds: arguments.seconds,
+            kind: arguments.kind,
+            policy: arguments.policy,
+            events: arguments.events,
+            begun: 0,
+            lasted: 0,
+        },
     };
-    let mut boot = Boot::script("", &arguments.out);
+    let (before, earlier) = (session.begun, session.lasted);
+    output::print(format_args!("seed {}\n", session.seed))?;
+    interrupt::install().context("cannot install signal handlers")?;
+    let storms = [session.storm()];
+    let mut boot = Boot::script("", out);
     // Room for the last operation, and for booting.
-    boot.deadline = limit + Duration::from_secs(600);
-    let storms = [storm];
+    boot.deadline = storms[0].limit.unwrap_or_default() + Duration::from_secs(600);
+    boot.live = true;
     storm::prepare(&mut boot, &storms, image::load(None)?);
     let lab = Lab::prepare_release(arguments.packages.release.as_ref(), progress)?;
+    session.save(out)?;
     let step = progress.step("waiting for the domain");
+    let mut begun: Option<Instant> = None;
+    let mut saved = Ok(());
     lab.run(&boot, &mut |line| {
+        progress.detail(line);
         if let Some((_, what)) = line.split_once("@storm ") {
             step.update(what);
+            let began = *begun.get_or_insert_with(Instant::now);
+            session.begun += 1;
+            session.lasted = earlier + began.elapsed().as_secs();
+            saved = session.save(out);
         }
     })?;
     step.done("the storm is over");
-    match storms[0].verdict(&arguments.out) {
-        Ok((report, performed)) => {
-            let acquisitions = report.acquisitions;
-            let mut text = format!(
-                "{performed} operations; {acquisitions} acquisitions since boot, counter exact; {:?} \
-                 event channels\n",
-                report.events
-            );
-            for (name, n) in report.counters.iter().filter(|(_, n)| **n > 0) {
-                text += &format!("{name:24} {n}\n");
-            }
-            output::print(text)?;
-            Ok(ExitCode::SUCCESS)
-        }
+    saved?;
+    let (report, performed) = match storms[0].verdict(out) {
+        Ok(found) => found,
         Err(error) => {
             output::print(format_args!("{error:#}\n"))?;
-            Ok(ExitCode::from(1))
+            return Ok(ExitCode::from(1));
         }
+    };
+    (session.begun, session.lasted) = (before + performed, session.seconds);
+    session.save(out)?;
+    let acquisitions = report.acquisitions;
+    let mut text = format!(
+        "{performed} operations; {acquisitions} acquisitions since boot, counter exact; {} event channels\n",
+        report.events
+    );
+    if before > 0 {
+        text += &format!(
+            "{before} more in the parts before, whose domains never reported: no operation failed there\n"
+        );
     }
+    for (name, n) in report.counters.iter().filter(|(_, n)| **n > 0) {
+        text += &format!("{name:24} {n}\n");
+    }
+    let tally = storm::tally(&session.operations()[..session.begun], session.kind);
+    let words = |none: bool| -> Vec<String> {
+        let some = tally.iter().filter(|(_, n)| (*n == 0) == none);
+        some.map(|(name, n)| if none { name.clone() } else { format!("{n} {name}") }).collect()
+    };
+    text += &format!("Survived: {}.\n", words(false).join(", "));
+    let lacking = words(true);
+    if !lacking.is_empty() {
+        text += &format!(
+            "Not tried: {}. A storm this short proves nothing; give it more --seconds.\n",
+            lacking.join(", ")
+        );
+    }
+    output::print(text)?;
+    Ok(if lacking.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
 fn lab(command: LabCommand, progress: &Progress) -> Result<ExitCode> {

@@ -3,6 +3,8 @@
 //! Owns the operations, their order from a seed, the script that carries them out in dom0, and the verdict
 //! over what the domain reports in the end. What the guest does about each is the guest's business.
 
+mod session;
+
 use std::fmt::{self, Write};
 use std::fs;
 use std::path::Path;
@@ -16,6 +18,8 @@ use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::lab::{Boot, Overlay};
+
+pub use session::{Session, tally};
 
 /// vCPUs of the domain: vCPU 0 looks after it, the others contend.
 const VCPUS: u32 = 5;

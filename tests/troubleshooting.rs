@@ -29,7 +29,7 @@ fn shown(literal: &str) -> String {
 }
 
 /// Not the name of a key, nor a frame around another message.
-fn is_message(text: &String) -> bool {
+fn is_message(text: &str) -> bool {
     text.contains(' ') && text.chars().any(char::is_alphabetic)
 }
 
@@ -53,7 +53,7 @@ fn messages(tokens: TokenStream, found: &mut BTreeSet<String>) {
             TokenTree::Group(group) if !std::mem::take(&mut tests) => {
                 if BEFORE.contains(&before.as_str()) {
                     let text = first_string(group.stream()).map(|text| shown(&text));
-                    found.extend(text.filter(is_message));
+                    found.extend(text.filter(|text| is_message(text)));
                 }
                 messages(group.stream(), found);
                 before.clear();
