@@ -28,7 +28,7 @@
 //!
 //! ```no_run
 //! use evtchn::{Errno, Port};
-//! use xen_guest::daemons::{console, rings::Rings};
+//! use xen_guest::daemons::rings::Rings;
 //! use xen_guest::events::{shared_info, timer, upcall};
 //! use xen_guest::{glue, vcpu, xen};
 //!
