@@ -3,9 +3,9 @@
 //! Owns what is compared, for both benchmarks. Never measures.
 
 use crate::machine::{native, pv};
-use core::arch::asm;
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// The lock in PV mode.
 pub(crate) type Pv<K> = pvlock::Mutex<u64, pv::Machine, K>;
@@ -65,48 +65,45 @@ impl Subject for Mcs {
     }
 }
 
-/// `lock cmpxchg`, then a store of one byte: no lock does with less and wakes nobody.
-pub(crate) struct BareStore(AtomicU32, UnsafeCell<u64>);
-/// `lock cmpxchg`, then `lock cmpxchg` of one byte: no lock does with less and can wake somebody.
-pub(crate) struct BareExchange(AtomicU32, UnsafeCell<u64>);
+/// `lock cmpxchg`, then a store, both of one byte: no lock does with less, and this one wakes nobody
+/// and has no order.
+pub(crate) struct BareStore(AtomicU8, UnsafeCell<u64>);
+/// `lock cmpxchg` twice, of one byte: no lock does with less that can wake somebody.
+pub(crate) struct BareExchange(AtomicU8, UnsafeCell<u64>);
 
 // SAFETY: used by one thread.
 unsafe impl Sync for BareStore {}
 // SAFETY: used by one thread.
 unsafe impl Sync for BareExchange {}
 
-fn bare_take(word: &AtomicU32) {
-    while word.compare_exchange(0, 1, std::sync::atomic::Ordering::Acquire, Relaxed).is_err() {}
+#[inline]
+fn exchange(byte: &AtomicU8, from: u8, to: u8) {
+    while byte.compare_exchange(from, to, Acquire, Relaxed).is_err() {}
 }
 
 impl Subject for BareStore {
     fn make() -> Self {
-        Self(AtomicU32::new(0), UnsafeCell::new(0))
+        Self(AtomicU8::new(0), UnsafeCell::new(0))
     }
     #[inline]
     fn locked(&self, body: impl FnOnce(&mut u64)) {
-        bare_take(&self.0);
+        exchange(&self.0, 0, 1);
         // SAFETY: used by one thread.
         body(unsafe { &mut *self.1.get() });
-        // SAFETY: writes one byte of a word that lives, as one instruction.
-        unsafe { asm!("mov byte ptr [{}], 0", in(reg) self.0.as_ptr(), options(nostack)) };
+        self.0.store(0, Release);
     }
 }
 
 impl Subject for BareExchange {
     fn make() -> Self {
-        Self(AtomicU32::new(0), UnsafeCell::new(0))
+        Self(AtomicU8::new(0), UnsafeCell::new(0))
     }
     #[inline]
     fn locked(&self, body: impl FnOnce(&mut u64)) {
-        bare_take(&self.0);
+        exchange(&self.0, 0, 1);
         // SAFETY: used by one thread.
         body(unsafe { &mut *self.1.get() });
-        // SAFETY: exchanges one byte of a word that lives, as one instruction.
-        unsafe {
-            asm!("lock cmpxchg byte ptr [{}], {}", in(reg) self.0.as_ptr(), in(reg_byte) 0_u8,
-                 inout("al") 1_u8 => _, options(nostack));
-        }
+        exchange(&self.0, 1, 0);
     }
 }
 
