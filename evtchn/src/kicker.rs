@@ -149,7 +149,10 @@ impl Kicker {
     ///
     /// Call it when the vCPU is **down** and nobody can still decide to kick it. A port must
     /// outlive its vCPU's last wait: Xen does not wake a poll whose port is closed, and a kick
-    /// under way would find the number closed or, worse, given to somebody else.
+    /// under way would find the number closed or, worse, given to somebody else. Who kicks decides
+    /// first and sends later, so "down" is not enough: under `pvlock`, call its `wait_for_kicks`
+    /// between the two; with a protocol of your own, let every vCPU pass a point at which it is in
+    /// the middle of no kick.
     ///
     /// # Errors
     ///

@@ -48,8 +48,8 @@ impl Policy for Adaptive {
 
     fn rest<P: Platform>() {
         let end = P::now() + REST;
-        for _ in 0..MOST_TURNS_OF_REST {
-            P::relax();
+        for turn in 0..MOST_TURNS_OF_REST {
+            P::relax(turn);
             if P::now() >= end {
                 break;
             }

@@ -13,8 +13,8 @@ use core::mem::MaybeUninit;
 ///
 /// # Safety
 ///
-/// Between `disable` and `restore` no handler that may take a lock runs on this CPU, and the calling
-/// context stays on it.
+/// Between `disable` and `restore` nothing else runs on this CPU that takes a lock held this way, the
+/// calling context stays on it, and no function unwinds.
 pub unsafe trait Interrupts: 'static {
     /// What is to be put back.
     type Saved: Copy;
@@ -27,6 +27,70 @@ pub unsafe trait Interrupts: 'static {
 
     /// Puts a saved state back, and takes delivery of what has come in meanwhile.
     fn restore(saved: Self::Saved);
+}
+
+/// How a kernel that preempts tasks keeps one from being preempted, on the calling CPU. The lock needs
+/// it off inside `lock` and `unlock` ([`Platform`](crate::Platform), clause 3), and everybody needs
+/// it off while a spinlock is held.
+///
+/// For locks that interrupt handlers do not take; where they do, [`Interrupts`] that are off keep tasks
+/// from being preempted as well.
+///
+/// ```
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// use std::cell::Cell;
+/// use pvlock::{IrqMutex, Preemption, PreemptionOff};
+///
+/// thread_local!(static COUNT: Cell<u32> = const { Cell::new(0) });
+///
+/// struct Count;
+///
+/// // SAFETY: the scheduler of this machine preempts nobody while the count is not 0.
+/// unsafe impl Preemption for Count {
+///     fn disable() { COUNT.set(COUNT.get() + 1) }
+///     fn enable() { COUNT.set(COUNT.get() - 1) }
+/// }
+///
+/// static RUNNING: IrqMutex<u32, Threads, PreemptionOff<Count>> = IrqMutex::new(0);
+///
+/// let running = RUNNING.lock();
+/// assert_eq!(COUNT.get(), 1);
+/// drop(running);
+/// assert_eq!(COUNT.get(), 0);
+/// ```
+///
+/// # Safety
+///
+/// Between a `disable` and its `enable` the calling task stays on this CPU, and no other task runs
+/// there. They nest, and neither unwinds.
+pub unsafe trait Preemption: 'static {
+    /// One reason more not to preempt.
+    fn disable();
+
+    /// One reason less. Preempts, if that is due.
+    fn enable();
+}
+
+/// [`Preemption`] in the place of [`Interrupts`]: `IrqMutex<T, P, PreemptionOff<X>>`.
+pub struct PreemptionOff<X>(core::marker::PhantomData<X>);
+
+// SAFETY: as `Preemption` promises, for locks that no interrupt handler takes.
+unsafe impl<X: Preemption> Interrupts for PreemptionOff<X> {
+    type Saved = ();
+
+    #[inline]
+    fn save() {}
+
+    #[inline]
+    fn disable() {
+        X::disable();
+    }
+
+    #[inline]
+    fn restore((): ()) {
+        X::enable();
+    }
 }
 
 /// A raw mutex that is only held with interrupts off.
@@ -115,6 +179,27 @@ impl<R, I: Interrupts> RawIrqLock<R, I> {
         // SAFETY: the lock is ours, and the cell with it.
         unsafe { *self.saved.get() = MaybeUninit::new(off.keep()) };
         Some(guard)
+    }
+
+    /// Runs `bump`, during which others may own the lock and keep their state in it.
+    ///
+    /// # Safety
+    ///
+    /// The calling context owns the lock, before `bump` and after it, even if it unwinds.
+    #[inline]
+    pub(crate) unsafe fn keeping(&self, bump: impl FnOnce(&R)) {
+        struct PutBack<'a, S: Copy>(&'a UnsafeCell<MaybeUninit<S>>, MaybeUninit<S>);
+
+        impl<S: Copy> Drop for PutBack<'_, S> {
+            fn drop(&mut self) {
+                // SAFETY: the lock is ours, and the cell with it.
+                unsafe { *self.0.get() = self.1 };
+            }
+        }
+
+        // SAFETY: the lock is ours, and the cell with it.
+        let _put_back = PutBack(&self.saved, unsafe { *self.saved.get() });
+        bump(&self.inner);
     }
 
     /// What puts interrupts back when it is dropped, which is after the inner lock was released.

@@ -32,6 +32,8 @@ mod platform;
 mod policy;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod policy_tests;
+#[cfg(any(loom, shuttle, feature = "posted-patch"))]
+mod posted;
 mod pv;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod pv_tests;
@@ -49,10 +51,10 @@ pub use adaptive::Adaptive;
 pub use counters::{Counter, add as add_to_counter, counters};
 pub use hash::{HashStorage, HashTable};
 #[cfg(not(loom))]
-pub use irq::{Interrupts, RawIrqLock};
+pub use irq::{Interrupts, Preemption, PreemptionOff, RawIrqLock};
 pub use mode::{Mode, ModeCell, ModeSettled};
 pub use node::CpuNodes;
-pub use platform::Platform;
+pub use platform::{Platform, wait_for_kicks};
 pub use policy::{Handover, Hybrid, KickAtUnlock, KickTwice, Policy, Spin, Stage};
 pub use raw::RawPvLock;
 pub use rwlock::RawPvRwLock;

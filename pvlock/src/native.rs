@@ -1,16 +1,17 @@
 //! The slow path when waiters only spin: a pending waiter, then a queue.
 //!
-//! Owns the transitions of native mode and of test-and-set mode. Nobody sleeps here, nobody kicks.
+//! Owns the transitions of native mode. Nobody sleeps here, nobody kicks.
 
 use crate::Platform;
 use crate::counters::{Counter, count};
 use crate::queue::{self, Discipline, Taken, Waiter};
-use crate::word::{FREE, Snapshot, Tail, Word};
+use crate::word::{FREE, Snapshot, Steps, Tail, Word};
 
-/// Looks at a lock that is being handed to the pending waiter. That one needs a few instructions, unless
-/// it was preempted in the middle of them.
+/// Looks at a lock that is being handed to the pending waiter. That one needs a few instructions,
+/// unless it was preempted in the middle of them.
 const HANDOVER_LOOKS: u32 = if cfg!(loom) { 1 } else { 8 };
-/// Turns between two of these looks: about as long as the word's line takes from one core to another and back.
+/// Turns between two of these looks: about as long as the word's line takes from one core to another
+/// and back.
 const TURNS_OF_REST: u32 = 8;
 
 /// Takes the lock: as the pending waiter if nobody else waits, otherwise through the queue.
@@ -28,7 +29,7 @@ pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
         if !seen.is_pending_only() {
             break;
         }
-        queue::stand_back::<P>(TURNS_OF_REST);
+        queue::rest::<P>(TURNS_OF_REST);
         seen = word.load();
     }
     if seen.pending() || seen.tail().is_some() {
@@ -41,24 +42,19 @@ pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
         return queue::acquire::<P, Native>(word);
     }
     if before.tail().is_some() {
-        // A queue has come up, and it comes first. Its head waits for a clear pending byte. If it was
-        // hindered in leaving as the last, it now waits for a successor: we are that.
+        // A queue has come up, and it comes first. Its head waits for a clear pending byte. If it
+        // was hindered in leaving as the last, it now waits for a successor: we are that.
         word.clear_pending();
         return queue::acquire::<P, Native>(word);
     }
     // The lock is ours next: a newcomer needs a word of 0, a head a clear pending byte.
     count::<P>(P::current_cpu(), Counter::LockPending);
+    let mut turn = 0_u32;
     while word.load_acquire().locked() != FREE {
-        P::relax();
+        P::relax(turn);
+        turn = turn.saturating_add(1);
     }
     word.clear_pending_set_locked();
-}
-
-/// Takes the lock in test-and-set mode: whoever comes first. One word, no order, no node.
-pub(crate) fn acquire_test_and_set<P: Platform>(word: &Word) {
-    while !(word.load().is_free() && word.try_acquire().is_ok()) {
-        P::relax();
-    }
 }
 
 /// Waiters that spin.
@@ -66,21 +62,34 @@ struct Native;
 
 impl Discipline for Native {
     fn wait_behind<P: Platform>(waiter: &Waiter) {
+        let mut turn = 0_u32;
         while !waiter.node.is_handed() {
-            P::relax();
+            P::relax(turn);
+            turn = turn.saturating_add(1);
         }
     }
 
     fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) -> Taken {
+        let mut turn = 0_u32;
         loop {
-            let seen = word.load_acquire();
-            if seen.locked() == FREE && !seen.pending() {
-                // Only the head takes the lock now: who sets pending sees the queue, and backs out.
-                return queue::take_seen_free(word, seen, waiter);
+            if let Some(taken) = Self::try_as_head(word, waiter) {
+                return taken;
             }
-            P::relax();
+            P::relax(turn);
+            turn = turn.saturating_add(1);
         }
     }
 
+    fn try_as_head(word: &Word, waiter: &Waiter) -> Option<Taken> {
+        let seen = word.load_acquire();
+        // Only the head takes the lock then: who sets pending sees the queue, and backs out.
+        let free = seen.locked() == FREE && !seen.pending();
+        free.then(|| queue::take_as_head(word, seen, waiter))
+    }
+
     fn handed_over<P: Platform>(_word: &Word, _waiter: &Waiter, _next: Tail) {}
+
+    fn release<P: Platform>(word: &Word) {
+        word.release();
+    }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Node {
     depth: AtomicU32,
     /// What the policy has learned on this CPU. Only in the node of level 0.
     learned: AtomicU32,
+    /// Kicks under way on this CPU. Only in the node of level 0.
+    kicks: AtomicU32,
 }
 
 impl Node {
@@ -63,6 +65,7 @@ impl Node {
                 state: AtomicU8::new(State::Running as u8),
                 depth: AtomicU32::new(0),
                 learned: AtomicU32::new(0),
+                kicks: AtomicU32::new(0),
             }
         }
     }
@@ -189,12 +192,40 @@ impl CpuNodes {
         level as usize
     }
 
-    /// Gives the level back.
-    pub(crate) fn leave(&self) {
+    /// Gives `level` back.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, when it is not the innermost one.
+    pub(crate) fn leave(&self, level: usize) {
         // Every use of the node comes before, for an interrupt on this same CPU.
         compiler_fence(core::sync::atomic::Ordering::SeqCst);
-        let level = self.nodes[0].depth.load(Relaxed);
-        self.nodes[0].depth.store(level - 1, Relaxed);
+        let depth = self.nodes[0].depth.load(Relaxed);
+        debug_assert!(
+            depth as usize == level + 1,
+            "pvlock: a CPU leaves level {level} of {depth}: a task was preempted inside `lock`, and \
+             another one of its CPU came in or out. Switch preemption off first (`Preemption`)"
+        );
+        self.nodes[0].depth.store(depth.wrapping_sub(1), Relaxed);
+    }
+
+    /// This CPU is about to decide to kick one. Relaxed: the release of the lock comes after it, and
+    /// whoever is kicked acquires that before it can be gone.
+    pub(crate) fn begin_kick(&self) {
+        // Plain accesses, as in `enter`: an interrupt leaves the number as it found it.
+        self.nodes[0].kicks.store(self.nodes[0].kicks.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// It has kicked. Release, with `kick_is_under_way`.
+    pub(crate) fn end_kick(&self) {
+        let kicks = self.nodes[0].kicks.load(Relaxed);
+        self.nodes[0].kicks.store(kicks - 1, ord!("end-kick", Release));
+    }
+
+    /// Whether this CPU is between the decision to kick and the kick. Acquire, with `end_kick`: who
+    /// sees no kick sees what it did.
+    pub(crate) fn kick_is_under_way(&self) -> bool {
+        self.nodes[0].kicks.load(ord!("kicks", Acquire)) != 0
     }
 }
 
@@ -285,7 +316,18 @@ mod tests {
     fn levels_nest() {
         let cpu = CpuNodes::new();
         assert_eq!((cpu.enter(), cpu.enter(), cpu.depth()), (0, 1, 2));
-        cpu.leave();
+        cpu.leave(1);
         assert_eq!((cpu.enter(), cpu.depth()), (1, 2));
+    }
+
+    /// Two tasks of one CPU, of which the first was preempted inside `lock` and goes on before the
+    /// second is done.
+    #[test]
+    #[should_panic(expected = "leaves level 0 of 2")]
+    #[cfg(debug_assertions)]
+    fn a_level_left_out_of_order_is_noticed() {
+        let cpu = CpuNodes::new();
+        let (first, _second) = (cpu.enter(), cpu.enter());
+        cpu.leave(first);
     }
 }

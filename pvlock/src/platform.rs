@@ -6,24 +6,34 @@ use crate::{CpuNodes, HashTable, Mode};
 
 /// The kernel under the lock: who am I, where is per-CPU storage, how does a CPU sleep and wake.
 ///
-/// All functions are called by type, so that a lock is four bytes.
+/// All functions are called by type, so that a lock is four bytes. `examples/kvm.rs` and
+/// `examples/hyperv.rs` are platforms for these hypervisors; the one for Xen is `xen-guest`'s.
 ///
 /// # Safety
 ///
 /// The implementer promises, and mutual exclusion and progress rest on it:
 ///
-/// 1. `current_cpu()` is the number of the CPU that executes the call, less than `MAX_CPUS`, and
-///    stays the same for the whole of a `lock` call (no migration between CPUs inside it).
-/// 2. `nodes(cpu)` and `hash()` always return the same memory for the same argument, memory that no
-///    other platform uses, and it lives for ever.
-/// 3. A context that interrupts another on the same CPU (interrupt, NMI) has finished every lock it
-///    takes before the interrupted one goes on.
-/// 4. `kick(cpu)` before or during `wait` on that CPU makes that `wait` return (the wake token is
-///    latched). `wait` may return early for any reason.
-/// 5. `wait` takes a latched token (and may then return), and only after that calls `still_blocked`,
-///    with a full barrier between the two; the caller of `kick` has changed the condition before, and
-///    `kick` begins with a full barrier. Hypercalls and locked instructions are full barriers. An
-///    inner level of nesting, which interrupted a `wait`, leaves the outer one's token alone.
+/// 1. **Who am I.** `current_cpu()` is the number of the CPU that executes the call, less than
+///    `MAX_CPUS`, and stays the same for the whole of a call of `lock` or `unlock`.
+/// 2. **Storage.** `nodes(cpu)` and `hash()` always return the same memory for the same argument. No
+///    other platform uses it, and it lives for ever.
+/// 3. **Last in, first out.** A context that begins on a CPU while another is inside `lock` or
+///    `unlock` there has finished all its calls of both before the other goes on. Interrupts and
+///    NMIs are like that. A task that preempts another is not: so preemption is off inside `lock` and
+///    `unlock`, and, as with every spinlock, while a lock is held (see
+///    [`Preemption`](crate::Preemption)). Debug builds panic when they find this broken.
+/// 4. **No kick is lost.** Whoever calls `kick(cpu)` has changed the condition before. Then the next
+///    `still_blocked()` of the `wait` that is under way on that CPU, or of its next one, says no; or
+///    that `wait` ends. So nothing may come between the look and the sleep: a kick that comes after
+///    the look either finds the CPU asleep and wakes it, or keeps it from falling asleep. An
+///    interrupt between the two must not use up the kick, even if its handler waits for a lock too.
+/// 5. **Order.** What a CPU wrote before `kick` is seen by `still_blocked` where 4 says so. Where a
+///    kick leaves a token behind that `wait` looks at and takes, `wait` takes it first and looks at
+///    the condition after that, with a full barrier between the two, and `kick` begins with one.
+///    Hypercalls and locked instructions are full barriers.
+/// 6. **No function unwinds.** One that panics must not return to the lock, nor run its destructors.
+///
+/// `wait` may end early for any reason. A `kick` that is not needed does no harm.
 pub unsafe trait Platform: 'static {
     /// One more than the largest CPU number; at most 16,383.
     const MAX_CPUS: usize;
@@ -37,16 +47,21 @@ pub unsafe trait Platform: 'static {
     /// The table of sleeping queue heads.
     fn hash() -> &'static HashTable;
 
-    /// Blocks this CPU until it is kicked, unless `still_blocked` says false once the wake token is
-    /// armed. May return early.
+    /// Blocks this CPU until it is kicked, unless `still_blocked` says no. May return early. Called
+    /// with interrupts on or off; they are as they were when it returns.
     ///
-    /// Interrupts stay as they are. A bounded wait is wise: a deadline that passes is counted by
-    /// [`add_to_counter`](crate::add_to_counter) as [`Counter::PollTimeout`](crate::Counter::PollTimeout),
-    /// and the waiter looks again by itself.
+    /// A bounded wait is wise: a deadline that passes is counted by
+    /// [`add_to_counter`](crate::add_to_counter) as
+    /// [`Counter::PollTimeout`](crate::Counter::PollTimeout), and the waiter looks again by itself.
     #[doc(alias = "pv_wait")]
     fn wait(still_blocked: impl Fn() -> bool);
 
-    /// Ends the present or the next [`wait`](Platform::wait) of `cpu`. A spare kick is harmless.
+    /// Ends the present or the next [`wait`](Platform::wait) of `cpu`.
+    ///
+    /// The kick may come late: an unlock decides whom to kick, releases the lock, and may lose its
+    /// pCPU before it calls this. Meanwhile `cpu` may have woken for another reason, taken the lock,
+    /// released it, and gone offline. So before the means to kick a CPU that is down are taken away,
+    /// call [`wait_for_kicks`].
     #[doc(alias = "pv_kick")]
     fn kick(cpu: usize);
 
@@ -59,7 +74,8 @@ pub unsafe trait Platform: 'static {
         1 << 15
     }
 
-    /// A hint, asked while spinning: whether `cpu` is a vCPU the hypervisor has taken off its pCPU while it could run.
+    /// A hint, asked while spinning: whether `cpu` is a vCPU that the hypervisor has taken off its
+    /// pCPU while it could run.
     fn vcpu_is_preempted(cpu: usize) -> bool {
         let _ = cpu;
         false
@@ -74,16 +90,52 @@ pub unsafe trait Platform: 'static {
     }
 
     /// Whether an unlock may be a plain store: never while [`mode`](Platform::mode) is or may become
-    /// [`Mode::Pv`]. Read at every unlock: [`ModeCell::plain_unlock`](crate::ModeCell::plain_unlock) is
-    /// one comparison.
+    /// [`Mode::Pv`]. Read at an unlock that finds waiters:
+    /// [`ModeCell::plain_unlock`](crate::ModeCell::plain_unlock) is one comparison.
     #[inline]
     fn plain_unlock() -> bool {
         Self::mode() != Mode::Pv
     }
 
-    /// One turn of a spin loop.
+    /// One turn of a spin loop, which has done `turn` turns so far. The place to tell a hypervisor
+    /// that a spin is long, every so many turns.
     #[inline]
-    fn relax() {
+    fn relax(turn: u32) {
+        let _ = turn;
         core::hint::spin_loop();
+    }
+}
+
+/// Returns when every kick that was decided before this call has been made.
+///
+/// For a CPU that has gone offline: it takes no lock any more, so no new kick is meant for it. Those
+/// that were decided while it waited for its last lock may still come, from any CPU whose unlock was
+/// interrupted or lost its pCPU between its release and its kick. After this call none of them does,
+/// and what [`Platform::kick`] needs for that CPU (a port, a vector, an APIC number) may be taken
+/// away:
+///
+/// ```
+/// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
+/// # use platform::Threads;
+/// # fn cpu_is_down(_: usize) -> bool { true }
+/// # fn take_away_the_port(_: usize) {}
+/// fn after_offline(cpu: usize) {
+///     assert!(cpu_is_down(cpu), "it reported, and runs nothing that takes a lock");
+///     pvlock::wait_for_kicks::<Threads>();
+///     take_away_the_port(cpu);
+/// }
+/// # after_offline(1);
+/// ```
+///
+/// Waits for no lock, and spins as long as another CPU's kick takes; with interrupts on, because a
+/// kick may have been interrupted on this CPU. The caller has seen that the CPU is down by an acquire
+/// load or a lock. Must not be called out of [`Platform::kick`].
+pub fn wait_for_kicks<P: Platform>() {
+    for cpu in 0..P::MAX_CPUS {
+        let mut turn = 0_u32;
+        while P::nodes(cpu).kick_is_under_way() {
+            P::relax(turn);
+            turn = turn.saturating_add(1);
+        }
     }
 }

@@ -6,7 +6,7 @@
 use crate::Platform;
 use crate::counters::{Counter, count};
 use crate::node::{CpuNodes, State};
-use crate::queue::stand_back;
+use crate::queue;
 use crate::word::Tail;
 
 /// What a new owner does about the next waiter when that one sleeps.
@@ -84,6 +84,10 @@ impl Spin {
 ///
 /// A policy is a type without values. The defaults are those of [`KickAtUnlock`].
 ///
+/// A policy that panics breaks nothing: its CPU goes through the queue to the end without asking it
+/// again, releases the lock, and the panic goes on out of `lock`. (Out of `MutexGuard::bump` it goes
+/// with the lock held, as `lock_api` demands.)
+///
 /// ```
 /// use pvlock::{Platform, Policy, Spin};
 ///
@@ -134,7 +138,7 @@ pub trait Policy: 'static {
     /// [patient](Policy::PATIENCE) head. Some times as long as the line takes from core to core, so that
     /// the owner can use the lock more than once before it is pulled away.
     fn rest<P: Platform>() {
-        stand_back::<P>(64);
+        queue::rest::<P>(64);
     }
 
     /// Asked before each turn of a spin: another turn, or to sleep?
@@ -148,8 +152,8 @@ pub trait Policy: 'static {
         let _ = (nodes, nanoseconds);
     }
 
-    /// The order of steps of the patch as posted in 2015, which enters a lock twice. For the
-    /// negative control of the model suite.
+    /// The order of steps of the patch as posted in 2015: see `posted`. For negative controls.
+    #[cfg(any(loom, shuttle, feature = "posted-patch"))]
     #[doc(hidden)]
     const AS_POSTED: bool = false;
 }

@@ -57,7 +57,7 @@ unsafe impl Platform for Still {
         PREEMPTED.get() == Some(cpu)
     }
 
-    fn relax() {
+    fn relax(_turn: u32) {
         TURNS.set(TURNS.get() + 1);
         NOW.set(NOW.get() + TURN.get());
     }

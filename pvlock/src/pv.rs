@@ -1,20 +1,62 @@
 //! The slow path when waiters sleep in the hypervisor, and the unlock that wakes them.
 //!
-//! Owns the order of all steps between a sleeper and whoever must wake it. The races, R1 to R12, are
-//! listed with what closes each in the book's chapter on the lock.
+//! Owns the order of all steps between a sleeper and whoever has to wake it.
+//!
+//! # Words
+//!
+//! - The **owner** has the lock. A **newcomer** wants it and is not in the queue yet. A **waiter** is in
+//!   the queue; the first of them is the **head**.
+//! - To **steal** is to take a free lock as a newcomer while there is a queue.
+//! - A waiter **spins** (looks again and again), **rests** (does not look for some turns, so that the
+//!   owner keeps the word's cache line), or **waits** (sleeps in the hypervisor until it is kicked).
+//! - To **register** a head is to make its entry in the hash table and to set locked = slow: the unlock
+//!   then takes the entry out, and kicks.
+//! - To **hand over** is to make the next waiter the head. It does not give it the lock.
+//!
+//! # Races
+//!
+//! Each is named where the code closes it.
+//!
+//! - **R1** A waiter halts while its predecessor hands over. Both write first (the waiter its state, the
+//!   predecessor `handed`), then have a full barrier, then read what the other wrote: one of the two
+//!   sees the other.
+//! - **R2** The predecessor's read is a compare-exchange that fails, and that orders nothing. So its full
+//!   barrier is a fence before it.
+//! - **R3** An unlock sees slow and finds no entry. The entry is made before slow is set, and the unlock
+//!   fences between the two looks.
+//! - **R4** The lock is released after the head's last look. Its exchange to slow returns 0: it has the
+//!   lock.
+//! - **R5** The lock's memory is gone after its release. The entry is taken out before; afterwards only
+//!   the CPU's number is used. Nodes live for ever.
+//! - **R6** A kick comes before the sleeper sleeps. The platform latches it.
+//! - **R7** A kick comes to a CPU that waits for another lock by now. It ends that wait early; every wait
+//!   is in a loop.
+//! - **R8** The owner and the head both register the head. Halted belongs to a waiter behind the head;
+//!   one of Halted -> Running (waiter) and Halted -> Registering (owner) fails.
+//! - **R9** A plain unlock overwrites slow. The PV unlock is a compare-exchange, never a store.
+//! - **R10** The owner registers its successor while that one is awake and sees a lock that is held and
+//!   not slow, as after a theft. While the state is Registering it looks again. Hashed is stored after
+//!   slow: who sees Hashed and then a byte of 1 knows that the entry has been used.
+//! - **R11** An interrupt comes while a node is being claimed. See `CpuNodes::enter`.
+//! - **R12** Another owner comes and goes between a head's look and its step. The step acquires by
+//!   itself.
+//! - **R13** A reservation for the head is erased by the head, which lets others steal when it goes to
+//!   sleep. It clears pending only in the same step that finds the byte slow.
+//!
+//! S1, the defect of the patch as it was posted, is kept in `posted`.
 
 use core::marker::PhantomData;
 
 use crate::counters::{Counter, add, count, timed_kick, timed_wait};
-use crate::node::{Node, State};
+use crate::node::State;
 use crate::policy::{Handover, Policy, Spin, Stage};
 use crate::queue::{self, Discipline, Taken, Waiter};
 use crate::sync::{acquire_fence, full_fence, full_fence_before_rmw, step};
-use crate::word::{FREE, LEVELS, LOCKED, SLOW, Snapshot, Tail, Word};
+use crate::word::{FREE, LEVELS, LOCKED, SLOW, Snapshot, Steps, Tail, Word};
 use crate::{HashTable, Platform};
 
-/// Takes the lock: past the queue if the policy allows, otherwise through it. `seen` is what the fast path
-/// found.
+/// Takes the lock, as a newcomer if that may be, otherwise through the queue. `seen` is what the
+/// fast path found.
 ///
 /// # Panics
 ///
@@ -26,29 +68,33 @@ pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word, seen: Snapshot) {
         P::hash().capacity(),
         P::MAX_CPUS
     );
-    if !take_before_the_queue::<P, K>(word, seen) {
-        queue::acquire::<P, Pv<K>>(word);
+    if try_as_newcomer::<P, K>(word, seen) {
+        return;
     }
+    #[cfg(any(loom, shuttle, feature = "posted-patch"))]
+    if K::AS_POSTED {
+        return queue::acquire::<P, crate::posted::Posted<K>>(word);
+    }
+    queue::acquire::<P, Pv<K>>(word);
 }
 
 /// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.
 ///
-/// Whatever the policy, a look at a lock that nobody queues for: a short critical section is soon over,
-/// the queue would cost more, and nobody is overtaken. A policy that steals looks at a queue too.
-pub(crate) fn take_before_the_queue<P: Platform, K: Policy>(
-    word: &Word,
-    mut seen: Snapshot,
-) -> bool {
+/// Whatever the policy, it looks once more at a lock that nobody queues for: a short critical section
+/// is soon over, the queue would cost more, and nobody is overtaken. A policy that steals looks at a
+/// lock with a queue too.
+pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, mut seen: Snapshot) -> bool {
     for look in 0..=K::STEALS.max(1) {
         if look > 0 {
             K::rest::<P>();
             seen = word.load();
         }
         if seen.pending() || (K::STEALS == 0 && seen.tail().is_some()) {
-            // A head spins: it is awake and comes first. Or the order of the queue is the order.
+            // A head spins, or has a reservation: it comes first. Or the order of the queue is the
+            // order.
             break;
         }
-        if seen.locked() == FREE && take_past_the_queue::<K>(word) {
+        if seen.locked() == FREE && try_take::<K>(word) {
             if seen.tail().is_some() {
                 count::<P>(P::current_cpu(), Counter::LockStealing);
                 step!(P::current_cpu(), "newcomer: steals");
@@ -59,9 +105,33 @@ pub(crate) fn take_before_the_queue<P: Platform, K: Policy>(
     false
 }
 
-/// Takes a free lock as a newcomer: past a queue only if the policy steals.
-pub(crate) fn take_past_the_queue<K: Policy>(word: &Word) -> bool {
+/// Takes a free lock as a newcomer, while there is a queue only if the policy steals.
+pub(crate) fn try_take<K: Policy>(word: &Word) -> bool {
     if K::STEALS > 0 { word.try_steal() } else { word.try_acquire().is_ok() }
+}
+
+/// Releases the lock.
+///
+/// # Panics
+///
+/// When it was free.
+pub(crate) fn release<P: Platform>(word: &Word) {
+    // R9: a sleeping head may have registered; never a blind store.
+    if let Err(seen) = word.try_release() {
+        release_slow::<P>(word, seen, Word::release);
+    }
+}
+
+/// Releases the lock and reserves it for the head: no newcomer steals it. Where there is no queue, the
+/// next waiter finds pending set, and clears it when it takes the lock.
+///
+/// # Panics
+///
+/// When it was free.
+pub(crate) fn release_reserved<P: Platform>(word: &Word) {
+    if let Err(seen) = word.try_release_reserved() {
+        release_slow::<P>(word, seen, Word::release_reserved);
+    }
 }
 
 /// Releases a lock whose locked byte was not 1 when unlock looked.
@@ -71,22 +141,25 @@ pub(crate) fn take_past_the_queue<K: Policy>(word: &Word) -> bool {
 /// When the lock was free.
 #[cold]
 #[inline(never)]
-pub(crate) fn release_slow<P: Platform>(word: &Word, seen: u8) {
+fn release_slow<P: Platform>(word: &Word, seen: u8, release: impl FnOnce(&Word)) {
     assert!(seen == SLOW, "pvlock: unlock of a lock that is not held (locked byte {seen})");
     // R3: the failed compare-exchange ordered nothing. Acquire, with `exchange_slow`: who saw the
     // slow byte sees the entry.
     acquire_fence("unlock-fence");
     let cpu = P::current_cpu();
+    let nodes = P::nodes(cpu);
+    nodes.begin_kick();
     // R5: the entry goes first, the lock's memory may go with the release.
     let (sleeper, hops) = P::hash().remove(key(word));
     step!(cpu, "unlock: slow; takes the entry out");
-    word.release();
+    release(word);
     step!(cpu, "unlock: locked = 0, kicks cpu {sleeper}");
     if hops > 0 {
         add::<P>(cpu, Counter::HashHops, hops as u64);
     }
     // R6, R7: the kick is latched, and a spare one is harmless.
     timed_kick::<P>(cpu, sleeper, Counter::KickUnlock);
+    nodes.end_kick();
 }
 
 /// What the hash table knows a lock by.
@@ -106,7 +179,7 @@ impl<K: Policy> Discipline for Pv<K> {
                 if node.is_handed() {
                     return;
                 }
-                P::relax();
+                P::relax(spin.turn());
                 spin.advance();
             }
             // R1: state before handed, here; handed before state, in `handed_over`. With a full
@@ -119,7 +192,7 @@ impl<K: Policy> Discipline for Pv<K> {
                 count::<P>(waiter.cpu, Counter::WaitNode);
                 wait::<P, K>(waiter.cpu, || node.state() == State::Halted);
             }
-            // Awake. If the predecessor has registered us meanwhile, that stands.
+            // Awake. If the predecessor has registered us meanwhile, that stands (R8).
             node.unhalt();
             step!(waiter.cpu, "queue: awake, Halted -> Running");
             if node.is_handed() {
@@ -150,19 +223,16 @@ impl<K: Policy> Discipline for Pv<K> {
                 // The entry is in the table: whoever unlocks finds it, and us.
                 registered = true;
             } else if state == State::Registering {
-                // Our predecessor owns the lock and is making our entry at this moment.
-                P::relax();
-                continue;
-            } else if K::AS_POSTED && (registered || state == State::Hashed) {
-                P::relax();
+                // R10: our predecessor owns the lock and is making our entry at this moment.
+                P::relax(0);
                 continue;
             } else {
-                // An entry once made is gone only when an unlock took it, so a lock that is held
-                // and not slow was stolen since.
+                // R10: an entry once made is gone only when an unlock took it, so a lock that is
+                // held and not slow was stolen since.
                 if registered || state == State::Hashed {
                     thefts += 1;
                     if !K::REARM {
-                        P::relax();
+                        P::relax(0);
                         continue;
                     }
                     count::<P>(waiter.cpu, Counter::Rearm);
@@ -178,11 +248,12 @@ impl<K: Policy> Discipline for Pv<K> {
             if waits > 1 {
                 count::<P>(waiter.cpu, Counter::WaitAgain);
             }
-            // Asleep, we let others steal, unless they did too often. Not a step earlier: a thief that
-            // wins between the spin and the sleep would leave no trace to count it by.
+            // Asleep, we let others steal, unless they did too often. Not a step earlier: a theft
+            // between the spin and the sleep would leave no trace to count it by. R13: nor when the
+            // byte is not slow any more, because pending may be a reservation then.
             if K::STEALS > 0 {
                 if thefts < K::MAX_THEFTS {
-                    word.clear_pending();
+                    word.clear_pending_if_slow();
                 } else {
                     step!(waiter.cpu, "head: forbids thefts");
                 }
@@ -196,8 +267,24 @@ impl<K: Policy> Discipline for Pv<K> {
         }
     }
 
+    fn try_as_head(word: &Word, waiter: &Waiter) -> Option<Taken> {
+        let seen = word.load_acquire();
+        if seen.locked() != FREE {
+            return None;
+        }
+        if K::STEALS == 0 {
+            // FIFO: while there is a queue, nobody but its head takes the lock.
+            return Some(queue::take_as_head(word, seen, waiter));
+        }
+        if seen.tail() == Some(waiter.tail) && word.try_take_alone(seen) {
+            return Some(Taken::Alone);
+        }
+        word.try_take_as_head().then_some(Taken::InQueue)
+    }
+
     fn handed_over<P: Platform>(word: &Word, waiter: &Waiter, next: Tail) {
         let node = P::nodes(next.cpu()).node(next.level());
+        let table = P::hash();
         // R1 and R2: our store to `handed` comes before our look at the state, even if the
         // compare-exchange fails, which by itself would order nothing.
         full_fence_before_rmw("handed-over");
@@ -208,21 +295,22 @@ impl<K: Policy> Discipline for Pv<K> {
                     timed_kick::<P>(waiter.cpu, next.cpu(), Counter::KickWake);
                 }
             }
-            Handover::Register if K::AS_POSTED => {
-                register_next_as_posted::<P>(word, waiter.cpu, node, next);
-            }
             Handover::Register => {
                 if node.claim_halted(State::Registering) {
                     step!(waiter.cpu, "owner: Halted -> Registering of cpu {}", next.cpu());
-                    // R3: the entry before the slow byte; the slow byte before `Hashed`, so that a
-                    // head that sees `Hashed` and a byte of 1 knows that the entry is used up.
-                    enter::<P>(P::hash(), waiter.cpu, word, next.cpu());
+                    // R3: the entry before the slow byte. R10: the slow byte before `Hashed`.
+                    let hops = enter(table, word, next.cpu());
                     word.set_slow();
                     node.set_hashed();
                     step!(waiter.cpu, "owner: entered cpu {}, locked = slow", next.cpu());
+                    count_hops::<P>(waiter.cpu, hops);
                 }
             }
         }
+    }
+
+    fn release<P: Platform>(word: &Word) {
+        release::<P>(word);
     }
 }
 
@@ -237,12 +325,11 @@ fn wait<P: Platform, K: Policy>(cpu: usize, still_blocked: impl Fn() -> bool) {
     }
 }
 
-/// Looks at the word now and then as a new head, and takes the lock if it is free. Forbids no thefts: a
-/// thief that wins meanwhile is not counted, which the number of looks makes up for.
+/// Looks at the word now and then as a new head, and takes the lock if it is free. Forbids no thefts
+/// and counts none, which the number of looks makes up for.
 fn wait_patiently<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
     for _ in 0..K::PATIENCE {
-        let seen = word.load_acquire();
-        if let Some(taken) = take::<K>(word, seen, waiter) {
+        if let Some(taken) = Pv::<K>::try_as_head(word, waiter) {
             return Some(taken);
         }
         step!(waiter.cpu, "head: is patient");
@@ -252,86 +339,62 @@ fn wait_patiently<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Optio
 }
 
 /// Spins on the word as the head, and takes the lock if it is released. Forbids thefts from here on.
-fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
+pub(crate) fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
     if K::STEALS > 0 {
         word.set_pending();
     }
     let mut spin = Spin::new(Stage::Head, waiter.cpu, waiter.predecessor);
     loop {
         // At least one look: the caller may come from a kick.
-        let seen = word.load_acquire();
-        if let Some(taken) = take::<K>(word, seen, waiter) {
+        if let Some(taken) = Pv::<K>::try_as_head(word, waiter) {
             return Some(taken);
         }
         if !K::keep_spinning::<P>(&mut spin) {
             return None;
         }
-        P::relax();
+        P::relax(spin.turn());
         spin.advance();
     }
 }
 
-/// Takes the lock as the head, if it was `seen` free.
-fn take<K: Policy>(word: &Word, seen: Snapshot, waiter: &Waiter) -> Option<Taken> {
-    if seen.locked() != FREE {
-        return None;
-    }
-    if K::STEALS == 0 {
-        // FIFO: while there is a queue, nobody but its head takes the lock.
-        return Some(queue::take_seen_free(word, seen, waiter));
-    }
-    if seen.tail() == Some(waiter.tail) && word.try_take_alone(seen) {
-        return Some(Taken::Alone);
-    }
-    word.try_take_as_head().then_some(Taken::InQueue)
-}
-
 /// Registers the head itself; true if the lock turned out to be free and is taken.
 fn register<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
-    if K::AS_POSTED {
-        // The defect: a head that says Halted invites its predecessor to register it again.
-        waiter.node.set_state(State::Halted);
-        step!(waiter.cpu, "head: state = Halted");
-    }
+    let table = P::hash();
     // R3: the entry before the slow byte.
     step!(waiter.cpu, "head: enters itself");
-    enter::<P>(P::hash(), waiter.cpu, word, waiter.cpu);
-    match word.exchange_slow() {
-        // R4: released since we looked. Nobody saw the entry: only an unlock looks for one, and
-        // the lock is ours.
-        FREE => {
-            step!(waiter.cpu, "head: exchange to slow found it free");
-            word.slow_to_locked();
-            if K::STEALS > 0 {
-                word.clear_pending();
-            }
-            P::hash().remove(key(word));
-            true
+    let hops = enter(table, word, waiter.cpu);
+    let was = word.exchange_slow();
+    if was == FREE {
+        // R4: released since we looked. Nobody saw the entry: only an unlock looks for one, and the
+        // lock is ours.
+        step!(waiter.cpu, "head: exchange to slow found it free");
+        word.slow_to_locked();
+        if K::STEALS > 0 {
+            word.clear_pending();
         }
-        was => {
-            debug_assert!(K::AS_POSTED || was == LOCKED, "registered twice");
-            if !K::AS_POSTED {
-                // Never Halted: that word belongs to the queue behind the head (S1).
-                waiter.node.set_state(State::Hashed);
-            }
-            false
-        }
+        table.remove(key(word));
+    } else {
+        debug_assert!(was == LOCKED, "registered twice");
+        // Never Halted: that belongs to the waiters behind the head (R8).
+        waiter.node.set_state(State::Hashed);
     }
+    count_hops::<P>(waiter.cpu, hops);
+    was == FREE
 }
 
-fn enter<P: Platform>(table: &HashTable, counting: usize, word: &Word, sleeper: usize) {
-    let hops = table.insert(key(word), sleeper);
+/// Makes the entry of a sleeping head. Returns the lines of the table looked at beyond the first.
+pub(crate) fn enter(table: &HashTable, word: &Word, sleeper: usize) -> usize {
+    table.insert(key(word), sleeper)
+}
+
+fn count_hops<P: Platform>(cpu: usize, hops: usize) {
     if hops > 0 {
-        add::<P>(counting, Counter::HashHops, hops as u64);
+        add::<P>(cpu, Counter::HashHops, hops as u64);
     }
 }
 
-/// `handed_over` as the patch was posted: `Hashed` at once, the slow byte before the entry.
-fn register_next_as_posted<P: Platform>(word: &Word, cpu: usize, node: &Node, next: Tail) {
-    if node.claim_halted(State::Hashed) {
-        step!(cpu, "owner: Halted -> Hashed of cpu {}", next.cpu());
-        word.set_slow();
-        step!(cpu, "owner: locked = slow, enters cpu {}", next.cpu());
-        enter::<P>(P::hash(), cpu, word, next.cpu());
-    }
+/// Drops the entry of a lock that turned out to be free (R4). For `posted`.
+#[cfg(any(loom, shuttle, feature = "posted-patch"))]
+pub(crate) fn forget(table: &HashTable, word: &Word) {
+    table.remove(key(word));
 }

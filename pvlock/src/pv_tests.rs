@@ -3,9 +3,9 @@
 
 use crate::node::State;
 use crate::policy::{Handover, Policy, Spin};
-use crate::pv::{Pv, take_before_the_queue, take_past_the_queue};
+use crate::pv::{Pv, try_as_newcomer, try_take};
 use crate::queue::{Discipline, Taken, Waiter};
-use crate::word::{FREE, LOCKED, SLOW, Tail};
+use crate::word::{FREE, LOCKED, SLOW, Steps, Tail};
 use crate::{
     CpuNodes, HashStorage, HashTable, Hybrid, KickAtUnlock, KickTwice, Platform, RawPvLock,
 };
@@ -105,7 +105,7 @@ unsafe impl Platform for Script {
         0
     }
 
-    fn relax() {
+    fn relax(_turn: u32) {
         if IN_TURNS.get() {
             play();
         }
@@ -240,7 +240,7 @@ fn only_a_policy_that_steals_passes_a_queue() {
                 LOCKED => lock.word().set_locked(),
                 _ => lock.word().set_slow(),
             }
-            take_past_the_queue::<K>(lock.word())
+            try_take::<K>(lock.word())
         };
         [queued(FREE), queued(LOCKED), queued(SLOW)]
     }
@@ -289,7 +289,7 @@ fn comes<const STEALS: u32>(tail: bool, pending: bool, release_after: usize) -> 
         }
     });
     RESTS.set(0);
-    let taken = take_before_the_queue::<Script, Newcomer<STEALS>>(lock.word(), lock.snapshot());
+    let taken = try_as_newcomer::<Script, Newcomer<STEALS>>(lock.word(), lock.snapshot());
     (taken, RESTS.get())
 }
 

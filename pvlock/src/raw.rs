@@ -5,8 +5,8 @@
 use core::marker::PhantomData;
 
 use crate::sync::const_fn;
-use crate::word::{FREE, Snapshot, Word};
-use crate::{Mode, Platform, Policy, native, pv};
+use crate::word::{Snapshot, Steps, Word};
+use crate::{Mode, Platform, Policy, native, pv, queue};
 
 /// A spinlock of four bytes whose waiters queue, and sleep in the hypervisor when they have to.
 ///
@@ -47,15 +47,14 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
         match P::mode() {
             Mode::Pv => pv::acquire::<P, K>(&self.word, seen),
             Mode::Native => native::acquire::<P>(&self.word, seen),
-            Mode::TestAndSet => native::acquire_test_and_set::<P>(&self.word),
+            Mode::TestAndSet => queue::acquire_unqueued::<P>(&self.word),
         }
     }
 
     /// Takes the lock if it is free and nobody waits for it.
     #[inline]
     pub fn try_lock(&self) -> bool {
-        // The look first keeps a polled lock's cache line shared.
-        self.word.load().is_free() && self.word.try_acquire().is_ok()
+        self.word.try_acquire_seen_free()
     }
 
     /// Releases the lock, and wakes the head of the queue if it sleeps.
@@ -69,22 +68,87 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// When the lock is free: in PV mode always, in the other modes in debug builds.
     #[inline]
     pub unsafe fn unlock(&self) {
-        debug_assert!(
-            self.is_locked(),
-            "pvlock: unlock of a lock that is not held (locked byte 0)"
-        );
-        if P::plain_unlock() {
-            self.word.release();
-        } else if let Err(seen) = self.word.try_release() {
-            // R9: a sleeping head may have registered; never a blind store.
-            pv::release_slow::<P>(&self.word, seen);
+        self.assert_owned();
+        if self.word.try_release_unqueued().is_err() {
+            self.unlock_queued();
         }
     }
 
-    /// Whether somebody owns the lock. A snapshot.
+    /// Somebody waits for the lock, or it wants another unlock than the fast path's.
+    #[cold]
+    #[inline(never)]
+    fn unlock_queued(&self) {
+        if P::plain_unlock() {
+            self.word.release();
+        } else {
+            pv::release::<P>(&self.word);
+        }
+    }
+
+    /// Releases the lock for whoever has waited longest: no newcomer takes it before, whatever the
+    /// policy. As [`unlock`](Self::unlock) where nobody waits, and in [`Mode::TestAndSet`], which has
+    /// no order.
+    ///
+    /// # Safety
+    ///
+    /// The calling context owns the lock.
+    ///
+    /// # Panics
+    ///
+    /// As [`unlock`](Self::unlock).
+    pub unsafe fn unlock_fair(&self) {
+        self.assert_owned();
+        // Where nobody steals, the order of the queue is the order in any case.
+        if K::STEALS > 0 && !P::plain_unlock() && self.word.load().tail().is_some() {
+            pv::release_reserved::<P>(&self.word);
+        } else if self.word.try_release_unqueued().is_err() {
+            self.unlock_queued();
+        }
+    }
+
+    /// Lets a waiter have the lock, and takes it again after it; does nothing if nobody waits.
+    ///
+    /// If it unwinds, because the policy panics, the caller has the lock.
+    ///
+    /// # Safety
+    ///
+    /// The calling context owns the lock.
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](Self::lock).
+    pub unsafe fn bump(&self) {
+        /// Takes the lock when it is dropped.
+        struct Retake<'a, P: Platform, K: Policy>(&'a RawPvLock<P, K>);
+
+        impl<P: Platform, K: Policy> Drop for Retake<'_, P, K> {
+            fn drop(&mut self) {
+                queue::acquire_unqueued::<P>(&self.0.word);
+            }
+        }
+
+        if self.is_contended() {
+            // SAFETY: the caller owns the lock.
+            unsafe { self.unlock_fair() };
+            let retake = Retake(self);
+            self.lock();
+            core::mem::forget(retake);
+        }
+    }
+
+    #[inline]
+    fn assert_owned(&self) {
+        debug_assert!(
+            self.word.is_owned(),
+            "pvlock: unlock of a lock that is not held (locked byte 0)"
+        );
+    }
+
+    /// Whether somebody owns the lock, or waits for it and is about to: [`try_lock`](Self::try_lock)
+    /// would fail. A snapshot.
     #[inline]
     pub fn is_locked(&self) -> bool {
-        self.word.load().locked() != FREE
+        !self.word.load().is_free()
     }
 
     /// Whether somebody waits for the lock. A snapshot.

@@ -221,6 +221,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 let acquire = ord!("rw-waking", Acquire);
                 match self.word.compare_exchange(seen, seen | WAKING, acquire, Relaxed) {
                     Ok(_) => {
+                        P::nodes(P::current_cpu()).begin_kick();
                         sleeper = Some(P::hash().remove(self.key()).0);
                         step!(P::current_cpu(), "rw: takes the head's entry out");
                         seen |= WAKING;
@@ -242,6 +243,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
         if let Some(cpu) = sleeper {
             step!(P::current_cpu(), "rw: left, kicks cpu {cpu}");
             timed_kick::<P>(P::current_cpu(), cpu, Counter::KickUnlock);
+            P::nodes(P::current_cpu()).end_kick();
         }
     }
 
@@ -281,7 +283,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 count::<P>(cpu, Counter::WaitHead);
                 timed_wait::<P>(cpu, || self.word.load(Relaxed) & SLEEP != 0);
             } else if P::mode() != Mode::Pv || K::keep_spinning::<P>(&mut spin) {
-                P::relax();
+                P::relax(spin.turn());
                 spin.advance();
             } else if *level.get_or_insert_with(|| nodes.enter()) < LEVELS {
                 step!(cpu, "rw: the head enters itself");
@@ -289,11 +291,11 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 // Release, with `rw-waking`: the entry comes first. If the lock has become free, the next look finds it.
                 self.word.fetch_or(ASLEEP, ord!("rw-asleep", Release));
             } else {
-                P::relax();
+                P::relax(0);
             }
         }
-        if level.is_some() {
-            nodes.leave();
+        if let Some(level) = level {
+            nodes.leave(level);
         }
     }
 }

@@ -3,7 +3,9 @@
 //!
 //! Owns the impls and the aliases. [`v05`](crate::v05) is the same for `lock_api` 0.5.
 
-use lock_api::{GuardNoSend, RawMutex, RawRwLock, RawRwLockDowngrade, RawRwLockRecursive};
+use lock_api::{
+    GuardNoSend, RawMutex, RawMutexFair, RawRwLock, RawRwLockDowngrade, RawRwLockRecursive,
+};
 
 use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
@@ -94,8 +96,7 @@ pub type RwLockWriteGuard<'a, T, P, K = KickAtUnlock> =
 // SAFETY: the word is a lock: one owner at a time, acquire on every path that takes it, release on
 // every path that frees it. Forgetting a guard leaves it locked; a locked one may be moved by
 // who owns it alone, because only its waiters refer to its address, and then there are none.
-// No operation unwinds once the lock is taken, unless memory was corrupted before: `lock` panics
-// before it joins the queue, `unlock` when the lock was not held to begin with.
+// `lock` unwinds without the lock, `bump` with it, `unlock` only where the lock was not held.
 unsafe impl<P: Platform, K: Policy> RawMutex for RawPvLock<P, K> {
     #[allow(clippy::declare_interior_mutable_const)] // As the trait has it.
     const INIT: Self = Self::new();
@@ -228,5 +229,40 @@ unsafe impl<P: Platform, K: Policy> RawRwLockRecursive for RawPvRwLock<P, K> {
     #[inline]
     fn try_lock_shared_recursive(&self) -> bool {
         Self::try_lock_shared_recursive(self)
+    }
+}
+
+// SAFETY: a fair unlock lets the head of the queue go first. `bump` does nothing, or is a fair unlock
+// and a lock; if the lock unwinds, it has the lock again.
+unsafe impl<P: Platform, K: Policy> RawMutexFair for RawPvLock<P, K> {
+    #[inline]
+    unsafe fn unlock_fair(&self) {
+        // SAFETY: the caller owns the lock.
+        unsafe { Self::unlock_fair(self) }
+    }
+
+    #[inline]
+    unsafe fn bump(&self) {
+        // SAFETY: the caller owns the lock.
+        unsafe { Self::bump(self) }
+    }
+}
+
+// SAFETY: as the inner lock. Interrupts stay off through a bump.
+unsafe impl<R: RawMutexFair, I: Interrupts> RawMutexFair for RawIrqLock<R, I> {
+    #[inline]
+    unsafe fn unlock_fair(&self) {
+        // SAFETY: the caller owns this lock.
+        let _off = unsafe { self.off() };
+        // SAFETY: and with it the inner one.
+        unsafe { self.inner().unlock_fair() }
+    }
+
+    #[inline]
+    unsafe fn bump(&self) {
+        // SAFETY: the caller owns the lock.
+        let bump = |inner: &R| unsafe { inner.bump() };
+        // SAFETY: and owns it after a bump too, as `RawMutexFair` demands.
+        unsafe { self.keeping(bump) }
     }
 }

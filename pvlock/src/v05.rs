@@ -13,7 +13,7 @@
 
 use core::marker::PhantomData;
 
-use lock_api_05::{GuardNoSend, RawMutex, RawRwLock, RawRwLockDowngrade};
+use lock_api_05::{GuardNoSend, RawMutex, RawMutexFair, RawRwLock, RawRwLockDowngrade};
 
 use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
@@ -172,5 +172,39 @@ unsafe impl<P: Platform, K: Policy> RawRwLockDowngrade for RawPvRwLock<P, K> {
         // SAFETY: the guard state proves that this context writes.
         unsafe { Self::downgrade(self) };
         guard
+    }
+}
+
+// SAFETY: as the impl for `lock_api` 0.4.
+unsafe impl<P: Platform, K: Policy> RawMutexFair for RawPvLock<P, K> {
+    #[inline]
+    unsafe fn unlock_fair(&self, _guard: Self::Guard) {
+        // SAFETY: the guard state proves that this context owns the lock.
+        unsafe { Self::unlock_fair(self) }
+    }
+
+    #[inline]
+    unsafe fn bump(&self, _guard: &mut Self::Guard) {
+        // SAFETY: the guard state proves that this context owns the lock.
+        unsafe { Self::bump(self) }
+    }
+}
+
+// SAFETY: as the impl for `lock_api` 0.4.
+unsafe impl<R: RawMutexFair, I: Interrupts> RawMutexFair for RawIrqLock<R, I> {
+    #[inline]
+    unsafe fn unlock_fair(&self, guard: Self::Guard) {
+        // SAFETY: the guard proves that this context owns the lock.
+        let _off = unsafe { self.off() };
+        // SAFETY: the guard holds the inner lock's state of the same acquisition.
+        unsafe { self.inner().unlock_fair(guard.inner) }
+    }
+
+    #[inline]
+    unsafe fn bump(&self, guard: &mut Self::Guard) {
+        // SAFETY: the guard holds the inner lock's state of the same acquisition.
+        let bump = |inner: &R| unsafe { inner.bump(&mut guard.inner) };
+        // SAFETY: the context owns the lock, and after a bump too, as `RawMutexFair` demands.
+        unsafe { self.keeping(bump) }
     }
 }

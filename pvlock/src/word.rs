@@ -1,6 +1,6 @@
 //! The lock word: four bytes, and every step that may be taken on them.
 //!
-//! Owns the layout and the atomic operations. Never decides which step to take: that is
+//! Owns the layout, the states and the atomic operations. Never decides which step to take: that is
 //! [`native`](crate::native) and [`pv`](crate::pv).
 //!
 //! ```text
@@ -17,24 +17,27 @@
 //! | 0    | 1       | 1      | native: held, one waiter spins on the word and needs no node |
 //! | 0    | 1       | 0      | native: being handed to that waiter; nobody else may take it |
 //! | n    | 1       | 0 or 1 | native: as above, and a queue stands behind that waiter |
-//! | n    | 0       | 0      | free for the queue's head; in a stealing policy also for a newcomer |
+//! | n    | 0       | 0      | free for the head; where newcomers steal, for them too |
 //! | n    | 0       | 1      | held, and queued for |
-//! | n    | 1       | 0 or 1 | PV: as the two lines above, but the head spins: no stealing |
-//! | n    | 0 or 1  | 3      | PV: held, and the head's entry is in the hash table: whoever unlocks must kick |
+//! | n    | 1       | 0      | PV: free for the head alone, which spins or has a reservation |
+//! | n    | 1       | 1      | PV: held, the head spins, nobody steals |
+//! | n    | 0 or 1  | 3      | PV: held, the head's entry is in the hash table: the unlock kicks |
 //!
-//! `n` names the last node in the queue. The three fields are changed one at a time (one byte, one
-//! half) and together. Rust's memory model has no atomic accesses of mixed size, so on x86-64 every
-//! access, without exception, is inline assembly in `x86_64.rs`; elsewhere, and under the
-//! model checker and Miri, `portable.rs` does the same steps with 32-bit operations only.
+//! `n` names the last node in the queue. `steps.rs` says which transitions there are and what each
+//! means. Most are on a part of the word, one byte or two. Rust's memory model has no atomic accesses
+//! of mixed size, so on x86-64 those are inline assembly, in `x86_64.rs`; elsewhere, and under the
+//! model checkers and Miri, `portable.rs` does the same by 32-bit operations.
 
 // Unit tests run both on x86-64.
 #[cfg(any(test, not(target_arch = "x86_64"), loom, shuttle, miri))]
 mod portable;
+mod steps;
 #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
 mod x86_64;
 
 #[cfg(any(not(target_arch = "x86_64"), loom, shuttle, miri))]
 pub(crate) use portable::Word;
+pub(crate) use steps::Steps;
 #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
 pub(crate) use x86_64::Word;
 
@@ -169,6 +172,10 @@ mod tests {
             fn $name() {
                 let word = <$word>::new();
                 assert_eq!(word.try_acquire(), Ok(()));
+                assert_eq!(word.try_release_unqueued(), Ok(()));
+                assert_eq!(word.try_release_unqueued(), Err(Snapshot(0)));
+                assert!(word.try_acquire_seen_free() && !word.try_acquire_seen_free());
+                assert!(word.is_owned());
                 assert_eq!(word.try_acquire(), Err(Snapshot(1)));
                 assert_eq!(word.load_acquire().0, 1);
                 assert_eq!(word.exchange_pending(), Snapshot(1));
@@ -192,6 +199,9 @@ mod tests {
                 assert_eq!(word.try_release(), Err(FREE));
                 assert_eq!(word.load().0, 0x0010_0000);
 
+                assert!(!word.is_owned());
+                assert_eq!(word.try_release_unqueued(), Err(Snapshot(0x0010_0000)));
+
                 word.set_pending();
                 assert!(!word.try_steal(), "the head spins");
                 word.clear_pending();
@@ -204,6 +214,28 @@ mod tests {
                 word.set_slow();
                 assert_eq!(word.load().locked(), SLOW);
                 word.slow_to_locked();
+                for pending in [false, true] {
+                    if pending {
+                        word.set_pending();
+                    }
+                    assert_eq!(word.try_release_reserved(), Ok(()));
+                    assert_eq!(word.load().0, 0x0010_0100, "free, for the head");
+                    assert!(!word.try_steal());
+                    assert_eq!(word.try_release_reserved(), Err(FREE));
+                    word.clear_pending_if_slow();
+                    assert!(word.load().pending(), "a reservation stays");
+                    assert!(word.try_take_as_head());
+                }
+                word.set_pending();
+                word.clear_pending_if_slow();
+                assert!(word.load().pending(), "not slow");
+                word.set_slow();
+                assert_eq!(word.try_release_reserved(), Err(SLOW));
+                word.clear_pending_if_slow();
+                assert_eq!(word.load().0, 0x0010_0003);
+                word.release_reserved();
+                assert_eq!(word.load().0, 0x0010_0100);
+                assert!(word.try_take_as_head());
                 assert!(word.try_clear_tail(Tail::new(3, 0)));
                 assert_eq!(word.load().0, 1);
                 word.release();

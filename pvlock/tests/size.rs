@@ -72,8 +72,6 @@ fn the_fast_paths_are_short() {
         println!("{name}: {bytes} bytes");
         assert!((3..=MOST_BYTES).contains(&bytes), "{name}: {bytes} bytes");
     }
-    // With no queue lock in the way, the native unlock is one store of one byte.
-    assert_eq!(fast_path(code(&file, "native_unlock"), 0), Some(3));
 }
 
 #[test]

@@ -21,6 +21,10 @@ use object::{Object, ObjectSection, ObjectSymbol};
 /// The steps, as functions of the word; what they return, in 64 bits.
 const STEPS: &[(&str, &str)] = &[
     ("try_acquire", "word.try_acquire().map_or_else(|seen| 1 << 32 | bits(seen), |()| 0)"),
+    (
+        "try_release_unqueued",
+        "word.try_release_unqueued().map_or_else(|seen| 1 << 32 | bits(seen), |()| 0)",
+    ),
     ("release", "{ word.release(); 0 }"),
     ("try_release", "word.try_release().map_or_else(|seen| 1 << 32 | u64::from(seen), |()| 0)"),
     ("exchange_pending", "bits(word.exchange_pending())"),
@@ -31,6 +35,12 @@ const STEPS: &[(&str, &str)] = &[
     ("set_locked", "{ word.set_locked(); 0 }"),
     ("try_steal", "word.try_steal().into()"),
     ("try_take_as_head", "word.try_take_as_head().into()"),
+    (
+        "try_release_reserved",
+        "word.try_release_reserved().map_or_else(|seen| 1 << 32 | u64::from(seen), |()| 0)",
+    ),
+    ("release_reserved", "{ word.release_reserved(); 0 }"),
+    ("clear_pending_if_slow", "{ word.clear_pending_if_slow(); 0 }"),
     ("set_pending", "{ word.set_pending(); 0 }"),
     ("clear_pending", "{ word.clear_pending(); 0 }"),
     ("exchange_slow", "word.exchange_slow().into()"),
@@ -43,6 +53,11 @@ const LOOKS_FIRST: &[(&str, &str)] = &[
     // The fields beside pending are of a moment later; a hand-over in between is one of both.
     ("exchange_pending", "clear_pending_set_locked"),
     ("exchange_pending", "try_take_as_head"),
+    // Never on one lock: the one is of native mode, the other of PV mode.
+    ("exchange_pending", "try_release_reserved"),
+    ("exchange_pending", "release_reserved"),
+    // A reservation between the look and the step makes the step fail; the head looks again.
+    ("try_take_as_head", "release_reserved"),
     // Only the head changes pending while it waits.
     ("try_take_as_head", "set_pending"),
     ("try_take_as_head", "clear_pending"),
@@ -332,6 +347,7 @@ impl Cpu {
                 let value = self.operand(i, from, *word);
                 self.set_operand(i, 0, value, word);
             }
+            Mnemonic::Nop => {}
             other => panic!("the interpreter knows no {other:?}"),
         }
         self.read = None;

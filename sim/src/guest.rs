@@ -415,7 +415,7 @@ unsafe impl<const CPUS: usize> Platform for Vm<CPUS> {
         guest().mode
     }
 
-    fn relax() {
+    fn relax(_turn: u32) {
         step(guest().config.turn.0);
     }
 }

@@ -303,12 +303,14 @@ impl<K: Kernel> XenPlatform<K> {
         }
     }
 
-    /// Takes that port away from `vcpu`, which is down.
+    /// Takes that port away from `vcpu`, which is down, once nobody can still decide to kick it: waits
+    /// for kicks that other vCPUs are about to make, and for no lock.
     ///
     /// # Errors
     ///
     /// As [`evtchn::close`].
     pub fn unbind(vcpu: u32) -> Result<(), Errno> {
+        pvlock::wait_for_kicks::<Self>();
         KICKERS[vcpu as usize].unbind(&K::xen())
     }
 

@@ -126,8 +126,7 @@ impl Run {
         }
         self.watchdog.set_away(vcpu, true);
         self.events.vcpus_down.fetch_add(1, Relaxed);
-        // Its last wait is over. A kick that is still under way finds no port, or another one, and
-        // a spare kick does no harm.
+        // Its last wait is over, and `unbind` lets kicks that were decided before come first.
         let closed = glue::unbind(vcpu)
             .and_then(|()| suspend::forget(vcpu))
             .and_then(|()| timer::unbind(vcpu));

@@ -111,7 +111,7 @@ unsafe impl Platform for Threads {
         }
     }
 
-    fn relax() {
+    fn relax(_turn: u32) {
         interrupt();
         std::hint::spin_loop();
         // More vCPUs than pCPUs: a spinning mode without this waits for the scheduler's tick.

@@ -72,6 +72,23 @@ impl<K: Policy> Shared<K> {
         sum
     }
 
+    /// Adds one under the lock. If somebody waits then, it gets the lock before this returns.
+    pub(crate) fn add_one_and_bump(&self) {
+        self.lock.lock();
+        // SAFETY: the lock is held; the checker would report another access.
+        self.value.with_mut(|value| unsafe { *value += 1 });
+        // SAFETY: as above.
+        let before = self.value.with(|value| unsafe { *value });
+        let contended = self.lock.is_contended();
+        // SAFETY: taken above.
+        unsafe { self.lock.bump() };
+        // SAFETY: the lock is held again.
+        let after = self.value.with(|value| unsafe { *value });
+        assert!(!contended || after > before, "the waiter went first");
+        // SAFETY: taken above.
+        unsafe { self.lock.unlock() };
+    }
+
     /// After all CPUs are done: every acquisition counted, nobody owns, nobody waits.
     pub(crate) fn assert_done(&self, sum: usize) {
         // SAFETY: all other CPUs are done.

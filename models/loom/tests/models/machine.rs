@@ -4,6 +4,7 @@
 //! order of kick and wait; the sleep itself is the model's park, so that a lost wake-up is a deadlock
 //! that the checker reports.
 
+use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use loom::thread::{self, Thread};
 use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
@@ -18,14 +19,24 @@ pub(crate) struct Machine;
 struct Cpu {
     nodes: CpuNodes,
     kicked: AtomicBool,
+    /// Whether the CPU can be kicked. Not atomic: the checker reports a kick that comes too late.
+    port: UnsafeCell<bool>,
     /// Outside the model: the thread to unpark while it is parked. A thread that is blocked in a
     /// join must not be.
     parked: Mutex<Option<Thread>>,
 }
 
+// SAFETY: `port` is reached as `Platform::kick` promises; the checker reports it otherwise.
+unsafe impl Sync for Cpu {}
+
 impl Cpu {
     fn new() -> Self {
-        Self { nodes: CpuNodes::new(), kicked: AtomicBool::new(false), parked: Mutex::new(None) }
+        Self {
+            nodes: CpuNodes::new(),
+            kicked: AtomicBool::new(false),
+            port: UnsafeCell::new(true),
+            parked: Mutex::new(None),
+        }
     }
 
     fn park(&self) {
@@ -110,6 +121,12 @@ fn count_access() {
 }
 
 impl Machine {
+    /// Nobody may kick `cpu` any more.
+    pub(crate) fn take_port_away(cpu: usize) {
+        // SAFETY: the checker reports a race.
+        ALL[cpu].port.with_mut(|port| unsafe { *port = false });
+    }
+
     /// Lets `handler` interrupt the calling CPU, once.
     pub(crate) fn interrupt_once(arrival: Arrival, handler: impl FnOnce() + 'static) {
         if let Arrival::AtAccess(_) = arrival {
@@ -187,7 +204,7 @@ unsafe impl Platform for Machine {
         } else if still_blocked() {
             // An inner level leaves the token for the outer one, which may be meant. While it is
             // there, a wait of the inner level ends at once: it spins.
-            Self::relax();
+            Self::relax(0);
             while !own.kicked.load(SeqCst) {
                 own.park();
             }
@@ -197,6 +214,8 @@ unsafe impl Platform for Machine {
 
     fn kick(cpu: usize) {
         let target = &ALL[cpu];
+        // SAFETY: the checker reports a race.
+        assert!(target.port.with(|port| unsafe { *port }), "a kick to a CPU that is gone");
         // A read-modify-write, because the checker orders a plain store against the waiter's swaps
         // by happens-before alone, and could place it before one that it came after.
         target.kicked.swap(true, SeqCst);
@@ -218,7 +237,7 @@ unsafe impl Platform for Machine {
         if NATIVE.load(Relaxed) { Mode::Native } else { Mode::Pv }
     }
 
-    fn relax() {
+    fn relax(_turn: u32) {
         interrupt(Arrival::WhileSpinning);
         // Two spinners can yield to each other for ever while a third CPU could go on, which is no
         // progress but no defect either. After that many turns the rest of the execution is run, with

@@ -15,6 +15,7 @@
 //! C11 allows but the checker does not produce (load buffering).
 mod contexts;
 mod explore;
+mod fair;
 mod machine;
 mod mode;
 mod orderings;

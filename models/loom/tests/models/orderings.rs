@@ -6,11 +6,16 @@ use std::process::Command;
 
 /// Every named ordering of the slow path, and a model that fails when it is one step weaker.
 /// `NAME/acquire` and `NAME/release` take one half from an `AcqRel`.
-const NEEDED: [(&str, &str); 25] = [
+const NEEDED: [(&str, &str); 30] = [
     ("word-load", "native_mode"),
     ("try-acquire", "native_mode"),
     ("release", "native_mode"),
     ("try-release", "kick_at_unlock::two_cpus_that_spin_a_little"),
+    ("release-unqueued", "kick_at_unlock::two_cpus_that_spin_a_little"),
+    ("release-reserved", "fair::a_bump_lets_the_waiter_go_first"),
+    ("release-slow", "fair::a_bump_lets_the_waiter_go_first"),
+    ("end-kick", "fair::no_kick_comes_to_a_cpu_that_is_gone"),
+    ("kicks", "fair::no_kick_comes_to_a_cpu_that_is_gone"),
     ("exchange-tail/acquire", "native_mode"),
     ("exchange-tail/release", "native_mode"),
     ("take", "hybrid::two_cpus_that_spin_a_little"),
@@ -84,9 +89,16 @@ fn the_book_has_the_table_of_orderings() {
 #[test]
 fn the_table_of_orderings_is_complete() {
     let mut used = BTreeSet::new();
-    for file in
-        ["node.rs", "hash.rs", "pv.rs", "queue.rs", "native.rs", "rwlock.rs", "word/portable.rs"]
-    {
+    for file in [
+        "node.rs",
+        "hash.rs",
+        "pv.rs",
+        "queue.rs",
+        "native.rs",
+        "rwlock.rs",
+        "word/portable.rs",
+        "word/steps.rs",
+    ] {
         let path = pvlock().join("src").join(file);
         let source = std::fs::read_to_string(&path).expect("a source file");
         for mark in ["ord!(\"", "acquire_fence(\"", "full_fence(\"", "full_fence_before_rmw(\""] {

@@ -221,7 +221,7 @@ macro_rules! machine {
                     $crate::machine::chance()
                 }
 
-                fn relax() {
+                fn relax(_turn: u32) {
                     $crate::machine::relax();
                 }
             }
