@@ -30,7 +30,7 @@ const ACQUISITIONS: u64 = 200;
 const SCRIPT: &str = r#"
 machine() {
     name=$1; shift
-    taskset 6 timeout 90 qemu-system-x86_64 -M microvm,pic=off,pit=off,rtc=off,accel=kvm -cpu $cpu -smp 4 -m 64M \
+    taskset 6 timeout -s KILL 60 qemu-system-x86_64 -M microvm,pic=off,pit=off,rtc=off,accel=kvm -cpu $cpu -smp 4 -m 64M \
         -name $name,debug-threads=on -nodefaults -no-user-config -display none -no-reboot -serial stdio \
         -device isa-debug-exit,iobase=0xf4,iosize=1 -kernel /kernel -append "$*" \
         > /out/$name.console 2> /out/$name.stderr < ${input:-/dev/null}
