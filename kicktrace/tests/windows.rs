@@ -50,6 +50,7 @@ fn phases_as_table_json_csv_and_charts() {
     assert_eq!(csv.lines().count(), 1 + domains);
     let table = good(&["summary", "--every", "100ms", TWICE]);
     assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    assert!(table.contains("wait p50 us") && table.contains("lost"));
     let path = format!("{}/phases.html", env!("CARGO_TARGET_TMPDIR"));
     good(&["summary", "--every", "100ms", "--html", &path, TWICE]);
     let page = std::fs::read_to_string(&path).unwrap();

@@ -64,10 +64,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         } else if args.csv {
             locks::csv(&mut out, &summary)?;
         } else {
+            let columns = super::summary::terminal_width();
             for domain in summary.domains.iter().filter(|domain| !domain.locks.is_empty()) {
                 let first = summary.reading.first_tsc;
                 writeln!(out, "d{}: every figure is exact, from the guest's marks", domain.id)?;
-                write!(out, "{}", locks::table(domain, &summary.clock, first, usize::MAX, None))?;
+                write!(
+                    out,
+                    "{}",
+                    locks::table(domain, &summary.clock, first, usize::MAX, columns)
+                )?;
             }
         }
         summary

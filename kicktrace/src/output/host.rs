@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::table::mark;
+use super::table::{mark, wrap};
 use crate::analysis::{Cause, HostDomain, HostPcpu, HostSummary, Runnable};
 use crate::summary::{Certainty, Clock, Count, Distribution};
 
@@ -37,26 +37,9 @@ pub fn table(out: &mut dyn Write, host: &HostSummary, columns: Option<usize>) ->
     }
     events(out, host)?;
     for warning in &host.warnings {
-        writeln!(out)?;
-        wrapped(out, &format!("warning: {warning}"), columns)?;
+        writeln!(out, "\n{}", wrap(&format!("warning: {warning}"), columns, 2))?;
     }
     Ok(())
-}
-
-/// Writes `text` in lines of at most `columns` columns, where its words allow it.
-fn wrapped(out: &mut dyn Write, text: &str, columns: usize) -> io::Result<()> {
-    let mut line = String::new();
-    for word in text.split(' ') {
-        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > columns {
-            writeln!(out, "{line}")?;
-            line.clear();
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line += word;
-    }
-    writeln!(out, "{line}")
 }
 
 fn pcpus(out: &mut dyn Write, host: &HostSummary, columns: usize) -> io::Result<()> {

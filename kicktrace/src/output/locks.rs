@@ -13,8 +13,33 @@ use crate::summary::{Clock, Distribution, Domain, Lock, Summary};
 /// Columns the table needs with the histograms and the longest waits.
 const WHOLE: usize = 172;
 
+/// And with all its counts.
+const COUNTS: usize = 104;
+
+/// The table for a terminal of 60 columns.
+fn narrow(domain: &Domain, clock: &Clock, most: usize, unit: &str) -> String {
+    let mut out = String::new();
+    let head = format!("p99 ({unit})");
+    let _ = writeln!(
+        out,
+        "  {:<12}{:>9}{:>9}{:>9}{:>13}",
+        "lock", "blocked", "kicks", "per acq.", head
+    );
+    for of in domain.locks.iter().take(most) {
+        let acquired = &of.acquisitions;
+        let each = acquired.waking_kicks_per_blocked.map_or("-".into(), |r| format!("{r:.3}"));
+        let (name, wait) = (name(of), time(of.wait.p99, clock));
+        let (blocked, kicks) = (acquired.blocked, of.waits_kicked);
+        let _ = writeln!(out, "  {name:<12}{blocked:>9}{kicks:>9}{each:>9}{wait:>13}");
+    }
+    if domain.locks.len() > most {
+        let _ = writeln!(out, "  ... and {} more (kicktrace locks)", domain.locks.len() - most);
+    }
+    out
+}
+
 /// A table of the locks of `domain`, `most` of them; empty if it marked none. In fewer than 172
-/// columns, if that is a limit, histograms and longest waits are left out.
+/// columns, if that is a limit, histograms and longest waits are left out, in fewer than 104 some counts.
 #[must_use]
 pub fn table(
     domain: &Domain,
@@ -28,6 +53,9 @@ pub fn table(
         return out;
     }
     let unit = if clock.hz.is_some() { "us" } else { "ticks" };
+    if columns.is_some_and(|columns| columns < COUNTS) {
+        return narrow(domain, clock, most, unit);
+    }
     let octaves = octaves(&domain.locks);
     let width = octaves.len().max(5);
     let whole = columns.is_none_or(|columns| columns >= WHOLE);

@@ -101,7 +101,7 @@ impl Series {
         };
         for domain in self.domains() {
             writeln!(out, "\nd{domain}")?;
-            write!(out, "{at:>12}{:>8}{:>8}{:>9}", "kicks", "waits", "per acq.")?;
+            write!(out, "{at:>12}{:>7}{:>7}{:>9}", "kicks", "waits", "per acq.")?;
             if !narrow {
                 write!(out, "{wait:>12}")?;
             }
@@ -119,7 +119,7 @@ impl Series {
                     .map_or("-".into(), |each| format!("{}{each:.3}", mark(acquired.certainty)));
                 write!(
                     out,
-                    "{from:>12}{:>8}{:>8}{each:>9}",
+                    "{from:>12}{:>7}{:>7}{each:>9}",
                     of.counts.waking_kicks, of.counts.waits
                 )?;
                 let latency = |ticks| latency(&of.latencies.wait, ticks, &clock);

@@ -1,6 +1,6 @@
 //! The terminal table.
 
-use std::fmt::{self, Display, Formatter};
+use std::fmt::{self, Display, Formatter, Write as _};
 
 use crate::summary::{
     Acquisitions, Certainty, Clock, ClockSource, Count, Distribution, Domain, DomainKind, Summary,
@@ -28,30 +28,53 @@ const WIDE: usize = 132;
 /// Columns a table of latencies needs with all its quantiles.
 const ALL_QUANTILES: usize = 96;
 
+/// And with three of them.
+const THREE_QUANTILES: usize = 72;
+
+/// `text` in lines of at most `columns` columns, as far as its spaces allow; lines after the first one are
+/// set in by `indent`.
+pub(super) fn wrap(text: &str, columns: usize, indent: usize) -> String {
+    let (mut out, mut room) = (String::new(), columns);
+    for word in text.split_inclusive(' ') {
+        let long = word.trim_end().chars().count();
+        if long > room && !out.is_empty() {
+            out.truncate(out.trim_end().len());
+            let _ = write!(out, "\n{:indent$}", "");
+            room = columns.saturating_sub(indent);
+        }
+        out += word;
+        room = room.saturating_sub(word.chars().count());
+    }
+    out
+}
+
 /// The table. A width, as in `{summary:80}`, is that of the terminal: what does not fit is left out.
 impl Display for Summary {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let reading = &self.reading;
         let pcpus = reading.pcpus.len();
-        writeln!(
-            f,
+        let width = f.width().unwrap_or(usize::MAX);
+        let read = format!(
             "{} records of {pcpus} pCPUs in {} bytes; {} lost; coverage {:.2} %",
             reading.records,
             reading.bytes,
             reading.lost_records(),
             self.coverage_percent
-        )?;
+        );
+        writeln!(f, "{}", wrap(&read, width, 2))?;
         match (self.clock.hz, self.seconds) {
-            (Some(hz), Some(seconds)) => writeln!(
-                f,
-                "{seconds:.6} s at {:.6} GHz ({})",
-                hz / 1e9,
-                match (self.clock.source, self.clock.error_ppm) {
-                    (ClockSource::Calibrated, Some(ppm)) =>
-                        format!("measured on {} runs, +-{ppm:.0} ppm", self.clock.runs),
-                    _ => "given".into(),
-                }
-            )?,
+            (Some(hz), Some(seconds)) => {
+                let clock = format!(
+                    "{seconds:.6} s at {:.6} GHz ({})",
+                    hz / 1e9,
+                    match (self.clock.source, self.clock.error_ppm) {
+                        (ClockSource::Calibrated, Some(ppm)) =>
+                            format!("measured on {} runs, +-{ppm:.0} ppm", self.clock.runs),
+                        _ => "given".into(),
+                    }
+                );
+                writeln!(f, "{}", wrap(&clock, width, 2))?;
+            }
             _ => writeln!(f, "{} ticks of unknown length (see --cpu-hz)", self.ticks)?,
         }
         if let Some(of) = self.window {
@@ -67,7 +90,7 @@ impl Display for Summary {
             self::domain(f, domain, self)?;
         }
         for warning in &self.warnings {
-            writeln!(f, "\nwarning: {warning}")?;
+            writeln!(f, "\n{}", wrap(&format!("warning: {warning}"), width, 2))?;
         }
         Ok(())
     }
@@ -169,8 +192,12 @@ const TIMES: [&str; 9] = [
 fn quantiles(of: &Distribution, width: usize) -> Vec<(&'static str, u64)> {
     let all =
         [("p50", of.p50), ("p90", of.p90), ("p99", of.p99), ("p99.9", of.p999), ("max", of.max)];
-    let narrow = width < ALL_QUANTILES;
-    all.into_iter().filter(|(name, _)| !narrow || !matches!(*name, "p90" | "p99.9")).collect()
+    let told: &[&str] = match width {
+        ALL_QUANTILES.. => &["p50", "p90", "p99", "p99.9", "max"],
+        THREE_QUANTILES.. => &["p50", "p99", "max"],
+        _ => &["p50", "p99"],
+    };
+    all.into_iter().filter(|(name, _)| told.contains(name)).collect()
 }
 
 fn distribution(f: &mut Formatter<'_>, name: &str, d: &Distribution, clock: &Clock) -> fmt::Result {
@@ -188,28 +215,29 @@ fn distribution(f: &mut Formatter<'_>, name: &str, d: &Distribution, clock: &Clo
 fn acquisitions(f: &mut Formatter<'_>, title: &str, of: &Acquisitions) -> fmt::Result {
     let m = mark(of.certainty);
     let ratio = |r: Option<f64>| r.map_or_else(|| "-".into(), |r| format!("{m}{r:.3}"));
-    writeln!(
-        f,
+    let width = f.width().unwrap_or(usize::MAX);
+    let head = format!(
         "  {title}: {m}{}; {m}{} waits, {m}{} waking kicks",
         of.blocked, of.waits, of.waking_kicks
-    )?;
+    );
+    writeln!(f, "{}", wrap(&head, width, 4))?;
     let [w1, w2, w3] = of.by_waits;
     let [k0, k1, k2, k3] = of.by_waking_kicks;
     writeln!(f, "    waits         1: {m}{w1}   2: {m}{w2}   3+: {m}{w3}")?;
     writeln!(f, "    waking kicks  0: {m}{k0}   1: {m}{k1}   2: {m}{k2}   3+: {m}{k3}")?;
-    writeln!(
-        f,
+    let each = format!(
         "    waking kicks each: {}; of the {m}{} that slept twice or more: {}",
         ratio(of.waking_kicks_per_blocked),
         of.slept_twice,
         ratio(of.waking_kicks_per_slept_twice)
-    )?;
+    );
+    writeln!(f, "{}", wrap(&each, width, 6))?;
     if of.excluded + of.disagreements > 0 {
-        writeln!(
-            f,
+        let left = format!(
             "    left out (cut by the trace's start or a gap): {}; guest disagrees: {}",
             of.excluded, of.disagreements
-        )?;
+        );
+        writeln!(f, "{}", wrap(&left, width, 6))?;
     }
     Ok(())
 }
