@@ -14,7 +14,7 @@
 //! | [`names`] | what can be chosen by name: locks, workloads, faults, ... |
 //! | [`keys`] | **the table**: each key, its default and its bounds |
 //! | [`params`] | a whole command line, read and checked |
-//! | [`line`] | a command line in the making: what `pvlab` sets in it |
+//! | [`line`](mod@line) | a command line in the making: what `pvlab` sets in it |
 //! | [`record`] | what comes back, and how it travels |
 //!
 //! A new lock, workload or other choice is one line in [`names`]; a new key is one line in [`keys`].
