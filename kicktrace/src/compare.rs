@@ -18,10 +18,19 @@ const Z: f64 = 1.96;
 pub struct Estimate {
     /// The figure.
     pub value: f64,
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
+    /// Lower end; `None` where nothing tells how far chance moves the figure: it is a share of the whole
+    /// trace, or has too few values.
+    pub low: Option<f64>,
+    /// Upper end, likewise.
+    pub high: Option<f64>,
+}
+
+impl Estimate {
+    /// Half the width of the interval.
+    #[must_use]
+    pub fn error(&self) -> Option<f64> {
+        Some((self.high? - self.low?) / 2.0)
+    }
 }
 
 /// One figure of two traces.
@@ -59,10 +68,11 @@ pub struct RankTest {
 }
 
 impl Change {
-    /// Whether the intervals rule out that nothing changed.
+    /// Whether the intervals rule out that nothing changed; without intervals nothing does.
     #[must_use]
     pub fn is_significant(&self) -> bool {
-        self.percent.low > 0.0 || self.percent.high < 0.0
+        self.percent.low.is_some_and(|low| low > 0.0)
+            || self.percent.high.is_some_and(|high| high < 0.0)
     }
 }
 
@@ -72,6 +82,8 @@ struct Side {
     evtchn_ops: u64,
     waits: u64,
     vcpu_ticks: f64,
+    times_certainty: Certainty,
+    counts_certainty: Certainty,
     stolen: u64,
     in_poll: u64,
     acquisitions: Option<Together>,
@@ -99,7 +111,12 @@ struct Pooled(Vec<(u64, u64)>);
 /// out.
 #[must_use]
 pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
-    let (before_side, after_side) = (Side::new(before), Side::new(after));
+    let (mut before_side, mut after_side) = (Side::new(before), Side::new(after));
+    if before_side.ns.is_some() != after_side.ns.is_some() {
+        // Ticks are no nanoseconds: only what needs no unit can be compared.
+        before_side.forget_times();
+        after_side.forget_times();
+    }
     let pairs = before_side.figures().into_iter();
     let after = after_side.figures();
     pairs
@@ -108,8 +125,8 @@ pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
             let ratio = |b: f64, a: f64| (b / a - 1.0) * 100.0;
             let percent = Estimate {
                 value: ratio(b.value, a.value),
-                low: ratio(b.low, a.high),
-                high: ratio(b.high, a.low),
+                low: b.low.zip(a.high).map(|(b, a)| ratio(b, a)),
+                high: b.high.zip(a.low).map(|(b, a)| ratio(b, a)),
             };
             let comparable = a.value > 0.0 && percent.value.is_finite();
             let certainty = certainty.max(other);
@@ -136,8 +153,13 @@ impl Side {
             ns: summary.clock.hz.map(|hz| 1e9 / hz),
             evtchn_ops: sum(|domain| domain.counts.evtchn_ops.value),
             waits: sum(|domain| domain.counts.waits.value),
-            vcpu_ticks: guests().map(|d| d.vcpus.len()).sum::<usize>() as f64
-                * summary.ticks as f64,
+            vcpu_ticks: guests().map(|domain| domain.ticks as f64).sum(),
+            times_certainty: guests()
+                .map(|domain| domain.times_certainty.blocked_in_poll)
+                .fold(Certainty::Exact, Certainty::and),
+            counts_certainty: guests()
+                .map(|domain| domain.counts.evtchn_ops.certainty.and(domain.counts.waits.certainty))
+                .fold(Certainty::Exact, Certainty::and),
             stolen: sum(|domain| domain.times.stolen),
             in_poll: sum(|domain| domain.times.blocked_in_poll),
             acquisitions: Together::of(if marked.is_empty() { &inferred } else { &marked }),
@@ -149,27 +171,28 @@ impl Side {
         }
     }
 
+    /// Leaves out every figure that has a unit of time.
+    fn forget_times(&mut self) {
+        self.seconds = None;
+        self.latencies.iter_mut().for_each(|(pooled, ..)| *pooled = Pooled::default());
+    }
+
     /// Name, unit, figure, certainty.
     fn figures(&self) -> Vec<(&'static str, &'static str, Estimate, Certainty)> {
         let mut figures = Vec::new();
         if let Some(of) = &self.acquisitions {
             let n = of.blocked as f64;
             let mean = of.kicks as f64 / n;
-            let error = Z * (of.spread / (n - 1.0).max(1.0) / n).sqrt();
-            figures.push(("waking_kicks_per_acquisition", "", around(mean, error), of.certainty));
-            let waits = of.waits as f64 / n;
-            figures.push((
-                "waits_per_acquisition",
-                "",
-                around(waits, Z * (of.waits_variance() / n).sqrt()),
-                of.certainty,
-            ));
+            let kicks = around(mean, mean_error(of.spread / (n - 1.0), n));
+            figures.push(("waking_kicks_per_acquisition", "", kicks, of.certainty));
+            let waits = around(of.waits as f64 / n, mean_error(of.waits_variance(), n));
+            figures.push(("waits_per_acquisition", "", waits, of.certainty));
             let twice = proportion(of.slept_twice as f64, n);
             figures.push(("slept_twice_percent", "%", scaled(twice, 100.0), of.certainty));
             if of.slept_twice > 0 {
-                let n = of.slept_twice as f64;
-                let mean = of.slept_twice_kicks / n;
-                let error = Z * (of.spread / (of.blocked as f64 - 1.0).max(1.0) / n).sqrt();
+                let count = of.slept_twice as f64;
+                let mean = of.slept_twice_kicks / count;
+                let error = mean_error(of.spread / (n - 1.0), count);
                 let name = "waking_kicks_per_slept_twice";
                 figures.push((name, "", around(mean, error), of.certainty));
             }
@@ -179,17 +202,19 @@ impl Side {
                 [("evtchn_ops_per_second", self.evtchn_ops), ("waits_per_second", self.waits)]
             {
                 let count = count as f64;
-                let rate = scaled(around(count, Z * count.sqrt()), 1.0 / seconds);
-                figures.push((name, "/s", rate, Certainty::Exact));
+                // Nothing seen still leaves three open (95 %).
+                let rate = around(count, Some((Z * count.sqrt()).max(3.0)));
+                let rate = scaled(rate, 1.0 / seconds);
+                figures.push((name, "/s", rate, self.counts_certainty));
             }
         }
         if self.vcpu_ticks > 0.0 {
             for (name, ticks) in
                 [("stolen_percent", self.stolen), ("blocked_in_poll_percent", self.in_poll)]
             {
-                // A share of the whole time: nothing was sampled, so nothing is left to chance.
+                // A share of the whole time, and one trace does not tell how another would differ.
                 let share = ticks as f64 * 100.0 / self.vcpu_ticks;
-                figures.push((name, "%", around(share, 0.0), Certainty::Exact));
+                figures.push((name, "%", around(share, None), self.times_certainty));
             }
         }
         let (unit, ns) = match self.ns {
@@ -280,7 +305,10 @@ impl Pooled {
             class.or(self.0.last()).map_or(0.0, |&(value, _)| value as f64)
         };
         let rank = (count * q).ceil();
-        Some(Estimate { value: at(rank), low: at(rank - spread), high: at(rank + spread) })
+        // Where the ranks run off an end, the values leave that end open.
+        let low = (rank - spread >= 1.0).then(|| at(rank - spread));
+        let high = (rank + spread <= count).then(|| at(rank + spread));
+        Some(Estimate { value: at(rank), low, high })
     }
 }
 
@@ -330,12 +358,23 @@ fn two_sided(z: f64) -> f64 {
     (polynomial * (-x * x).exp()).clamp(0.0, 1.0)
 }
 
-fn around(value: f64, error: f64) -> Estimate {
-    Estimate { value, low: (value - error).max(0.0), high: value + error }
+/// Half of the interval of a mean of `count` values with this variance. Fewer than [`FEW`] have none;
+/// values that are all alike leave open that three in `count` are not (the rule of three).
+fn mean_error(variance: f64, count: f64) -> Option<f64> {
+    (count >= FEW && variance.is_finite()).then(|| (Z * (variance / count).sqrt()).max(3.0 / count))
+}
+
+/// Values from which a variance means something.
+const FEW: f64 = 8.0;
+
+fn around(value: f64, error: Option<f64>) -> Estimate {
+    let low = error.map(|error| (value - error).max(0.0));
+    Estimate { value, low, high: error.map(|error| value + error) }
 }
 
 fn scaled(of: Estimate, by: f64) -> Estimate {
-    Estimate { value: of.value * by, low: of.low * by, high: of.high * by }
+    let scale = |end: Option<f64>| end.map(|end| end * by);
+    Estimate { value: of.value * by, low: scale(of.low), high: scale(of.high) }
 }
 
 /// Wilson's interval of a proportion.
@@ -344,7 +383,7 @@ fn proportion(part: f64, whole: f64) -> Estimate {
     let z2 = Z * Z;
     let middle = (p + z2 / (2.0 * whole)) / (1.0 + z2 / whole);
     let half = Z / (1.0 + z2 / whole) * (p * (1.0 - p) / whole + z2 / (4.0 * whole * whole)).sqrt();
-    Estimate { value: p, low: (middle - half).max(0.0), high: middle + half }
+    Estimate { value: p, low: Some((middle - half).max(0.0)), high: Some(middle + half) }
 }
 
 #[cfg(test)]
@@ -381,14 +420,28 @@ mod tests {
         let median = pooled.quantile(0.5).expect("it holds values");
         assert_eq!(median.value, 500.0);
         // 1.96 * sqrt(1000 / 4) = 31.
-        assert!((468.0..471.0).contains(&median.low) && (530.0..533.0).contains(&median.high));
+        let (low, high) = (median.low.unwrap(), median.high.unwrap());
+        assert!((468.0..471.0).contains(&low) && (530.0..533.0).contains(&high));
         assert!(Pooled::default().quantile(0.5).is_none());
     }
 
     #[test]
     fn wilson_of_nothing_in_ten() {
         let none = proportion(0.0, 10.0);
-        assert_eq!((none.value, none.low), (0.0, 0.0));
-        assert!((none.high - 0.2775).abs() < 1e-3, "{}", none.high);
+        assert_eq!((none.value, none.low), (0.0, Some(0.0)));
+        assert!((none.high.unwrap() - 0.2775).abs() < 1e-3, "{none:?}");
+    }
+
+    #[test]
+    fn what_has_no_variance_has_no_interval() {
+        assert_eq!(super::mean_error(0.0, 2.0), None);
+        assert_eq!(super::mean_error(f64::NAN, 100.0), None);
+        // All alike, and still not certain.
+        assert_eq!(super::mean_error(0.0, 100.0), Some(0.03));
+        // Four values say nothing of what half of all exceed, nor ten of the longest in a hundred.
+        let few = Pooled((1..=4).map(|value| (value, 1)).collect());
+        assert_eq!(few.quantile(0.5).unwrap().error(), None);
+        let ten = Pooled((1..=10).map(|value| (value, 1)).collect());
+        assert_eq!(ten.quantile(0.99).unwrap().high, None);
     }
 }

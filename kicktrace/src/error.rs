@@ -107,17 +107,6 @@ pub enum ErrorKind {
         /// The vCPU it names.
         vcpu: u32,
     },
-    /// More vCPUs than one host runs.
-    #[error(
-        "byte {offset}: more than {limit} different vCPUs: the file is damaged (or choose domains \
-         with --dom)"
-    )]
-    TooManyVcpus {
-        /// Where the record that went over the limit starts.
-        offset: u64,
-        /// The limit.
-        limit: usize,
-    },
     /// A trace has more phases than anybody reads.
     #[error(
         "byte {offset}: this record is beyond the {limit}th phase: choose longer phases (--every), or a \
@@ -194,7 +183,6 @@ impl Error {
             | K::NestedWindow { offset }
             | K::ShortRecord { offset, .. }
             | K::AbsurdVcpu { offset, .. }
-            | K::TooManyVcpus { offset, .. }
             | K::TooManyPhases { offset, .. }
             | K::Truncated { offset, .. }
             | K::Io { offset, .. } => Some(offset),

@@ -29,6 +29,12 @@ pub const HVM_HANDLER: u32 = 0x0008_2000;
 /// Group of the hypercalls, traps and faults of PV guests.
 #[doc(alias = "TRC_PV_ENTRY")]
 pub const PV_ENTRY: u32 = 0x0020_1000;
+/// Group of a host's domains: created, destroyed.
+#[doc(alias = "TRC_DOM0_DOMOPS")]
+pub const DOMAINS: u32 = 0x0004_1000;
+/// Group of the interrupts Xen serves.
+#[doc(alias = "TRC_HW_IRQ")]
+pub const INTERRUPTS: u32 = 0x0080_2000;
 /// Group of the entries of PV multicalls.
 #[doc(alias = "TRC_PV_SUBCALL")]
 pub const PV_SUBCALLS: u32 = 0x0020_2000;
@@ -61,6 +67,18 @@ pub const YIELD: u32 = 0x0002_8005;
 /// A vCPU is about to block, in `SCHEDOP_block`, `SCHEDOP_poll` or HLT.
 #[doc(alias = "TRC_SCHED_BLOCK")]
 pub const BLOCK: u32 = 0x0002_8006;
+/// A domain with this number begins.
+#[doc(alias = "TRC_SCHED_DOM_ADD")]
+pub const DOM_ADD: u32 = 0x0002_8001;
+/// The domain with this number ends.
+#[doc(alias = "TRC_SCHED_DOM_REM")]
+pub const DOM_REM: u32 = 0x0002_8002;
+/// As [`DOM_ADD`], in another class.
+#[doc(alias = "TRC_DOM0_DOM_ADD")]
+pub const DOMAIN_CREATE: u32 = 0x0004_1001;
+/// As [`DOM_REM`], in another class.
+#[doc(alias = "TRC_DOM0_DOM_REM")]
+pub const DOMAIN_DESTROY: u32 = 0x0004_1002;
 /// A domain shut down.
 #[doc(alias = "TRC_SCHED_SHUTDOWN")]
 pub const SHUTDOWN: u32 = 0x0002_8007;
@@ -92,6 +110,9 @@ pub const PV_SUBCALL: u32 = 0x0020_200e;
 /// The guest runs again.
 #[doc(alias = "TRC_HVM_VMENTRY")]
 pub const VMENTRY: u32 = 0x0008_1001;
+/// Xen has served an interrupt on this pCPU.
+#[doc(alias = "TRC_HW_IRQ_HANDLED")]
+pub const IRQ_HANDLED: u32 = 0x0080_2008;
 /// A hypercall of an HVM or PVH guest: its number only.
 #[doc(alias = "TRC_HVM_VMMCALL")]
 pub const VMMCALL: u32 = 0x0008_2012;
@@ -130,6 +151,12 @@ pub const DOMID_IDLE: u32 = 0x7fff;
 #[must_use]
 pub const fn is_vmexit(event: u32) -> bool {
     matches!(event & !0x500, 0x0008_1002 | 0x0008_1003)
+}
+
+/// True for an entry into an HVM or PVH guest, nested (0x400) or not.
+#[must_use]
+pub const fn is_vmentry(event: u32) -> bool {
+    event & !0x400 == VMENTRY
 }
 
 /// The state of a vCPU (Xen public/vcpu.h).
@@ -211,6 +238,7 @@ pub fn name(event: u32) -> Option<&'static str> {
     if is_vmexit(event) {
         return Some(VMEXIT_NAME);
     }
+    let event = if is_vmentry(event) { VMENTRY } else { event };
     let own = names::EVENTS.iter().find(|(number, ..)| *number == event);
     let guest = || (event & !0xfff == crate::markers::GUEST).then_some(GUEST_NAME);
     own.map(|(_, name, _)| *name).or_else(guest)

@@ -28,6 +28,6 @@ pub mod reader;
 pub mod summary;
 pub mod synth;
 
-pub use analysis::{Options, calibrate, summarise};
+pub use analysis::{Options, calibrate, fix_skew, summarise};
 pub use error::{Error, ErrorKind};
 pub use summary::{Certainty, Clock, Count, Summary};

@@ -5,7 +5,6 @@
 
 use serde::Serialize;
 
-use crate::event;
 use crate::reader::Reading;
 
 /// Version of the JSON schema: it grows when a field is removed or changes its meaning.
@@ -27,6 +26,20 @@ pub enum Certainty {
 }
 
 impl Certainty {
+    /// That of a sum: a bound from above and one from below make none.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::UpperBound, Self::LowerBound) | (Self::LowerBound, Self::UpperBound) => {
+                Self::Inferred
+            }
+            (Self::Inferred, bound) | (bound, Self::Inferred) if bound != Self::Exact => {
+                Self::Inferred
+            }
+            (one, other) => one.max(other),
+        }
+    }
+
     /// The name used in every output.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -75,8 +88,50 @@ impl Count {
 
     pub(crate) fn add(&mut self, other: Self) {
         self.value += other.value;
-        self.certainty = self.certainty.max(other.certainty);
+        self.certainty = self.certainty.and(other.certainty);
     }
+}
+
+/// What speaks for a trace, or against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Looked at, and as it should be.
+    Good,
+    /// Nothing is wrong, but a reader should know it.
+    Note,
+    /// Figures may be wrong, or not be all.
+    Doubtful,
+    /// What a kick count needs is not there.
+    Missing,
+}
+
+impl Verdict {
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Note => "note",
+            Self::Doubtful => "doubtful",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// One thing looked at to judge a trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it means.
+    pub verdict: Verdict,
+    /// What was looked at: one word that stays the same.
+    pub topic: &'static str,
+    /// What was found.
+    pub what: String,
+    /// What to do about it; empty when there is nothing to do.
+    pub remedy: String,
+    /// The bits of `xentrace -e` that bring what is missing.
+    pub mask: Option<u32>,
 }
 
 /// Everything [`summarise`](crate::summarise) finds.
@@ -90,7 +145,8 @@ pub struct Summary {
     pub clock: Clock,
     /// The part of the trace that is told, if it is not all of it.
     pub window: Option<Window>,
-    /// Ticks told: last TSC minus first TSC, or the length of `window`.
+    /// Ticks told: last TSC minus first TSC without the times in which nothing
+    /// was recorded, or the length of `window`.
     pub ticks: u64,
     /// The same in seconds, when the frequency is known.
     pub seconds: Option<f64>,
@@ -103,8 +159,20 @@ pub struct Summary {
     /// Corrections of pCPUs' TSCs, in ticks to add, that contradictions in the trace call for, on top
     /// of those given; empty when the TSCs are in step.
     pub tsc_offsets: Vec<(u32, i64)>,
-    /// What a reader should know before believing a figure.
+    /// The worst of `findings`.
+    pub verdict: Verdict,
+    /// Everything the trace was judged by, good or bad.
+    pub findings: Vec<Finding>,
+    /// What a reader should know before believing a figure: the findings that are doubtful or worse, as
+    /// sentences.
     pub warnings: Vec<String>,
+}
+
+impl Summary {
+    /// The findings with this verdict.
+    pub fn found(&self, verdict: Verdict) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(move |finding| finding.verdict == verdict)
+    }
 }
 
 /// A part of a trace, in ticks after its first record. What has an end (a wait, an acquisition, a
@@ -118,16 +186,19 @@ pub struct Window {
 }
 
 /// Ticks to seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Clock {
     /// TSC ticks a second, if known.
     pub hz: Option<f64>,
     /// Where the frequency comes from.
     pub source: ClockSource,
-    /// Spread of the calibration in parts per million (half the distance of its quartiles).
+    /// Spread of the calibration in parts per million: half the distance of the quartiles of its runs,
+    /// each weighed by its length; where pCPUs disagree and neither can be told wrong, their distance.
     pub error_ppm: Option<f64>,
     /// Runs of vCPUs the calibration could choose from.
     pub runs: u64,
+    /// pCPUs whose system time runs at another rate than the others', in parts per million.
+    pub disagreeing: Vec<(u32, f64)>,
 }
 
 impl Clock {
@@ -135,7 +206,7 @@ impl Clock {
     #[must_use]
     pub const fn known(hz: Option<f64>) -> Self {
         let source = if hz.is_some() { ClockSource::Given } else { ClockSource::None };
-        Self { hz, source, error_ppm: None, runs: 0 }
+        Self { hz, source, error_ppm: None, runs: 0, disagreeing: Vec::new() }
     }
 
     /// Ticks to nanoseconds, when the frequency is known.
@@ -172,25 +243,15 @@ pub struct Classes {
     pub hvm_hypercalls: bool,
     /// The guest's marks of pvlock (see [`crate::markers`]).
     pub markers: bool,
-}
-
-impl Classes {
-    /// The first class without which kicks and waits cannot be told, and the bits of `xentrace -e`
-    /// that bring it; `None` when all are there.
-    #[must_use]
-    pub const fn missing(&self) -> Option<(&'static str, u32)> {
-        if !self.runstates {
-            Some(("runstate change", event::SCHED_MIN))
-        } else if !self.wakes {
-            Some(("wake or block", event::SCHED_VERBOSE))
-        } else if self.hvm_exits && !self.pv_hypercalls && !self.hvm_hypercalls {
-            Some(("hypercall of an HVM or PVH guest", event::HVM_HANDLER))
-        } else if !self.pv_hypercalls && !self.hvm_hypercalls {
-            Some(("hypercall", event::PV_ENTRY))
-        } else {
-            None
-        }
-    }
+    /// Any event of the group of wakes and blocks, which shows that the group was captured: Xen selects
+    /// groups, not events.
+    pub scheduler: bool,
+    /// Any entry of a PV domain into Xen, likewise.
+    pub pv_entries: bool,
+    /// Anything done between an exit of an HVM or PVH domain and its next entry, likewise.
+    pub hvm_handlers: bool,
+    /// A guest called `hvm_op`, as it does to mark.
+    pub mark_calls: bool,
 }
 
 /// How a domain enters Xen, as its records show it.
@@ -211,6 +272,12 @@ pub enum DomainKind {
 pub struct Domain {
     /// Its number.
     pub id: u16,
+    /// How many domains of the trace had this number before it.
+    pub life: u32,
+    /// When it ended, TSC, if the trace tells of it.
+    pub ended: Option<u64>,
+    /// Ticks its vCPUs lived in the trace, added up: what `times` are shares of.
+    pub ticks: u64,
     /// How it enters Xen.
     pub kind: DomainKind,
     /// Percent of its vCPUs' time that no lost record makes doubtful.
@@ -233,9 +300,12 @@ pub struct Domain {
     pub vcpus: Vec<Vcpu>,
 }
 
-/// One lock of a domain, as the guest's marks name it: every figure is exact.
+/// One lock of a domain, as the guest's marks name it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Lock {
+    /// How far to trust the figures: exact unless a kick is not marked, or the order of different pCPUs'
+    /// records is not certain.
+    pub certainty: Certainty,
     /// Low half of its address; `None` for all locks beyond the first
     /// [`MAX_LOCKS`](crate::analysis::MAX_LOCKS) of the trace, told together.
     pub lock: Option<u32>,
@@ -273,6 +343,8 @@ pub struct LongestWait {
 pub struct Vcpu {
     /// Its number.
     pub id: u16,
+    /// Ticks from its first record to its domain's end or the trace's: what `times` are shares of.
+    pub ticks: u64,
     /// Percent of its time that no lost record makes doubtful.
     pub coverage_percent: f64,
     /// Its counts.
@@ -334,8 +406,12 @@ counts! {
     polls_aborted,
     /// Of those: returned at once.
     polls_immediate,
+    /// Of those: how they ended is not in the trace (a gap, the end of the trace or of the domain).
+    polls_unresolved,
     /// Blocked otherwise: idle, not a lock.
     idle_blocks,
+    /// Blocked in a call begun before the trace, or in a gap: in none of the figures of polls and idling.
+    blocks_unknown,
     /// Gave up the pCPU.
     yields,
     /// Waits of this vCPU that ended, aborted ones included.
@@ -353,7 +429,7 @@ counts! {
     spurious_wakes,
     /// Waits during which the vCPU that ended them had itself been preempted.
     kicker_preempted,
-    /// Runstate changes whose old state is not the one before: skewed TSCs or lost records.
+    /// Runstate changes whose old state is not the one before: skewed TSCs or missing records.
     inconsistent,
 }
 

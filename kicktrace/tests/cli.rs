@@ -81,8 +81,14 @@ fn what_cannot_be_meant_is_refused_before_reading() {
         assert!(window.contains("ends before it begins"), "{window}");
         assert!(bad(&[command, "--from", "nan", TWICE], 2).contains("seconds after"));
     }
-    let nobody = good(&["summary", "--dom", "77", TWICE]);
-    assert!(nobody.contains("domain 77") && nobody.contains("no record names it"), "{nobody}");
+    for command in ["summary", "locks", "timeline"] {
+        let nobody = bad(&[command, "--dom", "77", TWICE], 2);
+        assert!(nobody.contains("domain 77") || command == "locks", "{nobody}");
+    }
+    for (option, id) in [("--dom", "77"), ("--vcpu", "d1v9"), ("--pcpu", "9")] {
+        let nobody = bad(&["dump", option, id, TWICE], 2);
+        assert!(nobody.contains(id) && nobody.contains("no record of"), "{nobody}");
+    }
 }
 
 #[test]

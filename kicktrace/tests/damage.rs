@@ -1,5 +1,6 @@
 //! Damaged, cut and wrong input: a clear error with its byte, or a tail that is told; never a panic.
 
+use kicktrace::summary::Verdict;
 use kicktrace::synth::{Guest, Plan, generate};
 use kicktrace::{Error, ErrorKind, Options, Summary, summarise};
 
@@ -120,11 +121,15 @@ fn a_window_of_4_gib_that_is_not_there_takes_no_memory() {
 }
 
 #[test]
-fn more_vcpus_than_a_host_has() {
-    let words: Vec<u32> =
-        (0..70_000u32).flat_map(|n| [0x1002_1011, 5 << 16 | n & 0xffff]).collect();
-    let error = read(&window(0, &words)).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::TooManyVcpus { .. }), "{error}");
+fn more_vcpus_than_are_told_is_a_limit_and_no_damage() {
+    let vcpu = |n: u32| [0x1002_1011, (5 + (n >> 16)) << 16 | n & 0xffff];
+    let all: Vec<u32> = (0..70_000).flat_map(vcpu).collect();
+    let summary = read(&window(0, &all)).expect("a limit is no damage");
+    let told: usize = summary.domains.iter().map(|domain| domain.vcpus.len()).sum();
+    assert_eq!(told, kicktrace::analysis::MAX_VCPUS);
+    let limit = summary.findings.iter().find(|finding| finding.topic == "limit").unwrap();
+    assert_eq!(limit.verdict, Verdict::Doubtful);
+    assert!(limit.what.contains("kicktrace's limit"), "{}", limit.what);
 }
 
 #[test]

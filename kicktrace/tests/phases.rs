@@ -159,7 +159,10 @@ fn what_is_marked_before_a_window_is_known_in_it() {
 fn a_trace_of_endless_time_is_refused() {
     // A TSC that jumps by hours would be millions of phases.
     let mut trace = Vec::new();
-    for word in [0x2001_f003u32, 0, 40, 0xa002_8004, 7, 0, 1, 3, 0xa002_8004, 7, 0x7fff, 1, 3] {
+    // Twice: a single one would be taken for absurd.
+    let far = [0xa002_8004, 7, 0x7fff, 1, 3];
+    let near = [0x2001_f003u32, 0, 60, 0xa002_8004, 7, 0, 1, 3];
+    for word in near.into_iter().chain(far).chain(far) {
         trace.extend_from_slice(&word.to_le_bytes());
     }
     let bounds = Bounds { every: Some(1_000), ..Bounds::default() };

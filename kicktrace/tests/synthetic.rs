@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kicktrace::analysis::{AcquisitionStory, Analyser, Observe};
 use kicktrace::reader::{ReadOptions, read};
 use kicktrace::synth::{Guest, Kicks, Plan, Truth, VcpuTruth, generate};
-use kicktrace::{Options, Summary, summarise};
+use kicktrace::{Options, Summary, fix_skew, summarise};
 
 fn run(plan: &Plan) -> (Truth, Summary) {
     let mut trace = Vec::new();
@@ -275,19 +275,8 @@ fn skewed_tscs_are_noticed_and_corrected() {
     let first = summarise(&trace[..], &options).expect("a sound trace");
     assert!(!first.tsc_offsets.is_empty());
     assert!(!first.warnings.is_empty());
-    let mut summary = first;
-    for _ in 0..8 {
-        for &(cpu, ticks) in &summary.tsc_offsets {
-            match options.read.tsc_offsets.iter_mut().find(|(of, _)| *of == cpu) {
-                Some((_, offset)) => *offset += ticks,
-                None => options.read.tsc_offsets.push((cpu, ticks)),
-            }
-        }
-        summary = summarise(&trace[..], &options).expect("a sound trace");
-        if summary.tsc_offsets.is_empty() {
-            break;
-        }
-    }
+    fix_skew(|| Ok(&trace[..]), |error| error, &mut options).expect("a sound trace");
+    let summary = summarise(&trace[..], &options).expect("a sound trace");
     assert_eq!(summary.tsc_offsets, [], "no contradiction is left");
     assert_eq!(summary.reading.late_records, 0);
     // Only what runstates contradict is learned, so each TSC is right up to the time a wake takes;

@@ -5,7 +5,18 @@
 //! sleeps twice with no event channel operation of its own between the two waits has unlocked
 //! nothing in between that anybody waited for, so both waits belong to one acquisition.
 
-use crate::summary::Acquisitions;
+use crate::summary::{Acquisitions, Certainty};
+
+/// The kick that ended a wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kick {
+    /// Index of the vCPU that kicked.
+    pub(super) by: u32,
+    pub(super) cpu: u32,
+    pub(super) tsc: u64,
+    /// Whether the guest marked it.
+    pub(super) marked: bool,
+}
 
 /// The waits of one acquisition so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,15 +28,18 @@ pub(super) struct Episode {
     first_kicker: u32,
     last_kicker: u32,
     several_kickers: bool,
+    /// A kick among them is not marked.
+    pub(super) unmarked: bool,
     /// A gap in the trace may have swallowed a wait or a kick.
     pub(super) tainted: bool,
 }
 
 impl Episode {
-    pub(super) fn wait(&mut self, kicker: Option<u32>, tainted: bool) {
+    pub(super) fn wait(&mut self, kicked: Option<Kick>, tainted: bool) {
         self.waits += 1;
         self.tainted |= tainted;
-        if let Some(kicker) = kicker {
+        if let Some(Kick { by: kicker, marked, .. }) = kicked {
+            self.unmarked |= !marked;
             if self.waking_kicks == 0 {
                 self.first_kicker = kicker;
             } else {
@@ -55,6 +69,8 @@ pub(super) struct Tally {
     /// Sum of the squares of each acquisition's kicks.
     squares: u64,
     slept_twice_kicks: u64,
+    /// Acquisitions with a kick that is not marked.
+    unmarked: u64,
     one_sender: u64,
     several_senders: u64,
     pub(super) excluded: u64,
@@ -69,6 +85,7 @@ impl Tally {
         }
         let (waits, kicks) = (episode.waits, episode.waking_kicks);
         self.table[waits.min(3) as usize][kicks.min(3) as usize] += 1;
+        self.unmarked += u64::from(episode.unmarked);
         self.waits += u64::from(waits);
         self.kicks += u64::from(kicks);
         self.squares = self.squares.saturating_add(u64::from(kicks) * u64::from(kicks));
@@ -89,14 +106,21 @@ impl Tally {
         self.kicks += other.kicks;
         self.squares = self.squares.saturating_add(other.squares);
         self.slept_twice_kicks += other.slept_twice_kicks;
+        self.unmarked += other.unmarked;
         self.one_sender += other.one_sender;
         self.several_senders += other.several_senders;
         self.excluded += other.excluded;
         self.disagreements += other.disagreements;
     }
 
+    /// As told, for acquisitions as marked: exact if every kick is marked, and if `order` is certain.
+    pub(super) fn of_marks(&self, order: Certainty) -> Acquisitions {
+        let kicks = if self.unmarked > 0 { Certainty::Inferred } else { Certainty::Exact };
+        self.summary(kicks.max(order))
+    }
+
     /// As told. Acquisitions that never blocked (waits 0) are in the table only.
-    pub(super) fn summary(&self, certainty: crate::Certainty) -> Acquisitions {
+    pub(super) fn summary(&self, certainty: Certainty) -> Acquisitions {
         let row = |waits: usize| self.table[waits].iter().sum::<u64>();
         let column = |kicks: usize| self.table[1..].iter().map(|row| row[kicks]).sum::<u64>();
         let blocked = row(1) + row(2) + row(3);
@@ -139,7 +163,7 @@ const MOST_OPEN: usize = 16;
 pub(super) struct Slept {
     pub(super) blocked: u64,
     pub(super) running: u64,
-    pub(super) kicked: Option<u32>,
+    pub(super) kicked: Option<Kick>,
     pub(super) tainted: bool,
 }
 

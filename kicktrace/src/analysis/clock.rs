@@ -2,7 +2,9 @@
 //!
 //! Owns the calibration. The file does not hold the frequency, but the scheduler writes how many
 //! nanoseconds a vCPU ran (SWITCH_INFPREV), and the TSC tells when it came (SWITCH_INFNEXT) and
-//! when it left: long runs give the frequency to a few parts in 10,000 or better.
+//! when it left. The time stamps are not taken at the same instruction as the nanoseconds, so a run is
+//! worth the more the longer it is; and each pCPU's nanoseconds come from its own system time, so one
+//! pCPU may disagree with the others.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,21 +16,51 @@ use crate::event;
 use crate::reader::{self, Record, Visit};
 use crate::summary::{Clock, ClockSource};
 
-/// How many of the longest runs are kept.
-const KEEP: usize = 256;
-/// Runs shorter than this many ns say little: the two time stamps of a run are not taken at the
-/// same instruction as its nanoseconds.
+/// How many of the longest runs of each pCPU are kept.
+const KEEP: usize = 64;
+/// Runs shorter than this many ns say little.
 const SHORTEST_NS: u32 = 1_000;
-/// The nanoseconds are cut to 32 bits; runs near the limit may have wrapped.
-const LONGEST_NS: u32 = 4_000_000_000;
+/// The nanoseconds are cut to 32 bits, which no run of fewer ticks fills: no TSC is slower than 250 MHz.
+const SURELY_WHOLE: u64 = 1 << 30;
+/// Ticks a nanosecond that a TSC may have when nothing but runs that filled 32 bits tell.
+const PLAUSIBLE: std::ops::RangeInclusive<f64> = 0.8..=6.0;
+/// Ticks a nanosecond beyond which nothing is a TSC.
+const POSSIBLE: std::ops::RangeInclusive<f64> = 0.01..=20.0;
+/// Runs of a frequency that is known agree to this part, or they were not measured.
+const AGREES: f64 = 0.02;
+/// pCPUs whose frequencies differ by more than this part disagree.
+const DISAGREES: f64 = 1e-3;
+/// Runs of less than this share of the measured time say nothing of their pCPU.
+const LITTLE: f64 = 0.02;
+/// A disagreement over this share of the measured time makes the frequency itself doubtful.
+const MINORITY: f64 = 0.25;
+
+/// Two to the number of bits of the nanoseconds.
+const WRAP: f64 = 4_294_967_296.0;
+
+/// A run: TSC ticks, and nanoseconds modulo 2^32. Ordered by its length.
+type Run = (u64, u32);
+
+#[derive(Debug, Default)]
+struct OfPcpu {
+    /// Who came, and when.
+    came: Option<(u32, u32, u64)>,
+    /// The longest runs, the shortest of them on top.
+    runs: BinaryHeap<Reverse<Run>>,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Calibration {
-    /// Per pCPU: who came, and when.
-    came: Vec<Option<(u32, u32, u64)>>,
-    /// The longest runs: (ns, ticks), shortest on top.
-    runs: BinaryHeap<Reverse<(u32, u64)>>,
-    pairs: u64,
+    pcpus: Vec<OfPcpu>,
+    count: u64,
+}
+
+/// A run as it counts: ticks a nanosecond, and nanoseconds in full.
+#[derive(Clone, Copy, Debug)]
+struct Ratio {
+    cpu: u32,
+    ratio: f64,
+    ns: f64,
 }
 
 impl Calibration {
@@ -36,69 +68,165 @@ impl Calibration {
     pub(super) fn came(&mut self, record: &Record<'_>) {
         let &[domain, unit, ..] = record.words else { return };
         let cpu = record.cpu as usize;
-        if self.came.len() <= cpu {
-            self.came.resize(cpu + 1, None);
+        if self.pcpus.len() <= cpu {
+            self.pcpus.resize_with(cpu + 1, OfPcpu::default);
         }
-        self.came[cpu] = Some((domain, unit, record.tsc));
+        self.pcpus[cpu].came = Some((domain, unit, record.tsc));
     }
 
     #[inline]
     pub(super) fn left(&mut self, record: &Record<'_>) {
         let &[domain, unit, ns, ..] = record.words else { return };
-        let Some(came) = self.came.get_mut(record.cpu as usize).and_then(Option::take) else {
-            return;
-        };
-        if (came.0, came.1) != (domain, unit) || !(SHORTEST_NS..LONGEST_NS).contains(&ns) {
+        let Some(of) = self.pcpus.get_mut(record.cpu as usize) else { return };
+        let Some(came) = of.came.take() else { return };
+        let ticks = record.tsc.saturating_sub(came.2);
+        if (came.0, came.1) != (domain, unit)
+            || ticks == 0
+            || ticks < SURELY_WHOLE && ns < SHORTEST_NS
+        {
             return;
         }
-        self.pairs += 1;
-        let ticks = record.tsc.saturating_sub(came.2);
-        if self.runs.len() < KEEP {
-            self.runs.push(Reverse((ns, ticks)));
-        } else if self.runs.peek().is_some_and(|&Reverse((shortest, _))| ns > shortest) {
-            self.runs.pop();
-            self.runs.push(Reverse((ns, ticks)));
+        self.count += 1;
+        if of.runs.len() < KEEP {
+            of.runs.push(Reverse((ticks, ns)));
+        } else if of.runs.peek().is_some_and(|&Reverse((shortest, _))| ticks > shortest) {
+            of.runs.pop();
+            of.runs.push(Reverse((ticks, ns)));
         }
     }
 
     /// A gap on `cpu`: the run it cuts says nothing.
     pub(super) fn forget(&mut self, cpu: u32) {
-        if let Some(came) = self.came.get_mut(cpu as usize) {
-            *came = None;
+        if let Some(of) = self.pcpus.get_mut(cpu as usize) {
+            of.came = None;
         }
     }
 
-    /// The clock: `given` if the caller knows the frequency, else the median of the longest runs.
+    /// The clock: `given` if the caller knows the frequency, else measured on the longest runs.
     pub(super) fn clock(&self, given: Option<f64>) -> Clock {
-        if let Some(hz) = given {
-            let (hz, source) = (Some(hz), ClockSource::Given);
-            return Clock { hz, source, error_ppm: None, runs: 0 };
+        if given.is_some() {
+            return Clock::known(given);
         }
-        let mut ratios: Vec<f64> = self
-            .runs
-            .iter()
-            .filter(|Reverse((_, ticks))| *ticks > 0)
-            .map(|&Reverse((ns, ticks))| ticks as f64 / f64::from(ns))
-            .collect();
-        ratios.sort_by(f64::total_cmp);
-        if ratios.is_empty() {
-            return Clock { hz: None, source: ClockSource::None, error_ppm: None, runs: 0 };
+        let Some(mut ratios) = self.ratios() else { return Clock::known(None) };
+        ratios.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
+        let Some(hz) = quantile(&ratios, 0.5) else { return Clock::known(None) };
+        let spread = |of: f64| quantile(&ratios, of).map_or(0.0, |at| (at - hz).abs());
+        // Half of what the runs weigh lies between the quartiles.
+        let mut error = ((spread(0.25) + spread(0.75)) / 2.0 / hz).max(end_error(&ratios, hz));
+        let disagreeing = disagreeing(&ratios, hz);
+        let time = |ratios: &mut dyn Iterator<Item = &Ratio>| ratios.map(|of| of.ns).sum::<f64>();
+        let minority =
+            time(&mut ratios.iter().filter(|of| disagreeing.iter().any(|&(cpu, _)| cpu == of.cpu)));
+        if minority > MINORITY * time(&mut ratios.iter()) {
+            error = disagreeing.iter().map(|&(_, ppm)| ppm.abs() / 1e6).fold(error, f64::max);
         }
-        let median = ratios[ratios.len() / 2];
-        // Half of the runs lie between the quartiles; their distance is the honest spread.
-        let spread = ratios[ratios.len() * 3 / 4] - ratios[ratios.len() / 4];
         Clock {
-            hz: Some(median * 1e9),
+            hz: Some(hz * 1e9),
             source: ClockSource::Calibrated,
-            error_ppm: Some(spread / 2.0 / median * 1e6),
-            runs: self.pairs,
+            error_ppm: Some(error * 1e6),
+            runs: self.count,
+            disagreeing,
         }
+    }
+
+    /// All runs that were kept, their nanoseconds in full; `None` if that cannot be known.
+    fn ratios(&self) -> Option<Vec<Ratio>> {
+        let all = || {
+            let pcpus = self.pcpus.iter().enumerate();
+            pcpus.flat_map(|(cpu, of)| of.runs.iter().map(move |&Reverse(run)| (cpu as u32, run)))
+        };
+        let whole = all().filter(|&(_, (ticks, _))| ticks < SURELY_WHOLE);
+        let mut whole: Vec<_> = whole
+            .map(|(cpu, (ticks, ns))| Ratio {
+                cpu,
+                ratio: ticks as f64 / f64::from(ns),
+                ns: ns.into(),
+            })
+            .collect();
+        // Nanoseconds that no TSC fits are none.
+        whole.retain(|of| POSSIBLE.contains(&of.ratio));
+        whole.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
+        let rough = match quantile(&whole, 0.5) {
+            Some(rough) => rough,
+            None => only_plausible(&all().map(|(_, run)| run).collect::<Vec<_>>())?,
+        };
+        let long = all().filter(|&(_, (ticks, _))| ticks >= SURELY_WHOLE);
+        let long = long.filter_map(|(cpu, run)| {
+            let ns = unwrapped(run, rough);
+            let ratio = run.0 as f64 / ns;
+            ((ratio / rough - 1.0).abs() < AGREES).then_some(Ratio { cpu, ratio, ns })
+        });
+        whole.extend(long);
+        (!whole.is_empty()).then_some(whole)
     }
 }
 
-/// True for the two events [`Calibration`] needs.
-pub(super) const fn is_scheduler_switch(event: u32) -> bool {
-    matches!(event, event::SWITCH_INFPREV | event::SWITCH_INFNEXT)
+/// The nanoseconds of a run in full, when its TSC has `rough` ticks a nanosecond or so.
+fn unwrapped((ticks, ns): Run, rough: f64) -> f64 {
+    let times = ((ticks as f64 / rough - f64::from(ns)) / WRAP).round().max(0.0);
+    f64::from(ns) + times * WRAP
+}
+
+/// The one frequency a TSC may have by which all runs agree; none if there are several.
+fn only_plausible(runs: &[Run]) -> Option<f64> {
+    let &(ticks, ns) = runs.iter().max()?;
+    let most = (ticks as f64 / *PLAUSIBLE.start() / WRAP) as u64;
+    let mut found = None;
+    // More than a few wraps leave frequencies that are too near each other.
+    for times in 0..=most.min(64) {
+        let rough = ticks as f64 / (f64::from(ns) + times as f64 * WRAP);
+        let agrees = |&run: &Run| (run.0 as f64 / unwrapped(run, rough) / rough - 1.0).abs() < 1e-4;
+        if PLAUSIBLE.contains(&rough) && runs.iter().all(agrees) {
+            if found.is_some() {
+                return None;
+            }
+            found = Some(rough);
+        }
+    }
+    found.filter(|_| most <= 64)
+}
+
+/// The ratio below which the share `q` of what sorted runs weigh lies. The error of a run's ratio falls
+/// with its length, so its weight is the square of that.
+fn quantile(sorted: &[Ratio], q: f64) -> Option<f64> {
+    let weight = |of: &Ratio| of.ns * of.ns;
+    let all: f64 = sorted.iter().map(weight).sum();
+    let mut below = 0.0;
+    let found = sorted.iter().find(|of| {
+        below += weight(of);
+        below >= all * q
+    });
+    found.or(sorted.last()).map(|of| of.ratio)
+}
+
+/// The part by which the ratio of the longest run may be off: its ends are as uncertain as those of the
+/// other runs, whose distance from the common ratio shows that.
+fn end_error(runs: &[Ratio], ratio: f64) -> f64 {
+    let mut off: Vec<_> = runs.iter().map(|of| (of.ratio - ratio).abs() * of.ns).collect();
+    off.sort_by(f64::total_cmp);
+    let longest = runs.iter().map(|of| of.ns).fold(1.0, f64::max);
+    off.get(off.len() / 2).map_or(0.0, |ticks| ticks / (longest * ratio))
+}
+
+/// pCPUs whose own runs tell another frequency, and by how many parts per million.
+fn disagreeing(sorted: &[Ratio], hz: f64) -> Vec<(u32, f64)> {
+    let mut pcpus: Vec<_> = sorted.iter().map(|of| of.cpu).collect();
+    pcpus.sort_unstable();
+    pcpus.dedup();
+    let time = |runs: &[Ratio]| runs.iter().map(|of| of.ns).sum::<f64>();
+    let all = time(sorted);
+    let off = pcpus.into_iter().filter_map(|cpu| {
+        let own: Vec<_> = sorted.iter().filter(|of| of.cpu == cpu).copied().collect();
+        if time(&own) < LITTLE * all {
+            return None;
+        }
+        let [low, middle, high] = [0.25, 0.5, 0.75].map(|q| quantile(&own, q).unwrap_or(hz));
+        let by = middle / hz - 1.0;
+        // Beyond what its own runs leave open.
+        let open = (2.0 * (high - low) / hz).max(4.0 * end_error(&own, middle));
+        (by.abs() > DISAGREES.max(open)).then_some((cpu, by * 1e6))
+    });
+    off.collect()
 }
 
 /// Reads a trace for its frequency alone.
@@ -126,5 +254,59 @@ impl Visit for Calibration {
 
     fn is_local(_: u32, _: &[u32]) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Calibration, OfPcpu, Reverse};
+
+    fn of(pcpus: &[&[(u64, u64)]]) -> crate::Clock {
+        let pcpus = pcpus.iter().map(|runs| OfPcpu {
+            came: None,
+            runs: runs.iter().map(|&(ticks, ns)| Reverse((ticks, ns as u32))).collect(),
+        });
+        Calibration { pcpus: pcpus.collect(), count: 1 }.clock(None)
+    }
+
+    #[test]
+    fn long_runs_outweigh_many_short_ones() {
+        // Twelve runs of exactly 1 GHz beside many whose ends are off by 400 ns.
+        let mut runs = vec![(10_000_000, 10_000_000); 12];
+        runs.extend((0..50).map(|n| (1_000 + 20 * n, 1_200)));
+        let clock = of(&[&runs]);
+        assert_eq!(clock.hz, Some(1e9));
+        assert!(clock.error_ppm.unwrap() < 100.0, "{clock:?}");
+    }
+
+    #[test]
+    fn nanoseconds_that_wrapped_are_unwrapped() {
+        const WRAP: u64 = 1 << 32;
+        // Beside a run that did not wrap any number of wraps is found.
+        for seconds in [5, 9, 40, 3_000] {
+            for hz in [1_000_000_000, 2_800_000_000u64] {
+                let long = (seconds * hz, seconds * 1_000_000_000 % WRAP);
+                let clock = of(&[&[(hz / 10, 100_000_000), long]]);
+                assert!((clock.hz.unwrap() / hz as f64 - 1.0).abs() < 1e-6, "{seconds}: {clock:?}");
+            }
+        }
+        // Alone, if only one frequency is plausible.
+        let clock = of(&[&[(4_999_999_950, 705_032_654), (4_999_999_990, 705_032_694)]]);
+        assert!((clock.hz.unwrap() / 1e9 - 1.0).abs() < 1e-6, "{clock:?}");
+        // Where several are, none is told.
+        assert_eq!(of(&[&[(60_000_000_000, 60_000_000_000 % WRAP)]]).hz, None);
+    }
+
+    #[test]
+    fn a_pcpu_that_disagrees_is_told_and_the_error_is_honest() {
+        let sound: Vec<_> = (1..20).map(|n| (n * 1_000_000, n * 1_000_000)).collect();
+        let off: Vec<_> = (1..20).map(|n| (n * 1_000_000, n * 800_000)).collect();
+        let clock = of(&[&sound, &sound, &off, &sound, &sound]);
+        assert_eq!(clock.hz, Some(1e9));
+        assert!(clock.error_ppm.unwrap() < 1.0 && clock.disagreeing.len() == 1, "{clock:?}");
+        assert_eq!(clock.disagreeing[0].0, 2);
+        // One of two: nobody can say which is right.
+        let clock = of(&[&sound, &off]);
+        assert!(clock.error_ppm.unwrap() > 190_000.0, "{clock:?}");
     }
 }

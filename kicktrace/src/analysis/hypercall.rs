@@ -9,14 +9,23 @@ use crate::analysis::{Analyser, Current, NOBODY, Op};
 use crate::event;
 use crate::markers;
 use crate::reader::Record;
-use crate::summary::DomainKind;
+use crate::summary::{Certainty, DomainKind};
 
 impl<O: Observe> Analyser<O> {
-    /// What the current vCPU did in Xen is over.
+    /// The current vCPU enters Xen or leaves it: what it did there before is over.
     #[inline]
     pub(super) fn close(&mut self, cpu: u32) {
-        if !matches!(self.pcpu(cpu).op, Op::None) {
+        let pcpu = self.pcpu(cpu);
+        pcpu.watched = true;
+        if !matches!(pcpu.op, Op::None) {
             self.close_op(cpu);
+        }
+    }
+
+    /// Xen served an interrupt: an operation under way has no effect any more that could be told apart.
+    pub(super) fn interrupted(&mut self, cpu: u32) {
+        if matches!(self.pcpu(cpu).op, Op::Evtchn { .. }) {
+            self.close(cpu);
         }
     }
 
@@ -33,24 +42,49 @@ impl<O: Observe> Analyser<O> {
                 vcpu.raw.kicks_without_wake += 1;
                 vcpu.raw.marked_without_wake += u64::from(target.is_some());
             }
-            Op::Poll => vcpu.back_in_guest(),
+            Op::Poll { .. } => {
+                let kick = vcpu.back_in_guest();
+                self.woke_nobody(kick);
+            }
             _ => {}
         }
     }
 
     pub(super) fn pv_hypercall(&mut self, record: &Record<'_>) {
-        self.classes.pv_hypercalls = true;
-        let Some(index) = self.current(record.cpu) else { return };
         let Some(&first) = record.words.first() else { return };
-        self.vcpus[index as usize].kind = DomainKind::Pv;
-        match first & 0xf_ffff {
-            event::HYPERCALL_EVENT_CHANNEL_OP => self.evtchn_op(index, record.cpu, record.tsc),
-            event::HYPERCALL_SCHED_OP
-                if event::hypercall_arg0(record.words) == Some(event::SCHEDOP_POLL) =>
-            {
-                self.poll(index, record.cpu, record.tsc);
+        self.classes.pv_hypercalls = true;
+        let is_poll = || event::hypercall_arg0(record.words) == Some(event::SCHEDOP_POLL);
+        let op = match first & 0xf_ffff {
+            event::HYPERCALL_EVENT_CHANNEL_OP => Some(false),
+            event::HYPERCALL_SCHED_OP if is_poll() => Some(true),
+            event::HYPERCALL_HVM_OP => {
+                self.classes.mark_calls = true;
+                None
             }
-            _ => {}
+            _ => None,
+        };
+        let index = self.current(record.cpu);
+        if let Some(index) = index {
+            self.vcpus[index as usize].kind = DomainKind::Pv;
+        }
+        if let Some(is_poll) = op {
+            self.enter(index, is_poll, record.cpu, record.tsc);
+        }
+    }
+
+    /// The current vCPU of `cpu` begins a poll or an event channel operation.
+    fn enter(&mut self, index: Option<u32>, is_poll: bool, cpu: u32, tsc: u64) {
+        match index {
+            Some(index) if is_poll => self.poll(index, cpu, tsc),
+            Some(index) => self.evtchn_op(index, cpu, tsc),
+            None if self.pcpu(cpu).current == Current::Unknown => {
+                // Whose it is a later record may tell.
+                let pcpu = self.pcpu(cpu);
+                pcpu.unattributed += 1;
+                let evtchn = Op::Evtchn { tsc, woke: false, target: None };
+                pcpu.op = if is_poll { Op::Poll { tsc } } else { evtchn };
+            }
+            None => {}
         }
     }
 
@@ -63,7 +97,7 @@ impl<O: Observe> Analyser<O> {
 
     pub(super) fn poll(&mut self, index: u32, cpu: u32, tsc: u64) {
         self.vcpus[index as usize].poll_begins(tsc, &self.gaps);
-        self.pcpu(cpu).op = Op::Poll;
+        self.pcpu(cpu).op = Op::Poll { tsc };
     }
 
     pub(super) fn hvm(&mut self, record: &Record<'_>) {
@@ -75,15 +109,21 @@ impl<O: Observe> Analyser<O> {
             if let Some(index) = self.current(record.cpu) {
                 self.vcpus[index as usize].kind = DomainKind::Hvm;
             }
-        } else if event == event::VMENTRY {
+        } else if event::is_vmentry(event) {
             self.close(record.cpu);
-        } else if event == event::VMMCALL {
+        } else if event & event::GROUP_MASK == event::HVM_HANDLER {
+            self.classes.hvm_handlers = true;
+            if event != event::VMMCALL {
+                return;
+            }
             self.classes.hvm_hypercalls = true;
-            let Some(index) = self.current(record.cpu) else { return };
-            let tsc = self.pcpu(record.cpu).exit_tsc;
+            let (index, tsc) = (self.current(record.cpu), self.pcpu(record.cpu).exit_tsc);
             match record.words.first() {
-                Some(&event::HYPERCALL_EVENT_CHANNEL_OP) => self.evtchn_op(index, record.cpu, tsc),
-                Some(&event::HYPERCALL_SCHED_OP) => self.poll(index, record.cpu, tsc),
+                Some(&event::HYPERCALL_EVENT_CHANNEL_OP) => {
+                    self.enter(index, false, record.cpu, tsc);
+                }
+                Some(&event::HYPERCALL_SCHED_OP) => self.enter(index, true, record.cpu, tsc),
+                Some(&event::HYPERCALL_HVM_OP) => self.classes.mark_calls = true,
                 _ => {}
             }
         }
@@ -126,7 +166,7 @@ impl<O: Observe> Analyser<O> {
     fn acquired(&mut self, index: u32, lock: u32, marked: u64, done: &Acquired) {
         let Acquired { episode, blocked, running, slept, longest } = *done;
         let vcpu = &self.vcpus[index as usize];
-        self.locks.acquired(vcpu.domain, lock, &episode);
+        self.locks.acquired((vcpu.domain, vcpu.life), lock, &episode);
         let name = |index: u32| self.vcpus[index as usize].name();
         let story = AcquisitionStory {
             vcpu: vcpu.name(),
@@ -140,6 +180,11 @@ impl<O: Observe> Analyser<O> {
             waking_kicks: episode.waking_kicks,
             first_kicked_by: episode.first_kicker().map(name),
             last_kicked_by: episode.last_kicker().map(name),
+            certainty: if episode.unmarked || self.options.read.corrects() {
+                Certainty::Inferred
+            } else {
+                Certainty::Exact
+            },
         };
         self.observer.acquisition(&story);
     }

@@ -6,6 +6,8 @@
 
 use hdrhistogram::Histogram;
 
+use crate::summary::{Certainty, Distribution};
+
 /// Times above are counted as this: 2^48 ticks, a day.
 const LONGEST: u64 = 1 << 48;
 
@@ -27,35 +29,74 @@ const fn shortest(class: usize) -> u64 {
     ((class - (doubling << BITS)) as u64) << doubling
 }
 
-/// A distribution, which takes memory only once a time was recorded.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Latency(Option<Box<[u32; CLASSES]>>);
+/// A distribution. Few times are kept one by one, so that a host's many vCPUs that hardly wait take
+/// little memory.
+#[derive(Clone, Debug)]
+pub(super) enum Latency {
+    Few(Vec<u16>),
+    Many(Box<[u32; CLASSES]>),
+}
+
+/// Times kept one by one at most.
+const FEW: usize = 128;
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
 
 impl Latency {
     #[inline]
     pub(super) fn record(&mut self, ticks: u64) {
-        let counts = match &mut self.0 {
-            Some(counts) => counts,
-            none => none.insert(zeroes()),
-        };
-        let count = &mut counts[class(ticks.min(LONGEST))];
-        *count = count.saturating_add(1);
+        self.count(class(ticks.min(LONGEST)), 1);
+    }
+
+    #[inline]
+    fn count(&mut self, class: usize, times: u32) {
+        if let Self::Few(few) = self {
+            if times == 1 && few.len() < FEW {
+                return few.push(class as u16);
+            }
+            self.grow();
+        }
+        if let Self::Many(counts) = self {
+            counts[class] = counts[class].saturating_add(times);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        if let Self::Few(few) = self {
+            let mut counts = zeroes();
+            few.iter().for_each(|&class| counts[usize::from(class)] += 1);
+            *self = Self::Many(counts);
+        }
+    }
+
+    /// Each class that holds something, and how many times; a class may come more than once.
+    fn classes(&self) -> Box<dyn Iterator<Item = (usize, u32)> + '_> {
+        match self {
+            Self::Few(few) => Box::new(few.iter().map(|&class| (usize::from(class), 1))),
+            Self::Many(counts) => {
+                let counts = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+                Box::new(counts.map(|(class, &count)| (class, count)))
+            }
+        }
     }
 
     pub(super) fn add(&mut self, other: &Self) {
-        let Some(others) = &other.0 else { return };
-        let counts = self.0.get_or_insert_with(zeroes);
-        for (count, other) in counts.iter_mut().zip(others.iter()) {
-            *count = count.saturating_add(*other);
-        }
+        other.classes().for_each(|(class, times)| self.count(class, times));
     }
 
     /// As a histogram that knows quantiles; `None` if it is empty.
     pub(super) fn histogram(&self) -> Option<Histogram<u32>> {
-        let counts = self.0.as_ref()?;
+        if self.len() == 0 {
+            return None;
+        }
         // Its bounds and digits are sound, so it cannot fail.
         let mut histogram = Histogram::new_with_bounds(1, LONGEST, 2).ok()?;
-        for (class, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        for (class, count) in self.classes() {
             histogram.saturating_record_n(shortest(class), count);
         }
         Some(histogram)
@@ -63,7 +104,29 @@ impl Latency {
 
     /// Times recorded.
     pub(super) fn len(&self) -> u64 {
-        self.0.iter().flat_map(|counts| counts.iter()).map(|&count| u64::from(count)).sum()
+        self.classes().map(|(_, count)| u64::from(count)).sum()
+    }
+
+    /// As told.
+    pub(super) fn told(&self, certainty: Certainty) -> Distribution {
+        let Some(histogram) = self.histogram() else {
+            return Distribution { certainty, ..Distribution::default() };
+        };
+        Distribution {
+            certainty,
+            count: histogram.len(),
+            min: histogram.min(),
+            p50: histogram.value_at_quantile(0.5),
+            p90: histogram.value_at_quantile(0.9),
+            p99: histogram.value_at_quantile(0.99),
+            p999: histogram.value_at_quantile(0.999),
+            max: histogram.max(),
+            mean: histogram.mean(),
+            histogram: histogram
+                .iter_recorded()
+                .map(|class| (class.value_iterated_to(), u64::from(class.count_at_value())))
+                .collect(),
+        }
     }
 }
 

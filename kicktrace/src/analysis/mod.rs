@@ -20,10 +20,11 @@ mod schedule;
 mod skew;
 mod tell;
 mod vcpu;
+mod verdict;
 
 use std::io::Read;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::error::{Error, ErrorKind};
 use crate::event::{self, Runstate};
@@ -34,9 +35,8 @@ use crate::summary::{Classes, Summary};
 use clock::Calibration;
 use gaps::Gaps;
 use locks::Locks;
-use schedule::tell_interval;
 use skew::Skew;
-use vcpu::Vcpu;
+use vcpu::{Vcpu, tell_interval};
 
 pub use clock::calibrate;
 pub use host::{
@@ -46,9 +46,11 @@ pub use host::{
 pub use locks::MAX_LOCKS;
 pub use observe::{AcquisitionStory, Change, Interval, KickStory, Observe, On, VcpuId, WaitStory};
 pub use phases::{Both, Bounds, MAX_PHASES, Nothing, Phases};
+pub use skew::{Fixed, fix_skew};
+pub use verdict::complete;
 
-/// More vCPUs than this is a damaged file: each costs memory.
-pub const MAX_VCPUS: usize = 4096;
+/// vCPUs told one by one, those of ended domains too: each costs memory.
+pub const MAX_VCPUS: usize = 65_536;
 
 /// How to read and analyse a trace.
 #[derive(Clone, Debug, Default)]
@@ -99,8 +101,20 @@ enum Op {
     None,
     /// `event_channel_op`, begun at `tsc`.
     Evtchn { tsc: u64, woke: bool, target: Option<u32> },
-    /// `sched_op`: a poll.
-    Poll,
+    /// `sched_op`: a poll, begun at `tsc`.
+    Poll { tsc: u64 },
+}
+
+/// A WAKE whose effect is not seen yet.
+#[derive(Clone, Copy, Debug)]
+struct Wake {
+    target: u32,
+    tsc: u64,
+    /// The operation it is the effect of, and the same if that is a kick.
+    by: Option<acquisition::Kick>,
+    kick: Option<acquisition::Kick>,
+    /// Whether the trace shows what its pCPU did.
+    seen: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,6 +123,16 @@ struct Pcpu {
     op: Op,
     /// The last exit of the current vCPU: the time of the records without one that follow.
     exit_tsc: u64,
+    /// The last WAKE written here, until the change it makes.
+    wake: Option<Wake>,
+    /// Whether the trace shows how the current vCPU came, or entered Xen last.
+    watched: bool,
+    /// Operations and polls of a current vCPU that is not known.
+    unattributed: u64,
+    /// Whether the scheduler has written here, and whether its first record shows that a guest was
+    /// running before.
+    scheduled: bool,
+    began_mid: bool,
 }
 
 /// Follows all vCPUs through a trace. A [`Visit`]or: give it to [`reader::read`], then ask for the
@@ -130,7 +154,14 @@ pub struct Analyser<O = ()> {
     locks: Locks,
     classes: Classes,
     bad_markers: u64,
+    /// Changes that one pCPU wrote for another.
     shared_cores: u64,
+    /// Domains whose begin is in the trace, and that have not ended.
+    began: FxHashSet<u16>,
+    /// How many domains of each number have ended.
+    lives: FxHashMap<u16, u32>,
+    /// vCPUs beyond [`MAX_VCPUS`]: nothing of them is told.
+    beyond_limit: u64,
 }
 
 /// No vCPU of interest: idle, or of a domain that was not asked for.
@@ -170,47 +201,52 @@ impl<O: Observe> Analyser<O> {
             classes: Classes::default(),
             bad_markers: 0,
             shared_cores: 0,
+            began: FxHashSet::default(),
+            lives: FxHashMap::default(),
+            beyond_limit: 0,
         }
     }
 
     /// The index of a vCPU given as Xen packs it, `domain << 16 | vcpu`; [`NOBODY`] for idle.
     #[inline]
-    fn vcpu(&mut self, key: u32, record: &Record<'_>) -> Result<u32, Error> {
+    fn vcpu(&mut self, key: u32) -> u32 {
         let slot = cache_slot(key);
         let (cached, index) = self.cache[slot];
         if cached == key && key != u32::MAX {
-            return Ok(index);
+            return index;
         }
-        self.find_vcpu(key, slot, record)
+        self.find_vcpu(key, slot)
     }
 
     #[cold]
-    fn find_vcpu(&mut self, key: u32, slot: usize, record: &Record<'_>) -> Result<u32, Error> {
+    fn find_vcpu(&mut self, key: u32, slot: usize) -> u32 {
         let domain = key >> 16;
         let wanted =
             self.options.domains.is_empty() || self.options.domains.contains(&(domain as u16));
         if domain == event::DOMID_IDLE || !wanted {
             self.cache[slot] = (key, NOBODY);
-            return Ok(NOBODY);
+            return NOBODY;
         }
         let next = self.vcpus.len();
         let index = *self.index.entry(key).or_insert(next as u32);
         if index as usize == next {
             if next >= MAX_VCPUS {
-                let kind = ErrorKind::TooManyVcpus { offset: record.offset, limit: MAX_VCPUS };
-                return Err(kind.into());
+                self.index.remove(&key);
+                self.beyond_limit += 1;
+                return NOBODY;
             }
-            self.vcpus.push(Vcpu::new(domain as u16, key as u16));
+            let life = self.lives.get(&(domain as u16)).copied().unwrap_or(0);
+            self.vcpus.push(Vcpu::new(domain as u16, key as u16, life));
         }
         self.cache[slot] = (key, index);
-        Ok(index)
+        index
     }
 
     /// The vCPU named by two words, domain and vCPU.
     #[inline]
     fn named(&mut self, record: &Record<'_>) -> Result<u32, Error> {
         match *record.words {
-            [domain, vcpu, ..] if domain | vcpu <= 0xffff => self.vcpu(domain << 16 | vcpu, record),
+            [domain, vcpu, ..] if domain | vcpu <= 0xffff => Ok(self.vcpu(domain << 16 | vcpu)),
             [domain, vcpu, ..] => {
                 Err(ErrorKind::AbsurdVcpu { offset: record.offset, domain, vcpu }.into())
             }
@@ -250,8 +286,8 @@ impl<O: Observe> Analyser<O> {
     #[must_use]
     pub fn finish(mut self, reading: reader::Reading) -> (Summary, O) {
         let last = reading.last_tsc;
-        for vcpu in &mut self.vcpus {
-            let ended = vcpu.end_phase(last, &self.gaps);
+        for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
+            let ended = vcpu.end_life(last, &self.gaps);
             tell_interval(&mut self.observer, vcpu, ended, last);
         }
         (tell::summary(&self, reading), self.observer)
@@ -261,7 +297,7 @@ impl<O: Observe> Analyser<O> {
     /// is under way. What has an end (a wait, an acquisition, a latency) counts in the phase it ends
     /// in; time counts where it is spent.
     fn cut(&mut self, tsc: u64, reading: reader::Reading) -> Summary {
-        for vcpu in &mut self.vcpus {
+        for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let ended = vcpu.end_phase(tsc, &self.gaps);
             tell_interval(&mut self.observer, vcpu, ended, tsc);
         }
@@ -290,7 +326,15 @@ impl<O: Observe> Visit for Analyser<O> {
         if event & event::GROUP_MASK == event::SCHED_MIN {
             return words.first().is_some_and(|key| key >> 16 == event::DOMID_IDLE);
         }
-        !matches!(event, event::WAKE | event::LOST_RECORDS)
+        !matches!(
+            event,
+            event::WAKE
+                | event::LOST_RECORDS
+                | event::DOM_ADD
+                | event::DOM_REM
+                | event::DOMAIN_CREATE
+                | event::DOMAIN_DESTROY
+        )
     }
 
     /// Xen writes a WAKE and the change that follows it, and the two changes of a switch, with the
@@ -317,6 +361,10 @@ impl<O: Observe> Visit for Analyser<O> {
             && self.vcpus.get(index as usize).is_some_and(|vcpu| vcpu.state == Some(old))
     }
 
+    fn silence(&mut self, from: u64, to: u64) {
+        self.fall_silent(from, to);
+    }
+
     fn caught_up(&mut self) -> Result<(), Error> {
         self.observer.caught_up();
         Ok(())
@@ -335,6 +383,7 @@ impl<O: Observe> Visit for Analyser<O> {
         let group = record.event & event::GROUP_MASK;
         // The most frequent ones first.
         if group == event::PV_ENTRY {
+            self.classes.pv_entries = true;
             // Every entry of a PV guest ends what it did before.
             self.close(record.cpu);
             if record.event == event::PV_HYPERCALL {
@@ -351,23 +400,23 @@ impl<O: Observe> Visit for Analyser<O> {
                     self.continue_running(record)?;
                 }
             }
-            event::SCHED_VERBOSE => match record.event {
-                event::WAKE => {
-                    self.classes.wakes = true;
-                    self.wake(record)?;
-                }
-                event::BLOCK => self.block(record)?,
-                event::YIELD => self.yields(record)?,
-                event if clock::is_scheduler_switch(event) => {
-                    if event == event::SWITCH_INFNEXT {
-                        self.calibration.came(record);
-                    } else {
-                        self.calibration.left(record);
+            event::SCHED_VERBOSE => {
+                self.classes.scheduler = true;
+                match record.event {
+                    event::WAKE => {
+                        self.classes.wakes = true;
+                        self.wake(record)?;
                     }
+                    event::BLOCK => self.block(record)?,
+                    event::YIELD => self.yields(record)?,
+                    event::SWITCH_INFNEXT => self.calibration.came(record),
+                    event::SWITCH_INFPREV => self.calibration.left(record),
+                    event::DOM_ADD | event::DOM_REM => self.lives(record)?,
+                    _ => {}
                 }
-                _ => {}
-            },
+            }
             event::PV_SUBCALLS => {
+                self.classes.pv_entries = true;
                 self.close(record.cpu);
                 if record.event == event::PV_SUBCALL {
                     self.pv_hypercall(record);
@@ -376,6 +425,13 @@ impl<O: Observe> Visit for Analyser<O> {
             event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(record),
             markers::GUEST => self.marker(record),
             event::GENERAL => self.lost(record)?,
+            event::DOMAINS => {
+                if matches!(record.event, event::DOMAIN_CREATE | event::DOMAIN_DESTROY) {
+                    self.lives(record)?;
+                }
+            }
+            // What an interrupt does is not the effect of the operation it came into.
+            event::INTERRUPTS if record.event == event::IRQ_HANDLED => self.interrupted(record.cpu),
             _ => {}
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use crate::event::Runstate;
 use crate::reader::Record;
+use crate::summary::Certainty;
 
 /// A vCPU's name: domain and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -95,8 +96,7 @@ pub struct WaitStory {
     pub kicker_stolen: u64,
 }
 
-/// An acquisition of a lock that blocked at least once, as the guest marked it: every figure is
-/// exact.
+/// An acquisition of a lock that blocked at least once, as the guest marked it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct AcquisitionStory {
     /// Who acquired.
@@ -121,6 +121,8 @@ pub struct AcquisitionStory {
     pub first_kicked_by: Option<VcpuId>,
     /// Who kicked it awake last.
     pub last_kicked_by: Option<VcpuId>,
+    /// How far to trust the figures: exact unless a kick is not marked, or TSCs are corrected.
+    pub certainty: Certainty,
 }
 
 /// Told by [`Analyser`](super::Analyser) as it goes. Intervals and waits come in order of their

@@ -2,13 +2,17 @@
 //!
 //! Owns the rule that joins a wake to the operation that caused it, and what a gap makes doubtful.
 
-use crate::analysis::acquisition::Slept;
-use crate::analysis::observe::{Change, Interval, KickStory, Observe, WaitStory};
-use crate::analysis::vcpu::{self, Kick, Poll, Vcpu};
-use crate::analysis::{Analyser, Current, NOBODY, Op, short};
+use crate::analysis::acquisition::{Kick, Slept};
+use crate::analysis::observe::{Change, KickStory, Observe, WaitStory};
+use crate::analysis::vcpu::{self, Poll, Woke, tell_interval};
+use crate::analysis::{Analyser, Current, NOBODY, Op, Pcpu, Wake, short};
 use crate::error::Error;
 use crate::event::{self, Runstate};
 use crate::reader::Record;
+
+/// An event channel operation is over after so many ticks (a few milliseconds), whatever the trace
+/// shows: a kick takes microseconds, some more in an emulator.
+const LONGEST_OPERATION: u64 = 1 << 22;
 
 impl<O: Observe> Analyser<O> {
     pub(super) fn runstate(
@@ -18,61 +22,113 @@ impl<O: Observe> Analyser<O> {
         new: Runstate,
     ) -> Result<(), Error> {
         let &[key, ..] = record.words else { return Err(short(record, 1)) };
-        let index = self.vcpu(key, record)?;
+        let index = self.vcpu(key);
         let idle = key >> 16 == event::DOMID_IDLE;
         let here = if idle { Current::Idle } else { Current::Vcpu(index) };
+        let cpu = record.cpu;
         if new == Runstate::Running {
-            self.close(record.cpu);
-            // With core scheduling one pCPU writes its siblings' changes too.
-            let foreign = idle && key & 0xffff != record.cpu;
-            self.shared_cores += u64::from(foreign);
-            self.pcpu(record.cpu).current = here;
+            self.close(cpu);
+            self.comes(cpu, key, here);
         } else if old == Runstate::Running {
-            // The hypercall goes on after the switch back, but its effects on others are done.
-            let pcpu = self.pcpu(record.cpu);
-            if pcpu.current == here {
-                if matches!(pcpu.op, Op::Evtchn { .. }) {
-                    self.close(record.cpu);
-                }
-                let pcpu = self.pcpu(record.cpu);
-                (pcpu.op, pcpu.current) = (Op::None, Current::Unknown);
-            }
+            self.leaves(cpu, key, here, index);
         }
         if index == NOBODY {
             return Ok(());
         }
+        // Xen writes the WAKE just before the change it makes, on the same pCPU.
+        let wake = self.pcpu(cpu).wake.take().filter(|wake| wake.target == index);
         let vcpu = &mut self.vcpus[index as usize];
-        let now = vcpu.compare_clocks(record.cpu, record.tsc, (old, new), &mut self.skew);
+        let now = vcpu.compare_clocks(cpu, record.tsc, (old, new), &mut self.skew);
+        if old == Runstate::Blocked && matches!(new, Runstate::Runnable | Runstate::Offline) {
+            self.woken(index, wake, record.tsc);
+        }
+        let vcpu = &mut self.vcpus[index as usize];
         let ended = vcpu.change(record.tsc, Some(old), new, &self.gaps);
         vcpu.state = Some(now);
         tell_interval(&mut self.observer, vcpu, ended, record.tsc);
         self.observer.change(&Change {
             vcpu: vcpu.name(),
-            cpu: record.cpu,
+            cpu,
             tsc: record.tsc,
             from: old,
             follows: ended.is_some(),
             to: Some(now),
         });
-        match new {
-            Runstate::Running => {
-                vcpu.cpu = record.cpu;
+        match (old, new) {
+            (_, Runstate::Running) => {
+                vcpu.cpu = cpu;
                 self.runs(index, record.tsc);
             }
-            Runstate::Blocked => vcpu.descheduled(record.tsc),
-            Runstate::Runnable | Runstate::Offline => {}
+            (_, Runstate::Blocked) => {
+                let kick = vcpu.descheduled(record.tsc);
+                self.woke_nobody(kick);
+            }
+            (Runstate::Running, _) => {
+                let kick = vcpu.stays_awake();
+                self.kicked_awake(kick);
+            }
+            _ => {}
         }
         Ok(())
     }
 
+    /// A vCPU is set running by `cpu`.
+    fn comes(&mut self, cpu: u32, key: u32, here: Current) {
+        let before = self.pcpu(cpu).current;
+        let idle = here == Current::Idle;
+        // With core scheduling one pCPU writes its siblings' changes too: those of the idle vCPU of
+        // another pCPU, and that of a vCPU beside one that stays.
+        let foreign = match before {
+            _ if idle => key & 0xffff != cpu,
+            Current::Vcpu(other) if other != NOBODY && before != here => {
+                let other = &self.vcpus[other as usize];
+                other.state == Some(Runstate::Running) && other.cpu == cpu
+            }
+            _ => false,
+        };
+        self.shared_cores += u64::from(foreign);
+        if !foreign {
+            let pcpu = self.pcpu(cpu);
+            (pcpu.current, pcpu.unattributed) = (here, 0);
+        }
+    }
+
+    /// The vCPU `key` is set running no more by `cpu`.
+    fn leaves(&mut self, cpu: u32, key: u32, here: Current, index: u32) {
+        let pcpu = self.pcpu(cpu);
+        let unknown = pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE;
+        if unknown && std::mem::take(&mut pcpu.unattributed) > 0 && index != NOBODY {
+            // What was seen of it before is in no count.
+            self.vcpus[index as usize].missed = true;
+        }
+        let pcpu = self.pcpu(cpu);
+        pcpu.began_mid |= unknown && !pcpu.scheduled;
+        pcpu.scheduled = true;
+        if pcpu.current == here {
+            // The hypercall goes on after the switch back, but its effects on others are done.
+            if matches!(pcpu.op, Op::Evtchn { .. }) {
+                self.close(cpu);
+            }
+            let pcpu = self.pcpu(cpu);
+            (pcpu.op, pcpu.current) = (Op::None, Current::Unknown);
+        }
+    }
+
     pub(super) fn continue_running(&mut self, record: &Record<'_>) -> Result<(), Error> {
         let &[key, ..] = record.words else { return Err(short(record, 1)) };
-        let index = self.vcpu(key, record)?;
+        let index = self.vcpu(key);
         let idle = key >> 16 == event::DOMID_IDLE;
         let here = if idle { Current::Idle } else { Current::Vcpu(index) };
-        if self.pcpu(record.cpu).current != here {
+        let pcpu = self.pcpu(record.cpu);
+        pcpu.scheduled = true;
+        if pcpu.current != here {
+            let missed = pcpu.current == Current::Unknown && pcpu.unattributed > 0;
             self.close(record.cpu);
-            self.pcpu(record.cpu).current = here;
+            let pcpu = self.pcpu(record.cpu);
+            (pcpu.current, pcpu.unattributed, pcpu.op) = (here, 0, Op::None);
+            if missed && index != NOBODY {
+                self.vcpus[index as usize].missed = true;
+            }
         }
         if index != NOBODY {
             let vcpu = &mut self.vcpus[index as usize];
@@ -88,6 +144,8 @@ impl<O: Observe> Analyser<O> {
                     to: Some(Runstate::Running),
                 });
             }
+            let kick = vcpu.stays_awake();
+            self.kicked_awake(kick);
             self.runs(index, record.tsc);
         }
         Ok(())
@@ -104,9 +162,8 @@ impl<O: Observe> Analyser<O> {
 
     pub(super) fn waited(&mut self, index: u32, tsc: u64, wait: &vcpu::Wait) {
         let vcpu = &mut self.vcpus[index as usize];
-        let by = wait.kick.map(|kick| kick.by);
-        vcpu.episode.wait(by, wait.tainted);
-        let (blocked, kicked) = (wait.block_tsc, by);
+        vcpu.episode.wait(wait.kick, wait.tainted);
+        let (blocked, kicked) = (wait.block_tsc, wait.kick);
         let slept = Slept { blocked, running: tsc, kicked, tainted: wait.tainted };
         let lock = vcpu.marked.as_mut().and_then(|marked| marked.wait(&slept));
         if wait.tainted {
@@ -125,7 +182,8 @@ impl<O: Observe> Analyser<O> {
             return;
         }
         let vcpu = &self.vcpus[index as usize];
-        let kick = wait.kick.map(|Kick { by, cpu, tsc }| {
+        let life = vcpu.life;
+        let kick = wait.kick.map(|Kick { by, cpu, tsc, .. }| {
             let by = self.vcpus[by as usize].name();
             KickStory { by, cpu, tsc }
         });
@@ -140,53 +198,107 @@ impl<O: Observe> Analyser<O> {
             kicker_stolen,
         };
         if let Some(lock) = lock {
-            self.locks.waited(lock, &story);
+            self.locks.waited(life, lock, &story, wait.kick.is_none_or(|kick| kick.marked));
         }
         self.observer.wait(&story);
     }
 
+    /// A WAKE: what it does to its target is seen by the change of its runstate that follows.
     pub(super) fn wake(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        let (cpu, tsc) = (record.cpu, record.tsc);
         let target = self.named(record)?;
         if target == NOBODY {
             return Ok(());
         }
-        let waker = self.current(record.cpu);
-        let (domain, id) = {
-            let vcpu = &self.vcpus[target as usize];
-            (vcpu.domain, vcpu.id)
-        };
-        let (mut by, mut kick) = (None, None);
-        if let (Some(waker), Op::Evtchn { tsc, woke: false, target: announced }) =
-            (waker, self.pcpu(record.cpu).op)
-            && self.vcpus[waker as usize].domain == domain
-            // A marked kick wakes its target or nobody.
-            && announced.is_none_or(|announced| announced == u32::from(id))
-        {
-            self.pcpu(record.cpu).op = Op::Evtchn { tsc, woke: true, target: announced };
-            by = Some(Kick { by: waker, cpu: record.cpu, tsc });
-            // What a guest that marks its kicks does not mark is none.
-            let marks = self.vcpus[waker as usize].marks_kicks;
-            kick = by.filter(|_| announced.is_some() || !marks);
+        let (by, counts) = self.waker(cpu, tsc, target);
+        let kick = by.filter(|_| counts);
+        let seen = self.pcpu(cpu).current != Current::Unknown;
+        self.pcpu(cpu).wake = Some(Wake { target, tsc, by, kick, seen });
+        let (open, known) = self.vcpus[target as usize].wake_early(tsc, kick);
+        if open && by.is_some() {
+            self.op_wakes(cpu);
         }
-        let ended_poll = self.vcpus[target as usize].wake(record.tsc, kick);
-        if let Some(Kick { by, .. }) = by {
-            let raw = &mut self.vcpus[by as usize].raw;
-            raw.waking_kicks += u64::from(ended_poll && kick.is_some());
-            raw.idle_kicks += u64::from(!ended_poll);
+        if known {
+            self.kicked_awake(kick);
         }
         Ok(())
     }
 
+    /// The operation that a wake of `target`, written now on `cpu`, is the effect of, and whether that is
+    /// a kick.
+    fn waker(&mut self, cpu: u32, tsc: u64, target: u32) -> (Option<Kick>, bool) {
+        let waker = self.current(cpu);
+        let (Some(by), Op::Evtchn { tsc: begun, woke: false, target: announced }) =
+            (waker, self.pcpu(cpu).op)
+        else {
+            return (None, false);
+        };
+        let (waker, target) = (&self.vcpus[by as usize], &self.vcpus[target as usize]);
+        let in_time = tsc.saturating_sub(begun) < LONGEST_OPERATION;
+        // A marked kick wakes its target or nobody.
+        let meant = announced.is_none_or(|announced| announced == u32::from(target.id));
+        if !in_time || !meant || waker.domain != target.domain {
+            return (None, false);
+        }
+        let marked = announced.is_some();
+        // What a vCPU that marks its kicks does not mark is none.
+        let counts = marked || !waker.marks_kicks;
+        (Some(Kick { by, cpu, tsc: begun, marked }), counts)
+    }
+
+    /// The operation under way on `cpu` has woken somebody.
+    fn op_wakes(&mut self, cpu: u32) {
+        if let Op::Evtchn { woke, .. } = &mut self.pcpu(cpu).op {
+            *woke = true;
+        }
+    }
+
+    /// A vCPU is blocked no more; `wake` is the WAKE that says why.
+    fn woken(&mut self, index: u32, wake: Option<Wake>, tsc: u64) {
+        let (kick, by, seen) = wake.map_or((None, None, false), |of| (of.kick, of.by, of.seen));
+        let woken = wake.map_or(tsc, |of| of.tsc);
+        if let (true, Some(Wake { by: Some(by), .. })) = (by.is_some(), wake) {
+            self.op_wakes(by.cpu);
+        }
+        match (self.vcpus[index as usize].woken((woken, tsc), kick, seen), by) {
+            (Woke::Poll, _) => self.kicked_awake(kick),
+            (Woke::Idle, Some(by)) => self.vcpus[by.by as usize].raw.idle_kicks += 1,
+            _ => {}
+        }
+    }
+
+    /// `kick` woke its target out of a poll.
+    pub(super) fn kicked_awake(&mut self, kick: Option<Kick>) {
+        if let Some(Kick { by, marked, .. }) = kick {
+            let raw = &mut self.vcpus[by as usize].raw;
+            raw.waking_kicks += 1;
+            raw.unmarked_waking += u64::from(!marked);
+        }
+    }
+
+    /// `kick` seemed to wake its target, which did not sleep or sleeps on.
+    pub(super) fn woke_nobody(&mut self, kick: Option<Kick>) {
+        if let Some(Kick { by, marked, .. }) = kick {
+            let raw = &mut self.vcpus[by as usize].raw;
+            raw.kicks_without_wake += 1;
+            raw.marked_without_wake += u64::from(marked);
+        }
+    }
+
     pub(super) fn block(&mut self, record: &Record<'_>) -> Result<(), Error> {
         let index = self.named(record)?;
-        if index != NOBODY {
-            let kick = self.vcpus[index as usize].block(record.tsc);
-            if let Some(Kick { by, .. }) = kick {
-                // When it came, it seemed to wake nobody's poll.
-                let raw = &mut self.vcpus[by as usize].raw;
-                raw.idle_kicks = raw.idle_kicks.saturating_sub(1);
-                raw.waking_kicks += 1;
+        let pcpu = self.pcpu(record.cpu);
+        let watched = pcpu.watched;
+        if pcpu.current == Current::Unknown {
+            // Whoever blocks is on the pCPU, and so is what was begun there.
+            pcpu.current = Current::Vcpu(index);
+            if let (Op::Poll { tsc }, true) = (pcpu.op, index != NOBODY) {
+                pcpu.unattributed = pcpu.unattributed.saturating_sub(1);
+                self.vcpus[index as usize].poll_begins(tsc, &self.gaps);
             }
+        }
+        if index != NOBODY {
+            self.vcpus[index as usize].block(record.tsc, watched);
         }
         Ok(())
     }
@@ -205,6 +317,69 @@ impl<O: Observe> Analyser<O> {
         }
         Ok(())
     }
+    /// A domain begins or ends.
+    #[cold]
+    pub(super) fn lives(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        let &[domain, ..] = record.words else { return Err(short(record, 1)) };
+        let domain = domain as u16;
+        // Xen writes both records of each class, one after the other.
+        let begins = matches!(record.event, event::DOM_ADD | event::DOMAIN_CREATE);
+        let again = record.event == event::DOMAIN_CREATE && self.began.contains(&domain);
+        if !again {
+            self.end_domain(domain, record.tsc);
+        }
+        if begins {
+            self.began.insert(domain);
+        } else {
+            self.began.remove(&domain);
+        }
+        Ok(())
+    }
+
+    /// The vCPUs of `domain` are no more; a domain that gets its number later has others.
+    fn end_domain(&mut self, domain: u16, tsc: u64) {
+        let mut ended = Vec::new();
+        self.index.retain(|&key, &mut index| {
+            let stays = key >> 16 != u32::from(domain);
+            if !stays {
+                ended.push(index);
+            }
+            stays
+        });
+        if ended.is_empty() {
+            return;
+        }
+        *self.lives.entry(domain).or_default() += 1;
+        self.cache.fill((u32::MAX, NOBODY));
+        ended.sort_unstable();
+        for &index in &ended {
+            let vcpu = &mut self.vcpus[index as usize];
+            let interval = vcpu.end(tsc, &self.gaps);
+            tell_interval(&mut self.observer, vcpu, interval, tsc);
+        }
+        for pcpu in &mut self.pcpus {
+            if matches!(pcpu.current, Current::Vcpu(index) if ended.binary_search(&index).is_ok()) {
+                (pcpu.current, pcpu.op) = (Current::Unknown, Op::None);
+            }
+            pcpu.wake = None;
+        }
+    }
+
+    /// Nothing was recorded for long: what was known is so no more.
+    #[cold]
+    pub(super) fn fall_silent(&mut self, from: u64, to: u64) {
+        for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
+            let ended = vcpu.silence(from, to, &self.gaps);
+            tell_interval(&mut self.observer, vcpu, ended, from);
+        }
+        for cpu in 0..self.pcpus.len() {
+            let pcpu = &mut self.pcpus[cpu];
+            *pcpu =
+                Pcpu { began_mid: pcpu.began_mid, scheduled: pcpu.scheduled, ..Pcpu::default() };
+            self.calibration.forget(cpu as u32);
+        }
+    }
+
     #[cold]
     pub(super) fn lost(&mut self, record: &Record<'_>) -> Result<(), Error> {
         let Some(lost) = record.lost() else { return Ok(()) };
@@ -212,8 +387,9 @@ impl<O: Observe> Analyser<O> {
         self.gaps.add(start, record.tsc);
         self.calibration.forget(record.cpu);
         let cpu = record.cpu;
-        self.pcpu(cpu).op = Op::None;
-        for vcpu in &mut self.vcpus {
+        let pcpu = self.pcpu(cpu);
+        (pcpu.op, pcpu.wake, pcpu.watched, pcpu.scheduled) = (Op::None, None, false, true);
+        for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let elsewhere = vcpu.state == Some(Runstate::Running) && vcpu.cpu != cpu;
             if !elsewhere {
                 vcpu.taint_episodes();
@@ -235,22 +411,9 @@ impl<O: Observe> Analyser<O> {
         let current = if u32::from(lost.domain) == event::DOMID_IDLE {
             Current::Idle
         } else {
-            Current::Vcpu(self.vcpu(key, record)?)
+            Current::Vcpu(self.vcpu(key))
         };
         self.pcpu(cpu).current = current;
         Ok(())
-    }
-}
-
-pub(super) fn tell_interval(
-    observer: &mut impl Observe,
-    vcpu: &Vcpu,
-    ended: Option<(Runstate, u64)>,
-    to: u64,
-) {
-    if let Some((state, from)) = ended {
-        // Skewed TSCs may put the end before the begin.
-        let to = to.max(from);
-        observer.interval(&Interval { vcpu: vcpu.name(), state, cpu: vcpu.cpu, from, to });
     }
 }

@@ -1,55 +1,54 @@
-//! From the analyser's counters to the [`Summary`]: sums, quantiles, certainties, warnings.
+//! From the analyser's counters to the [`Summary`]: sums, quantiles, certainties.
 //!
-//! Owns which figure is exact, inferred or a bound. Counts nothing itself.
+//! Owns which figure is exact, inferred or a bound, from the evidence of each. Counts nothing itself;
+//! what is to be said of the trace as a whole is judged in `verdict.rs`.
 
 use crate::analysis::Analyser;
 use crate::analysis::acquisition::Tally;
-use crate::analysis::latency::Latency;
 use crate::analysis::vcpu::{LatencySet, Vcpu};
+use crate::analysis::verdict::{self, Doubt};
 use crate::reader::Reading;
 use crate::summary::{
-    self, Certainty, Count, Counts, Distribution, Domain, DomainKind, Latencies, Summary, Times,
-    TimesCertainty,
+    self, Certainty, Count, Counts, Domain, DomainKind, Latencies, Summary, Times, TimesCertainty,
+    Verdict,
 };
 
 /// What `analyser` has found so far; `reading` ends where its vCPUs' times do.
 pub(super) fn summary<O>(analyser: &Analyser<O>, reading: Reading) -> Summary {
     let clock = analyser.calibration.clock(analyser.options.cpu_hz);
     let ticks = reading.ticks();
-    let mut warnings = warnings(analyser, &reading);
-    let classes = analyser.classes;
     let last = reading.last_tsc;
-    let mut vcpus: Vec<&Vcpu> = analyser.vcpus.iter().collect();
-    vcpus.sort_by_key(|vcpu| (vcpu.domain, vcpu.id));
+    // In a phase behind the end of its domain a vCPU is no more.
+    let there = |vcpu: &&Vcpu| !vcpu.is_over() || vcpu.observed(last) > 0;
+    let mut vcpus: Vec<&Vcpu> = analyser.vcpus.iter().filter(there).collect();
+    vcpus.sort_by_key(|vcpu| (vcpu.domain, vcpu.life, vcpu.id));
+    let doubt = Doubt::of(analyser, &reading);
     let mut domains = Vec::new();
     let (mut sure, mut observed) = (0, 0);
-    for of_domain in vcpus.chunk_by(|a, b| a.domain == b.domain) {
-        let (mut domain, its_sure, its_observed) = domain(of_domain, last);
-        domain.locks = analyser.locks.summary(domain.id);
+    for of_domain in vcpus.chunk_by(|a, b| (a.domain, a.life) == (b.domain, b.life)) {
+        let (mut domain, its_sure, its_observed) = domain(of_domain, last, doubt);
+        domain.locks = analyser.locks.summary((domain.id, domain.life), doubt.order());
         sure += its_sure;
         observed += its_observed;
-        if domain.counts.inconsistent.value > 0 {
-            warnings.push(format!(
-                "d{}: {} runstate changes contradict the ones before: lost records, or the pCPUs' \
-                 TSCs are not in step",
-                domain.id, domain.counts.inconsistent.value
-            ));
-        }
         domains.push(domain);
     }
-    Summary {
+    let mut summary = Summary {
         schema: summary::SCHEMA,
-        clock,
         window: None,
         ticks,
         seconds: clock.ns(ticks).map(|ns| ns / 1e9),
+        clock,
         coverage_percent: percent(sure, observed),
-        classes,
+        classes: analyser.classes,
         domains,
         tsc_offsets: analyser.skew.offsets(),
-        warnings,
+        verdict: Verdict::Good,
+        findings: Vec::new(),
+        warnings: Vec::new(),
         reading,
-    }
+    };
+    verdict::judge(&mut summary, analyser);
+    summary
 }
 
 fn percent(part: u128, whole: u128) -> f64 {
@@ -57,7 +56,7 @@ fn percent(part: u128, whole: u128) -> f64 {
     if whole == 0 { 100.0 } else { part as f64 / whole as f64 * 100.0 }
 }
 
-fn domain(vcpus: &[&Vcpu], last: u64) -> (Domain, u128, u128) {
+fn domain(vcpus: &[&Vcpu], last: u64, doubt: Doubt) -> (Domain, u128, u128) {
     let mut counts = Counts::default();
     let mut times = Times::default();
     let mut latencies = LatencySet::default();
@@ -66,9 +65,11 @@ fn domain(vcpus: &[&Vcpu], last: u64) -> (Domain, u128, u128) {
     let mut kind = DomainKind::Unknown;
     let (mut sure, mut observed) = (0, 0);
     let mut told = Vec::new();
-    let trust = Trust::of(vcpus);
+    let mut trust = Trust::certain(doubt);
     for vcpu in vcpus {
-        let one = self::vcpu(vcpu, last, &trust);
+        let its = Trust::of(vcpu, doubt);
+        trust.add(its);
+        let one = self::vcpu(vcpu, last, its);
         counts.add(&one.counts);
         times.add(&one.times);
         latencies.kick_to_wake.add(&vcpu.latencies.kick_to_wake);
@@ -87,23 +88,32 @@ fn domain(vcpus: &[&Vcpu], last: u64) -> (Domain, u128, u128) {
         observed += its_observed;
         told.push(one);
     }
+    let order = doubt.order();
     let domain = Domain {
         id: vcpus.first().map_or(0, |vcpu| vcpu.domain),
+        life: vcpus.first().map_or(0, |vcpu| vcpu.life),
+        ended: vcpus.iter().filter_map(|vcpu| vcpu.life_span().1).max(),
+        ticks: told.iter().fold(0, |sum, vcpu| sum.saturating_add(vcpu.ticks)),
         kind,
         coverage_percent: percent(sure, observed),
         counts,
         times,
         times_certainty: TimesCertainty {
-            blocked_in_poll: trust.polls,
+            running: order,
+            stolen: order,
+            stolen_after_wake: order,
+            blocked: order,
+            blocked_in_poll: trust.polls.max(order),
+            offline: order,
             kicker_stolen: if vcpus.iter().any(|vcpu| vcpu.kicker_stolen_more) {
                 Certainty::LowerBound
             } else {
-                trust.kicks
+                trust.waits
             },
             ..TimesCertainty::default()
         },
-        latencies: self::latencies(&latencies, &trust),
-        marked: marked.map(|tally| tally.summary(Certainty::Exact)),
+        latencies: self::latencies(&latencies, trust),
+        marked: marked.map(|tally| tally.of_marks(order)),
         inferred: inferred.summary(Certainty::Inferred),
         locks: Vec::new(),
         vcpus: told,
@@ -111,163 +121,113 @@ fn domain(vcpus: &[&Vcpu], last: u64) -> (Domain, u128, u128) {
     (domain, sure, observed)
 }
 
-/// What a domain's marks make certain.
+/// What each kind of figure of a vCPU rests on.
+#[derive(Clone, Copy, Debug)]
 struct Trust {
-    /// Once a guest marks its kicks, an operation that is not marked is none.
-    marks_kicks: bool,
+    /// What it did by itself, on its own pCPU: at least so much where records are missing.
+    own: Certainty,
+    /// Whether its operations are kicks: exact if it marked those that woke somebody.
     kicks: Certainty,
-    /// A PVH guest's sched_op does not show its command: it is a poll unless it yields, or unless
-    /// the guest marks its waits.
+    /// Whether its calls are polls: a PVH guest's `sched_op` does not show its command. It is a poll
+    /// unless it yields, or unless the guest marks its waits.
     polls: Certainty,
+    /// What ended its waits: exact if each kick that did is marked.
+    waits: Certainty,
+    doubt: Doubt,
 }
 
 impl Trust {
-    fn of(vcpus: &[&Vcpu]) -> Self {
+    fn certain(doubt: Doubt) -> Self {
+        let exact = Certainty::Exact;
+        Self { own: exact, kicks: exact, polls: exact, waits: exact, doubt }
+    }
+
+    fn of(vcpu: &Vcpu, doubt: Doubt) -> Self {
         let inferred_if = |it: bool| if it { Certainty::Inferred } else { Certainty::Exact };
-        let marks_kicks = vcpus.iter().any(|vcpu| vcpu.marks_kicks);
-        let marks_waits = vcpus.iter().any(|vcpu| vcpu.marked.is_some());
-        let hvm = vcpus.iter().any(|vcpu| vcpu.kind == DomainKind::Hvm);
+        let raw = &vcpu.raw;
+        let hvm = vcpu.kind == DomainKind::Hvm && vcpu.marked.is_none();
+        let polls = inferred_if(doubt.cores || hvm && raw.polls + raw.idle_blocks > 0);
+        let order = doubt.order();
         Self {
-            marks_kicks,
-            kicks: inferred_if(!marks_kicks),
-            polls: inferred_if(hvm && !marks_waits),
+            own: if doubt.cores {
+                Certainty::Inferred
+            } else if doubt.partial || vcpu.is_partial() {
+                Certainty::LowerBound
+            } else {
+                Certainty::Exact
+            },
+            kicks: inferred_if(raw.unmarked_waking > 0).max(order),
+            polls,
+            waits: inferred_if(raw.kicked_unmarked > 0).max(polls).max(order),
+            doubt,
         }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.own = self.own.and(other.own);
+        self.kicks = self.kicks.and(other.kicks);
+        self.polls = self.polls.and(other.polls);
+        self.waits = self.waits.and(other.waits);
     }
 }
 
-fn vcpu(vcpu: &Vcpu, last: u64, trust: &Trust) -> summary::Vcpu {
+fn vcpu(vcpu: &Vcpu, last: u64, trust: Trust) -> summary::Vcpu {
     let raw = &vcpu.raw;
-    let poll = |value| Count { value, certainty: trust.polls };
-    let kick = |value| Count { value, certainty: trust.kicks };
+    let order = trust.doubt.order();
+    // What is missing makes each count a lower bound.
+    let count = |value, certainty: Certainty| Count { value, certainty: certainty.and(trust.own) };
+    let own = |value| count(value, Certainty::Exact);
+    let poll = |value| count(value, trust.polls);
+    let ended = |value| count(value, trust.polls.max(order));
+    let kick = |value| count(value, trust.kicks);
+    let waited = |value| count(value, trust.waits);
     let (sure, observed) = vcpu.coverage(last);
     summary::Vcpu {
         id: vcpu.id,
+        ticks: vcpu.observed(last),
         coverage_percent: percent(sure, observed),
         counts: Counts {
-            evtchn_ops: Count::exact(raw.evtchn_ops),
+            evtchn_ops: own(raw.evtchn_ops),
             waking_kicks: kick(raw.waking_kicks),
-            idle_kicks: Count::inferred(raw.idle_kicks),
-            kicks_without_wake: if trust.marks_kicks {
-                Count::exact(raw.marked_without_wake)
+            idle_kicks: count(raw.idle_kicks, Certainty::Inferred),
+            kicks_without_wake: if vcpu.marks_kicks {
+                count(raw.marked_without_wake, order)
             } else {
-                Count::at_most(raw.kicks_without_wake)
+                count(raw.kicks_without_wake, Certainty::UpperBound)
             },
-            marked_kicks: Count::exact(raw.marked_kicks),
+            marked_kicks: own(raw.marked_kicks),
             polls: poll(raw.polls),
-            polls_blocked: poll(raw.polls_blocked),
-            polls_aborted: poll(raw.polls_aborted),
-            polls_immediate: poll(raw.polls_immediate),
+            polls_blocked: ended(raw.polls_blocked),
+            polls_aborted: ended(raw.polls_aborted),
+            polls_immediate: ended(raw.polls_immediate),
+            polls_unresolved: Count::exact(raw.polls_unresolved),
             idle_blocks: poll(raw.idle_blocks),
-            yields: Count::exact(raw.yields),
-            waits: poll(raw.waits),
-            marked_waits: Count::exact(vcpu.marked.as_ref().map_or(0, |marked| marked.waits)),
-            waits_kicked: kick(raw.waits_kicked),
-            waits_other: kick(raw.waits - raw.waits_kicked),
+            blocks_unknown: Count::exact(raw.blocks_unknown),
+            yields: own(raw.yields),
+            waits: ended(raw.waits),
+            marked_waits: own(vcpu.marked.as_ref().map_or(0, |marked| marked.waits)),
+            waits_kicked: waited(raw.waits_kicked),
+            waits_other: waited(raw.waits - raw.waits_kicked),
             waits_tainted: Count::exact(raw.waits_tainted),
             spurious_wakes: Count::inferred(raw.spurious_wakes),
-            kicker_preempted: kick(raw.kicker_preempted),
+            kicker_preempted: waited(raw.kicker_preempted),
             inconsistent: Count::exact(raw.inconsistent),
         },
         times: vcpu.times,
         latencies: latencies(&vcpu.latencies, trust),
-        marked: vcpu.marked.as_ref().map(|marked| marked.tally.summary(Certainty::Exact)),
+        marked: vcpu.marked.as_ref().map(|marked| marked.tally.of_marks(order)),
         inferred: vcpu.inferred.summary(Certainty::Inferred),
     }
 }
 
-fn latencies(set: &LatencySet, trust: &Trust) -> Latencies {
-    let from_kick = trust.kicks.max(trust.polls);
+fn latencies(set: &LatencySet, trust: Trust) -> Latencies {
+    let order = trust.doubt.order();
+    let waits = trust.polls.max(order);
     Latencies {
-        kick_to_wake: distribution(&set.kick_to_wake, from_kick),
-        wake_to_run: distribution(&set.wake_to_run, trust.polls),
-        kick_to_run: distribution(&set.kick_to_run, from_kick),
-        wait: distribution(&set.wait, trust.polls),
+        // Both ends are on the kicker's pCPU.
+        kick_to_wake: set.kick_to_wake.told(trust.waits),
+        wake_to_run: set.wake_to_run.told(waits),
+        kick_to_run: set.kick_to_run.told(trust.waits),
+        wait: set.wait.told(waits),
     }
-}
-
-pub(super) fn distribution(latency: &Latency, certainty: Certainty) -> Distribution {
-    let Some(histogram) = latency.histogram() else {
-        return Distribution { certainty, ..Distribution::default() };
-    };
-    Distribution {
-        certainty,
-        count: histogram.len(),
-        min: histogram.min(),
-        p50: histogram.value_at_quantile(0.5),
-        p90: histogram.value_at_quantile(0.9),
-        p99: histogram.value_at_quantile(0.99),
-        p999: histogram.value_at_quantile(0.999),
-        max: histogram.max(),
-        mean: histogram.mean(),
-        histogram: histogram
-            .iter_recorded()
-            .map(|class| (class.value_iterated_to(), u64::from(class.count_at_value())))
-            .collect(),
-    }
-}
-
-fn warnings<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let mut warn = |condition: bool, text: String| {
-        if condition {
-            warnings.push(text);
-        }
-    };
-    let classes = &analyser.classes;
-    if let Some(cut) = reading.truncated {
-        warn(
-            true,
-            format!(
-                "the file is cut at byte {}, {} bytes before its last window ends: read up to there",
-                cut.offset, cut.missing
-            ),
-        );
-    }
-    let lost = reading.lost_records();
-    warn(
-        lost > 0,
-        format!(
-            "{lost} records were lost: use larger buffers (xentrace -S), or fewer classes (-e)"
-        ),
-    );
-    warn(
-        reading.late_records > 0,
-        format!(
-            "{} records came out of order: the pCPUs' TSCs are not in step (see --fix-skew), or \
-             --buffer is too small",
-            reading.late_records
-        ),
-    );
-    let backwards: u64 = reading.pcpus.iter().map(|pcpu| pcpu.backwards).sum();
-    warn(
-        backwards > 0,
-        format!("{backwards} records have a TSC before their predecessor's on the same pCPU"),
-    );
-    warn(
-        !classes.runstates || !classes.wakes,
-        "no runstate changes or no wakes: capture with the mask of `kicktrace capture`".into(),
-    );
-    warn(
-        !classes.pv_hypercalls && !classes.hvm_hypercalls,
-        "no hypercalls: kicks and polls cannot be seen; capture with the mask of `kicktrace \
-         capture`"
-            .into(),
-    );
-    for domain in &analyser.options.domains {
-        warn(
-            !analyser.vcpus.iter().any(|vcpu| vcpu.domain == *domain),
-            format!("domain {domain} was asked for (--dom), and no record names it"),
-        );
-    }
-    warn(
-        analyser.shared_cores > 0,
-        "vCPUs are scheduled by cores or sockets (sched-gran): which pCPU a vCPU is on is not \
-         always known, so waking kicks may be missed"
-            .into(),
-    );
-    warn(
-        analyser.bad_markers > 0,
-        format!("{} of the guest's marks are malformed and were ignored", analyser.bad_markers),
-    );
-    warnings
 }

@@ -5,10 +5,10 @@
 
 use std::collections::VecDeque;
 
-use crate::analysis::acquisition::{Episode, Marked, Tally};
+use crate::analysis::acquisition::{Episode, Kick, Marked, Tally};
 use crate::analysis::gaps::Gaps;
 use crate::analysis::latency::Latency;
-use crate::analysis::observe::VcpuId;
+use crate::analysis::observe::{Interval, Observe, VcpuId};
 use crate::analysis::skew::Skew;
 use crate::event::Runstate;
 use crate::summary::{DomainKind, Times};
@@ -33,13 +33,15 @@ pub(super) enum Poll {
     Woken,
 }
 
-/// The kick that ended a wait.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Kick {
-    /// Index of the vCPU that kicked.
-    pub(super) by: u32,
-    pub(super) cpu: u32,
-    pub(super) tsc: u64,
+/// What a wake of a vCPU that was off its pCPU ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woke {
+    /// A poll that slept.
+    Poll,
+    /// Another sleep: idle.
+    Idle,
+    /// A sleep that began before the trace tells of it, or none that it tells of.
+    Unknown,
 }
 
 /// Raw counts; see [`crate::summary::Counts`] for their meaning.
@@ -51,18 +53,26 @@ pub(super) struct Raw {
     pub(super) kicks_without_wake: u64,
     pub(super) marked_kicks: u64,
     pub(super) marked_without_wake: u64,
+    /// Of `waking_kicks`: not marked, by a vCPU that had not marked any kick yet.
+    pub(super) unmarked_waking: u64,
     pub(super) polls: u64,
     pub(super) polls_blocked: u64,
     pub(super) polls_aborted: u64,
     pub(super) polls_immediate: u64,
+    pub(super) polls_unresolved: u64,
     pub(super) idle_blocks: u64,
+    pub(super) blocks_unknown: u64,
     pub(super) yields: u64,
     pub(super) waits: u64,
     pub(super) waits_kicked: u64,
+    /// Of `waits_kicked`: by a kick that is not marked.
+    pub(super) kicked_unmarked: u64,
     pub(super) waits_tainted: u64,
     pub(super) spurious_wakes: u64,
     pub(super) kicker_preempted: u64,
     pub(super) inconsistent: u64,
+    /// Of `inconsistent`: no change that came early explains it, so one is missing.
+    pub(super) skipped: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -77,6 +87,10 @@ pub(super) struct LatencySet {
 pub(super) struct Vcpu {
     pub(super) domain: u16,
     pub(super) id: u16,
+    /// How many domains had its domain's number before.
+    pub(super) life: u32,
+    /// When its domain ended.
+    ended: Option<u64>,
     pub(super) kind: DomainKind,
 
     pub(super) state: Option<Runstate>,
@@ -86,6 +100,8 @@ pub(super) struct Vcpu {
     since: u64,
     gaps_at_since: u64,
     first: Option<u64>,
+    /// Ticks in silences since.
+    silent: u64,
     woken: bool,
     /// The last intervals in which it was runnable after it had been running, oldest first.
     preempted: VecDeque<(u64, u64)>,
@@ -100,10 +116,19 @@ pub(super) struct Vcpu {
     block_tsc: u64,
     left_tsc: u64,
     wake_tsc: u64,
+    /// When its runstate changed for the wake: Xen may be held up in between.
+    unblocked_tsc: u64,
     aborted: bool,
-    /// A wake between the poll and its block: Xen lets the vCPU be woken just before it writes BLOCK.
+    /// A wake of the vCPU on its pCPU, between its poll and its leaving: whether it woke it is seen by
+    /// what follows. Xen writes WAKE for a vCPU that stays blocked too (a domain is unpaused).
     early_wake: Option<(u64, Option<Kick>)>,
     kicked_by: Option<Kick>,
+    /// What woke it is not in the trace.
+    wake_unseen: bool,
+    /// It blocked, and the trace begins after it entered Xen for that: in a poll or otherwise.
+    unknown_block: bool,
+    /// It entered Xen before the trace says that it was on its pCPU.
+    pub(super) missed: bool,
     /// Running time when the last wait ended.
     ran_at_wait_end: Option<u64>,
     last_wait_was_kicked: bool,
@@ -140,8 +165,8 @@ pub(super) struct Wait {
 }
 
 impl Vcpu {
-    pub(super) fn new(domain: u16, id: u16) -> Self {
-        Self { domain, id, ..Self::default() }
+    pub(super) fn new(domain: u16, id: u16, life: u32) -> Self {
+        Self { domain, id, life, ..Self::default() }
     }
 
     /// Accounts the time up to `tsc` to the state that ends, and enters `new`.
@@ -208,28 +233,67 @@ impl Vcpu {
 
     /// The pCPU it ran on lost records from `tsc` on: what it does then is unknown.
     pub(super) fn lose(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
-        let ended = self.finish(tsc, gaps);
-        self.state = None;
-        self.poll = Poll::None;
+        let ended = self.close_account(tsc, gaps);
+        self.raw.waits_tainted += u64::from(self.poll != Poll::None);
+        self.forget();
         ended
     }
 
-    /// Ends the account, at the end of the trace.
-    pub(super) fn finish(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
+    /// Nothing is known of it any more: neither its state nor what it does.
+    fn forget(&mut self) {
+        self.leave_poll();
+        self.state = None;
+        self.odd = None;
+        (self.early_wake, self.unknown_block) = (None, false);
+        self.ran_at_wait_end = None;
+    }
+
+    /// Nothing was recorded from `from` to `to`: that is no time of the trace.
+    pub(super) fn silence(&mut self, from: u64, to: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
+        let ended = self.close_account(from, gaps);
+        self.forget();
+        self.taint_episodes();
+        if self.first.is_some() {
+            self.silent = self.silent.saturating_add(to.saturating_sub(from.max(self.since)));
+            self.since = self.since.max(to);
+        }
+        ended
+    }
+
+    /// Its domain ends.
+    pub(super) fn end(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
+        let ended = self.end_life(tsc, gaps);
+        self.ended = Some(tsc.max(self.since));
+        ended
+    }
+
+    /// Ends the account, at the end of the trace or of its domain.
+    pub(super) fn end_life(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
+        let ended = self.end_phase(tsc, gaps);
+        self.leave_poll();
+        self.state = None;
+        ended
+    }
+
+    /// Whether its domain is there no more.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    fn close_account(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
         let state = self.state?;
         self.change(tsc, Some(state), state, gaps)
     }
 
-    /// Accounts the time up to `tsc`, the end of a phase, as [`finish`](Self::finish) does, for a
-    /// vCPU that goes on.
+    /// Accounts the time up to `tsc`, the end of a phase, for a vCPU that goes on.
     pub(super) fn end_phase(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
         let woken = self.woken;
-        let ended = self.finish(tsc, gaps);
+        let ended = self.close_account(tsc, gaps);
         self.woken = woken;
         // Its sleep in a poll counts where it is spent.
         let blocked_to = match self.poll {
             Poll::Blocked => tsc,
-            Poll::Woken if !self.aborted => self.wake_tsc,
+            Poll::Woken if !self.aborted => self.unblocked_tsc,
             _ => self.left_tsc,
         };
         let blocked = blocked_to.saturating_sub(self.left_tsc);
@@ -245,11 +309,17 @@ impl Vcpu {
         self.raw = Raw::default();
         self.latencies = LatencySet::default();
         self.inferred = Tally::default();
-        (self.tainted, self.kicker_stolen_more) = (0, false);
+        (self.tainted, self.silent, self.kicker_stolen_more) = (0, 0, false);
         self.first = self.first.map(|_| tsc);
         if let Some(marked) = &mut self.marked {
             (marked.tally, marked.waits) = (Tally::default(), 0);
         }
+    }
+
+    /// A poll under way, if there is one, will not be seen to end.
+    fn leave_poll(&mut self) {
+        self.raw.polls_unresolved += u64::from(self.poll != Poll::None);
+        self.poll = Poll::None;
     }
 
     pub(super) fn name(&self) -> VcpuId {
@@ -266,7 +336,7 @@ impl Vcpu {
         skew: &mut Skew,
     ) -> Runstate {
         let Some(state) = self.state.filter(|&state| state != old) else {
-            self.odd = None;
+            self.raw.skipped += u64::from(self.odd.take().is_some());
             return new;
         };
         match self.odd.take() {
@@ -277,9 +347,11 @@ impl Vcpu {
             }
             // A vCPU comes to a pCPU and leaves it in that pCPU's order: what leaves it without having
             // come was lost on the way, not early.
-            _ => {
+            unexplained => {
                 let early = Early { cpu, tsc, old, before: state };
                 self.odd = Some(early).filter(|_| old != Runstate::Running);
+                self.raw.skipped += u64::from(unexplained.is_some());
+                self.raw.skipped += u64::from(self.odd.is_none());
                 new
             }
         }
@@ -287,8 +359,24 @@ impl Vcpu {
 
     /// Ticks that no gap makes doubtful, of how many. Wide, because domains and hosts add them up.
     pub(super) fn coverage(&self, last: u64) -> (u128, u128) {
-        let observed = self.first.map_or(0, |first| last.saturating_sub(first));
+        let observed = self.observed(last);
         (observed.saturating_sub(self.tainted).into(), observed.into())
+    }
+
+    /// Ticks from its first record to the end of its domain, or of the trace at `last`.
+    pub(super) fn observed(&self, last: u64) -> u64 {
+        let end = self.ended.unwrap_or(last);
+        self.first.map_or(0, |first| end.saturating_sub(first).saturating_sub(self.silent))
+    }
+
+    /// When the trace tells of it first, and when its domain ended.
+    pub(super) fn life_span(&self) -> (Option<u64>, Option<u64>) {
+        (self.first, self.ended)
+    }
+
+    /// Whether some of what it did may not be in the trace.
+    pub(super) fn is_partial(&self) -> bool {
+        self.missed || self.tainted > 0
     }
 
     fn ran(&self, tsc: u64) -> u64 {
@@ -310,7 +398,9 @@ impl Vcpu {
     }
 
     pub(super) fn poll_begins(&mut self, tsc: u64, gaps: &Gaps) {
-        self.back_in_guest();
+        let in_gap = self.poll != Poll::None && gaps.up_to(tsc) > self.gaps_at_poll;
+        self.raw.waits_tainted += u64::from(in_gap);
+        self.leave_poll();
         self.raw.polls += 1;
         self.poll = Poll::Entered;
         if let Some(marked) = &mut self.marked {
@@ -321,6 +411,7 @@ impl Vcpu {
         self.kicked_by = None;
         self.aborted = false;
         self.early_wake = None;
+        self.wake_unseen = false;
         if let Some(ran) = self.ran_at_wait_end.take() {
             let spun = self.ran(tsc).saturating_sub(ran);
             self.times.spinning = self.times.spinning.saturating_add(spun);
@@ -328,43 +419,90 @@ impl Vcpu {
         }
     }
 
-    /// The vCPU runs guest code again after a hypercall.
+    /// The vCPU runs guest code again after a hypercall. Returns a kick that came while it decided not
+    /// to sleep: it woke nobody.
     #[inline]
-    pub(super) fn back_in_guest(&mut self) {
+    pub(super) fn back_in_guest(&mut self) -> Option<Kick> {
+        if self.poll != Poll::Entered {
+            return None;
+        }
+        self.poll = Poll::None;
+        self.raw.polls_immediate += 1;
+        self.early_wake.take()?.1
+    }
+
+    /// It blocks; `seen` if the trace shows how it entered Xen.
+    pub(super) fn block(&mut self, tsc: u64, seen: bool) {
         if self.poll == Poll::Entered {
-            self.poll = Poll::None;
-            self.raw.polls_immediate += 1;
+            self.poll = Poll::Blocking;
+            self.block_tsc = tsc;
+        } else if seen {
+            self.raw.idle_blocks += 1;
+        } else {
+            self.raw.blocks_unknown += 1;
+            self.unknown_block = true;
         }
     }
 
-    /// It blocks. Returns the kick that had woken it just before, if one had.
-    pub(super) fn block(&mut self, tsc: u64) -> Option<Kick> {
-        if self.poll != Poll::Entered {
-            self.raw.idle_blocks += 1;
+    /// A WAKE that names it while it is on its pCPU, or has left it without blocking. Returns whether it
+    /// may have kept it from sleeping in a poll, and whether that is known.
+    pub(super) fn wake_early(&mut self, tsc: u64, kick: Option<Kick>) -> (bool, bool) {
+        match (self.poll, self.state) {
+            (Poll::Blocking, Some(Runstate::Runnable | Runstate::Offline)) => {
+                self.abort(tsc, kick);
+                (true, true)
+            }
+            // One that is an operation's is sure to be meant.
+            (Poll::Entered | Poll::Blocking, _)
+                if self.early_wake.is_none_or(|(_, by)| by.is_none() && kick.is_some()) =>
+            {
+                self.early_wake = Some((tsc, kick));
+                (true, false)
+            }
+            _ => (false, false),
+        }
+    }
+
+    /// It goes on without having left its pCPU, or leaves it ready to run: an early wake woke it.
+    /// Returns its kick.
+    #[inline]
+    pub(super) fn stays_awake(&mut self) -> Option<Kick> {
+        if self.poll != Poll::Blocking {
             return None;
         }
-        self.poll = Poll::Blocking;
-        self.block_tsc = tsc;
         let (woken, kick) = self.early_wake.take()?;
-        self.wake(woken.max(tsc), kick);
+        self.abort(woken, kick);
         kick
     }
 
-    /// Woken, by `kick` if it was one; returns whether that ended a poll.
-    pub(super) fn wake(&mut self, tsc: u64, kick: Option<Kick>) -> bool {
-        match self.poll {
-            Poll::Blocking => self.aborted = true,
-            Poll::Blocked => {}
-            Poll::Entered => {
-                self.early_wake = Some((tsc, kick));
-                return false;
-            }
-            Poll::None | Poll::Woken => return false,
-        }
+    fn abort(&mut self, woken: u64, kick: Option<Kick>) {
+        self.aborted = true;
         self.poll = Poll::Woken;
-        self.wake_tsc = tsc;
+        self.wake_tsc = woken.max(self.block_tsc);
         self.kicked_by = kick;
-        true
+    }
+
+    /// It is blocked no more: when it was woken and when its runstate changed; `kick` if it was one, and
+    /// whether the WAKE was `seen`.
+    pub(super) fn woken(
+        &mut self,
+        (tsc, changed): (u64, u64),
+        kick: Option<Kick>,
+        seen: bool,
+    ) -> Woke {
+        match self.poll {
+            Poll::Blocking | Poll::Blocked => {
+                self.poll = Poll::Woken;
+                (self.wake_tsc, self.unblocked_tsc) = (tsc, changed);
+                self.kicked_by = kick;
+                self.wake_unseen = !seen;
+                self.early_wake = None;
+                Woke::Poll
+            }
+            Poll::None if std::mem::take(&mut self.unknown_block) => Woke::Unknown,
+            Poll::None if self.state == Some(Runstate::Blocked) => Woke::Idle,
+            _ => Woke::Unknown,
+        }
     }
 
     /// On a pCPU (again). Returns the wait this ends, if it does.
@@ -387,10 +525,10 @@ impl Vcpu {
             self.raw.polls_aborted += 1;
         } else {
             self.raw.polls_blocked += 1;
-            let blocked = self.wake_tsc.saturating_sub(self.left_tsc);
+            let blocked = self.unblocked_tsc.saturating_sub(self.left_tsc);
             self.times.blocked_in_poll = self.times.blocked_in_poll.saturating_add(blocked);
         }
-        let tainted = gaps.up_to(tsc) > self.gaps_at_poll;
+        let tainted = self.wake_unseen || gaps.up_to(tsc) > self.gaps_at_poll;
         let (block_tsc, wake_tsc) = (self.block_tsc, self.wake_tsc);
         let wait = Wait { kick: self.kicked_by, block_tsc, wake_tsc, tainted };
         if tainted {
@@ -403,6 +541,7 @@ impl Vcpu {
         self.ran_at_wait_end = Some(self.ran(tsc));
         if let Some(kick) = wait.kick {
             self.raw.waits_kicked += 1;
+            self.raw.kicked_unmarked += u64::from(!kick.marked);
             self.latencies.kick_to_wake.record(self.wake_tsc.saturating_sub(kick.tsc));
             self.latencies.kick_to_run.record(tsc.saturating_sub(kick.tsc));
         }
@@ -411,12 +550,15 @@ impl Vcpu {
         Some(wait)
     }
 
-    /// It left its pCPU to block.
-    pub(super) fn descheduled(&mut self, tsc: u64) {
-        if self.poll == Poll::Blocking {
-            self.poll = Poll::Blocked;
-            self.left_tsc = tsc;
+    /// It left its pCPU to block. Returns the kick of a wake that came before, which woke nobody: it
+    /// sleeps.
+    pub(super) fn descheduled(&mut self, tsc: u64) -> Option<Kick> {
+        if self.poll != Poll::Blocking {
+            return None;
         }
+        self.poll = Poll::Blocked;
+        self.left_tsc = tsc;
+        self.early_wake.take()?.1
     }
 
     /// It did an event channel operation: what it waited for before is over.
@@ -434,5 +576,19 @@ impl Vcpu {
         if let Some(marked) = &mut self.marked {
             marked.taint();
         }
+    }
+}
+
+/// Tells the observer of a state of `vcpu` that ended at `to`.
+pub(super) fn tell_interval(
+    observer: &mut impl Observe,
+    vcpu: &Vcpu,
+    ended: Option<(Runstate, u64)>,
+    to: u64,
+) {
+    if let Some((state, from)) = ended {
+        // Skewed TSCs may put the end before the begin.
+        let to = to.max(from);
+        observer.interval(&Interval { vcpu: vcpu.name(), state, cpu: vcpu.cpu, from, to });
     }
 }

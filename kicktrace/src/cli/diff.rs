@@ -47,9 +47,20 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         table(&mut out, &changes)?;
     }
     out.flush()?;
+    match (before.clock.hz, after.clock.hz) {
+        (Some(_), Some(_)) => {}
+        (None, None) => eprintln!(
+            "kicktrace: both frequencies are unknown: latencies are in ticks, which compare on the same \
+             host only (see --cpu-hz)"
+        ),
+        (hz, _) => eprintln!(
+            "kicktrace: {}: frequency unknown: rates and latencies are left out (see --cpu-hz)",
+            if hz.is_none() { &args.before } else { &args.after }
+        ),
+    }
     for (file, summary) in [(&args.before, &before), (&args.after, &after)] {
         for warning in &summary.warnings {
-            eprintln!("kicktrace: {file}: warning: {warning}");
+            eprintln!("kicktrace: {file}: {}: {warning}", summary.verdict.name());
         }
     }
     for (file, summary) in [(&args.before, &before), (&args.after, &after)] {
@@ -67,7 +78,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 names.join(", ")
             )));
         };
-        let Estimate { low, high, .. } = change.percent;
+        // Without an interval the figure itself is judged.
+        let Estimate { value, low, high } = change.percent;
+        let (low, high) = (low.unwrap_or(value), high.unwrap_or(value));
         if if gate.above { low > gate.percent } else { high < gate.percent } {
             failed.push(format!("{} ({low:+.1} to {high:+.1} %)", gate.text));
         }
@@ -81,16 +94,25 @@ fn table(out: &mut dyn Write, changes: &[Change]) -> io::Result<()> {
         let mark = if change.certainty == Certainty::Exact { "" } else { "~" };
         let side = |of: Estimate| {
             let unit = change.unit;
-            format!("{mark}{:.3} +-{:.3} {unit}", of.value, (of.high - of.low) / 2.0)
+            let error = of.error().map_or_else(|| "+-?".into(), |error| format!("+-{error:.3}"));
+            format!("{mark}{:.3} {error} {unit}", of.value)
         };
         let Estimate { value, low, high } = change.percent;
+        let interval = match (low, high) {
+            (Some(low), Some(high)) => format!("({low:+.1} to {high:+.1})"),
+            _ => "(no interval)".into(),
+        };
         writeln!(
             out,
-            "{:<30}{:>32}{:>32}   {value:+.1} ({low:+.1} to {high:+.1}){}",
+            "{:<30}{:>32}{:>32}   {value:+.1} {interval}{}",
             change.name,
             side(change.before),
             side(change.after),
-            if change.is_significant() { "" } else { "  no significant change" }
+            match (change.is_significant(), low.is_some() && high.is_some()) {
+                (true, _) => "",
+                (false, true) => "  no significant change",
+                (false, false) => "  nothing tells how much is chance",
+            }
         )?;
         if let Some(RankTest { before, after, longer, p_value }) = change.rank {
             let p = if p_value < 0.001 { "< 0.001".into() } else { format!("= {p_value:.3}") };

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window, parse_vcpu};
-use super::{Failure, finished};
+use super::{Failure, all_read};
 use crate::analysis::VcpuId;
 use crate::error::{Error, ErrorKind};
 use crate::event;
@@ -40,11 +40,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         out: BufWriter::new(io::stdout().lock()),
         who: WhoRuns::default(),
         first: None,
+        wanted: Wanted::of(args),
     };
     let done = read(args.input.open()?, &args.input.reading.options().read, &mut lines);
     lines.out.flush()?;
     let reading = done.map_err(|source| args.input.failure(source))?;
-    finished(&args.input, &reading)
+    lines.unseen()?;
+    all_read(&args.input, &reading)
 }
 
 /// Prints the records that are asked for, one a line.
@@ -54,6 +56,33 @@ struct Lines<'a, W> {
     out: W,
     who: WhoRuns,
     first: Option<u64>,
+    wanted: Wanted,
+}
+
+/// What was asked for and has not been seen yet.
+struct Wanted {
+    domains: Vec<u16>,
+    vcpus: Vec<VcpuId>,
+    pcpus: Vec<u32>,
+}
+
+impl Wanted {
+    fn of(args: &Args) -> Self {
+        let domains = args.input.reading.domains.clone();
+        Self { domains, vcpus: args.vcpus.clone(), pcpus: args.pcpus.clone() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.domains.is_empty() && self.vcpus.is_empty() && self.pcpus.is_empty()
+    }
+
+    fn seen(&mut self, record: &Record<'_>, on: Option<VcpuId>) {
+        self.pcpus.retain(|&cpu| cpu != record.cpu);
+        for id in subjects(record).into_iter().chain([on]).flatten() {
+            self.domains.retain(|&domain| domain != id.domain);
+            self.vcpus.retain(|&vcpu| vcpu != id);
+        }
+    }
 }
 
 impl<W: Write> Visit for Lines<'_, W> {
@@ -62,6 +91,9 @@ impl<W: Write> Visit for Lines<'_, W> {
         self.who.record(record);
         let start = *self.first.get_or_insert(record.tsc);
         let on = self.who.on(record.cpu);
+        if !self.wanted.is_empty() {
+            self.wanted.seen(record, on);
+        }
         if !self.args.window.holds(record.tsc, start, self.clock)
             || !self.args.wants(record, [before, on])
         {
@@ -78,6 +110,20 @@ impl<W: Write> Visit for Lines<'_, W> {
 }
 
 impl<W: Write> Lines<'_, W> {
+    /// An error if something was asked for that no record of the trace names.
+    fn unseen(&self) -> Result<(), Failure> {
+        let Wanted { domains, vcpus, pcpus } = &self.wanted;
+        let domains = domains.iter().map(|id| format!("domain {id}"));
+        let vcpus = vcpus.iter().map(|id| format!("vCPU {id}"));
+        let pcpus = pcpus.iter().map(|id| format!("pCPU {id}"));
+        let absent: Vec<_> = domains.chain(vcpus).chain(pcpus).collect();
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let (file, absent) = (&self.args.input.file, absent.join(", "));
+        Err(Failure::Usage(format!("{file}: no record of {absent}, which was asked for")))
+    }
+
     fn line(&mut self, record: &Record<'_>, ticks: u64, on: Option<VcpuId>) -> io::Result<()> {
         match self.clock {
             Some(hz) => write!(self.out, "{:>14.9}", ticks as f64 / hz)?,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::input::Input;
-use super::{Failure, finished};
+use super::{Failure, judged};
 use crate::analysis::Analyser;
 use crate::output::export::{Csv, Export, Rows, Table};
 use crate::reader::read;
@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             .map_err(|source| input.failure(source))?;
         let (summary, export) = analyser.finish(reading);
         export.finish(&summary).map_err(open)?;
-        finished(input, &summary.reading)?;
+        judged(input, &summary)?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `kicktrace generate`: a synthetic trace, for trying things out and for benchmarks.
 
-use std::io;
+use std::io::Write;
+use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::Failure;
+use super::{Failure, sink};
 use crate::synth::{Guest, Kicks, Plan, generate};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -45,6 +46,9 @@ pub(super) struct Args {
     /// Everything random depends on it alone
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where to write it; `-` for standard output, which must be no terminal
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    output: PathBuf,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -66,6 +70,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         max_bytes: args.mb * 1_000_000,
         ..Plan::default()
     };
-    generate(&plan, io::stdout().lock())?;
+    let mut out = sink::create(&args.output, sink::Kind::Binary, &[])?;
+    generate(&plan, &mut out)?;
+    out.flush()?;
     Ok(())
 }

@@ -5,9 +5,9 @@ use std::io::{self, BufWriter, Write};
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window};
-use super::summary::{beyond, bounds, complete, phases, terminal_width};
-use super::{Failure, finished};
-use crate::analysis::{Host, Phases};
+use super::summary::{beyond, bounds, phases, terminal_width};
+use super::{Failure, judged};
+use crate::analysis::{Host, Phases, complete};
 use crate::output::host;
 
 #[derive(Debug, ClapArgs)]
@@ -36,10 +36,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let options = input.reading.options();
     let (reading, _, clock) = phases(input, Phases::new(&options, Host::default(), bounds, sink))?;
     let (mut summary, mut host) = told.ok_or_else(|| beyond(input, bounds))?;
+    // Those of the summary stand first.
     let before = summary.warnings.len();
     complete(&mut summary, reading, clock);
-    host.clock = clock;
-    host.warnings.extend(summary.warnings.drain(before..));
+    host.clock = summary.clock.clone();
+    host.warnings.splice(..before, summary.warnings.iter().cloned());
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &host)?;
@@ -50,5 +51,5 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         host::table(&mut out, &host, terminal_width())?;
     }
     out.flush()?;
-    finished(input, &summary.reading)
+    judged(input, &summary)
 }

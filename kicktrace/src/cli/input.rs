@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::Failure;
-use crate::analysis::VcpuId;
+use crate::analysis::{Fixed, VcpuId};
 use crate::error::Error;
 use crate::reader::{Drift, ReadOptions};
 use crate::{Options, Summary};
@@ -129,30 +129,23 @@ impl Input {
     }
 
     /// Adds the corrections the trace itself calls for, reading it as often as that takes.
-    pub(super) fn learn_skew(&mut self) -> Result<(), Failure> {
+    pub(super) fn fix_skew(&mut self) -> Result<Fixed, Failure> {
         if !self.is_rereadable() {
             let text = "--fix-skew reads the trace more than once, which a pipe does not allow; save it to a file";
             return Err(Failure::Usage(text.into()));
         }
-        // Each reading uncovers contradictions the one before hid.
-        for _ in 0..8 {
-            let found = self.summarise()?.tsc_offsets;
-            if found.is_empty() {
-                break;
-            }
-            for (cpu, ticks) in found {
-                match self.reading.tsc_offsets.iter_mut().find(|(of, _)| *of == cpu) {
-                    Some((_, offset)) => *offset += ticks,
-                    None => self.reading.tsc_offsets.push((cpu, ticks)),
-                }
-            }
-        }
-        Ok(())
+        let mut options = self.reading.options();
+        let fixed = crate::fix_skew(|| self.open(), |source| self.failure(source), &mut options)?;
+        self.reading.tsc_offsets = options.read.tsc_offsets;
+        self.reading.tsc_drifts = options.read.tsc_drifts;
+        Ok(fixed)
     }
 
-    /// The corrections in use.
-    pub(super) fn tsc_offsets(&self) -> &[(u32, i64)] {
-        &self.reading.tsc_offsets
+    /// The correction of a pCPU in use: ticks, and more for each tick.
+    pub(super) fn correction(&self, cpu: u32) -> (i64, f64) {
+        let offset = self.reading.tsc_offsets.iter().find(|&&(of, _)| of == cpu);
+        let drift = self.reading.tsc_drifts.iter().find(|drift| drift.cpu == cpu);
+        (offset.map_or(0, |&(_, ticks)| ticks), drift.map_or(0.0, |drift| drift.per_tick))
     }
 }
 

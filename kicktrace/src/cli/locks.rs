@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use super::input::{Input, Window};
 use super::timeline::Windowed;
-use super::{Failure, finished};
+use super::{Failure, judged};
 use crate::Clock;
 use crate::analysis::{AcquisitionStory, Analyser, Observe};
 use crate::output::locks::{self, Acquisitions, Lines};
 use crate::reader::read;
-use crate::summary::{Lock, SCHEMA};
+use crate::summary::{Certainty, Lock, SCHEMA};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -67,7 +67,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             let columns = super::summary::terminal_width();
             for domain in summary.domains.iter().filter(|domain| !domain.locks.is_empty()) {
                 let first = summary.reading.first_tsc;
-                writeln!(out, "d{}: every figure is exact, from the guest's marks", domain.id)?;
+                let exact = domain.locks.iter().all(|of| of.certainty == Certainty::Exact);
+                let trust =
+                    if exact { "every figure is exact" } else { "figures are inferred (~)" };
+                writeln!(out, "d{}: {trust}, from the guest's marks", domain.id)?;
                 write!(
                     out,
                     "{}",
@@ -86,7 +89,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             args.input.file, summary.reading.bytes
         )));
     }
-    finished(&args.input, &summary.reading)
+    judged(&args.input, &summary)
 }
 
 fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
@@ -96,9 +99,10 @@ fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
         (_, true) => Lines::Csv,
         _ => Lines::Table,
     };
+    let hz = clock.hz;
     let writer = Writer { out: Some(out), lines, clock, lock: args.lock, to: None, failed: None };
     let options = args.input.reading.options();
-    let mut analyser = Analyser::observed(&options, Windowed::new(args.window, clock.hz, writer));
+    let mut analyser = Analyser::observed(&options, Windowed::new(args.window, hz, writer));
     let reading = read(args.input.open()?, &options.read, &mut analyser)
         .map_err(|source| args.input.failure(source))?;
     let (summary, windowed) = analyser.finish(reading);
@@ -124,7 +128,7 @@ struct Writer<W> {
 impl<W: Write> Observe for Writer<W> {
     fn start(&mut self, tsc: u64) {
         let Some(out) = self.out.take() else { return };
-        match Acquisitions::new(out, self.lines, self.clock, tsc) {
+        match Acquisitions::new(out, self.lines, self.clock.clone(), tsc) {
             Ok(to) => self.to = Some(to),
             Err(error) => self.failed = Some(error),
         }

@@ -13,6 +13,7 @@ mod host;
 mod input;
 mod locks;
 mod report;
+mod sink;
 mod summary;
 mod timeline;
 mod top;
@@ -22,8 +23,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::Summary;
 use crate::error::Error;
 use crate::reader::{Reading, Truncation};
+use crate::summary::{Finding, Verdict};
 
 /// Reads xentrace files and reconstructs who kicked whom.
 #[derive(Debug, Parser)]
@@ -126,6 +129,15 @@ enum Failure {
 }
 
 impl Failure {
+    /// What figures need is not in the trace.
+    fn missing(input: &input::Input, reading: &Reading, missing: &Finding) -> Self {
+        let (name, bytes) = (input.file.clone(), reading.bytes);
+        match missing.mask {
+            Some(mask) => Self::Classes { name, bytes, what: missing.topic, mask },
+            None => Self::Usage(format!("{name}: {}; {}", missing.what, missing.remedy)),
+        }
+    }
+
     fn is_broken_pipe(&self) -> bool {
         match self {
             Self::Trace { source, .. } => source.is_broken_pipe(),
@@ -140,12 +152,29 @@ impl Failure {
     }
 }
 
-/// What a command that told everything in its trace ends with: success, or that the trace is cut.
-fn finished(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
+/// What a command ends with that told every record of its trace: success, or that the trace is cut.
+fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
     match reading.truncated {
         Some(cut) => Err(Failure::Cut { name: input.file.clone(), cut }),
         None => Ok(()),
     }
+}
+
+/// What a command ends with that told figures of its trace: success, or that the trace is cut, or that
+/// what figures need is not in it. The doubts, which figures alone do not show, go to standard error.
+fn judged(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
+    for finding in summary.found(Verdict::Doubtful) {
+        let Finding { what, remedy, .. } = finding;
+        eprintln!("kicktrace: {}: doubtful: {what}; {remedy}", input.file);
+    }
+    finished(input, summary)
+}
+
+/// As [`judged`], for an output that shows the doubts itself.
+fn finished(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
+    all_read(input, &summary.reading)?;
+    let missing = summary.found(Verdict::Missing).next();
+    missing.map_or(Ok(()), |missing| Err(Failure::missing(input, &summary.reading, missing)))
 }
 
 /// Runs one command; `args` starts with the program's name, as [`std::env::args_os`] does. Results

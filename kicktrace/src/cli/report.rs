@@ -2,16 +2,17 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use super::Failure;
 use super::input::{Input, Window};
-use super::summary::{beyond, complete};
+use super::sink;
+use super::summary::beyond;
 use super::timeline::Windowed;
 use crate::Summary;
-use crate::analysis::{Analyser, Both, Bounds, Interval, Nothing, Observe, On, Phases, WaitStory};
+use crate::analysis::{
+    Analyser, Both, Bounds, Interval, Nothing, Observe, On, Phases, WaitStory, complete,
+};
 use crate::output::html::{self, Parts};
 use crate::output::series::Series;
 use crate::output::story::{Gap, Story};
@@ -29,6 +30,8 @@ pub(super) fn write(
     bounds: Bounds,
     path: &Path,
 ) -> Result<Summary, Failure> {
+    // Before the trace is read, which may take long.
+    sink::refuse_inputs(path, &[&input.file])?;
     // A given window can be drawn while the trace is read, if its frequency is known beforehand.
     let hz = input.clock()?;
     let given = window.from.is_some() || window.to.is_some();
@@ -40,7 +43,7 @@ pub(super) fn write(
         let mut phases = Phases::new(&options, (), bounds, sink);
         let (reading, told) = observe(input, seen, bounds, &mut phases)?;
         phases.finish(reading);
-        series.set_clock(told.0.clock);
+        series.set_clock(told.0.clock.clone());
         told
     } else {
         observe(input, seen, bounds, &mut Nothing)?.1
@@ -61,8 +64,7 @@ pub(super) fn write(
         drawn = observe(input, seen, Bounds::default(), &mut Nothing)?.1.1.window.to;
     }
     let parts = Parts { title: input.title(), window: drawn, worst, series };
-    let open = |source| Failure::Open { name: path.display().to_string(), source };
-    let mut file = BufWriter::new(File::create(path).map_err(open)?);
+    let mut file = sink::create(path, sink::Kind::Text, &[&input.file])?;
     html::write(&mut file, &summary, &parts)?;
     file.flush()?;
     Ok(summary)

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window};
-use super::{Failure, finished};
-use crate::analysis::{Bounds, Observe, Phases};
+use super::sink;
+use super::{Failure, all_read, finished, judged};
+use crate::analysis::{Bounds, Fixed, Observe, Phases, complete};
 use crate::output::series::Series;
 use crate::reader::{Reading, read};
+use crate::summary::Verdict;
 use crate::{Clock, Summary};
 
 #[derive(Debug, ClapArgs)]
@@ -40,10 +42,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let mut input = args.input.clone();
     if args.fix_skew {
-        input.learn_skew()?;
-        for (cpu, ticks) in input.tsc_offsets() {
-            eprintln!("kicktrace: TSC of pCPU {cpu} corrected by {ticks} ticks");
-        }
+        tell_fixed(&input.fix_skew()?, &input);
     }
     let bounds = bounds(&input, args.window, args.every)?;
     let summary = match (&args.html, args.every) {
@@ -52,7 +51,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         (None, Some(_)) => return series(args, &input, bounds),
     };
     let mut out = BufWriter::new(io::stdout().lock());
-    if args.json {
+    if args.html.as_deref().is_some_and(sink::is_stdout) {
+        // The report is what goes there.
+    } else if args.json {
         serde_json::to_writer_pretty(&mut out, &summary)?;
         writeln!(out)?;
     } else if args.csv {
@@ -65,18 +66,33 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     out.flush()?;
-    told(&input, &summary)
+    if args.csv { judged(&input, &summary) } else { finished(&input, &summary) }
 }
 
-/// What the command ends with once everything is printed.
-fn told(input: &Input, summary: &Summary) -> Result<(), Failure> {
-    finished(input, &summary.reading)?;
-    match summary.classes.missing() {
-        None => Ok(()),
-        Some((what, mask)) => {
-            let (name, bytes) = (input.file.clone(), summary.reading.bytes);
-            Err(Failure::Classes { name, bytes, what, mask })
-        }
+/// Says how far the pCPUs' TSCs could be brought into step.
+fn tell_fixed(fixed: &Fixed, input: &Input) {
+    for of in &fixed.corrections {
+        let (ticks, per_tick) = input.correction(of.cpu);
+        let slope = match per_tick {
+            0.0 => String::new(),
+            per_tick => format!(" and {:+.3} ppm", per_tick * 1e6),
+        };
+        let open = of.open.map_or_else(String::new, |open| {
+            format!("; {open} ticks more would contradict nothing either")
+        });
+        eprintln!("kicktrace: TSC of pCPU {} corrected by {ticks} ticks{slope}{open}", of.cpu);
+    }
+    match (fixed.before, fixed.left) {
+        (0, _) => eprintln!("kicktrace: --fix-skew: nothing contradicts the TSCs as they are"),
+        (_, 0) => eprintln!(
+            "kicktrace: --fix-skew: no contradiction is left; figures that span pCPUs stay inferred (~): \
+             they are off by what the corrections leave open"
+        ),
+        (before, left) => eprintln!(
+            "kicktrace: --fix-skew failed: {left} of {before} contradictions are left, so figures that \
+             span pCPUs may be wrong; the reason is no offset with a slope, or records are missing \
+             (kicktrace check)"
+        ),
     }
 }
 
@@ -133,30 +149,6 @@ pub(super) fn phases<O: Observe, F: FnMut(Summary, &mut O)>(
     Ok((reading, observer, clock))
 }
 
-/// Fills in what only the end of the reading tells.
-pub(super) fn complete(summary: &mut Summary, whole: Reading, clock: Clock) {
-    summary.clock = clock;
-    summary.seconds = clock.ns(summary.ticks).map(|ns| ns / 1e9);
-    let of = &mut summary.reading;
-    *of = Reading {
-        records: of.records,
-        first_tsc: of.first_tsc,
-        last_tsc: of.last_tsc,
-        pcpus: std::mem::take(&mut of.pcpus),
-        ..whole
-    };
-    if let Some(cut) = of.truncated {
-        summary.warnings.push(format!("the file is cut at byte {}: read up to there", cut.offset));
-    }
-    if of.late_records > 0 {
-        summary.warnings.push(format!(
-            "{} records came out of order: the pCPUs' TSCs are not in step (see --fix-skew), or \
-             --buffer is too small",
-            of.late_records
-        ));
-    }
-}
-
 pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
     Failure::Usage(format!(
         "{}: the trace ends before --from ({} ticks after its first record)",
@@ -166,9 +158,11 @@ pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
 
 fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
     let mut series = Series::default();
-    let mut classes = None;
+    let (mut told, mut missing) = (false, None);
     let sink = |summary: Summary, _: &mut ()| {
-        classes = Some(summary.classes);
+        told = true;
+        // What was captured shows by the end at the latest.
+        missing = summary.found(Verdict::Missing).next().cloned();
         series.push(summary);
     };
     let options = input.reading.options();
@@ -184,14 +178,11 @@ fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
         series.table(&mut out, terminal_width())?;
     }
     out.flush()?;
-    finished(input, &reading)?;
-    match classes.ok_or_else(|| beyond(input, bounds))?.missing() {
-        None => Ok(()),
-        Some((what, mask)) => {
-            let (name, bytes) = (input.file.clone(), reading.bytes);
-            Err(Failure::Classes { name, bytes, what, mask })
-        }
+    all_read(input, &reading)?;
+    if !told {
+        return Err(beyond(input, bounds));
     }
+    missing.map_or(Ok(()), |missing| Err(Failure::missing(input, &reading, &missing)))
 }
 
 /// A length of time: a number with a unit, or of seconds.

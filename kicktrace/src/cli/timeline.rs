@@ -1,18 +1,17 @@
 //! `kicktrace timeline`: a part of the trace as a chart, a Perfetto trace or JSON.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window};
-use super::{Failure, finished};
-use crate::Clock;
+use super::{Failure, judged, sink};
 use crate::analysis::{AcquisitionStory, Analyser, Interval, Observe, WaitStory};
 use crate::output::perfetto::Perfetto;
 use crate::output::{gantt, story::Story};
-use crate::reader::{Reading, read};
+use crate::reader::read;
+use crate::{Clock, Summary};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -31,44 +30,47 @@ pub(super) struct Args {
     width: u16,
 }
 
+/// Perfetto knows nanoseconds only.
+const NO_CLOCK: &str = "a Perfetto trace is in nanoseconds, and the frequency is unknown: give --cpu-hz or \
+                        --xl-dmesg, or name a file instead of a pipe, on which it is measured first";
+
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let hz = args.input.clock()?;
     if let Some(path) = &args.perfetto {
-        let open = |source| Failure::Open { name: path.display().to_string(), source };
-        let file = BufWriter::new(File::create(path).map_err(open)?);
-        // Without a frequency a tick is told as a nanosecond.
-        let perfetto = Perfetto::new(file, hz.unwrap_or(1e9));
-        let (reading, perfetto) = observe(args, Windowed::new(args.window, hz, perfetto))?;
+        let hz = hz.ok_or_else(|| Failure::Usage(NO_CLOCK.into()))?;
+        let file = sink::create(path, sink::Kind::Binary, &[&args.input.file])?;
+        let perfetto = Perfetto::new(file, hz);
+        let (summary, perfetto) = observe(args, Windowed::new(args.window, Some(hz), perfetto))?;
         perfetto.finish()?;
-        return finished(&args.input, &reading);
+        return judged(&args.input, &summary);
     }
     if args.json {
         let out = BufWriter::new(io::stdout().lock());
         let lines = Lines { out, failed: None };
-        let (reading, mut lines) = observe(args, Windowed::new(args.window, hz, lines))?;
+        let (summary, mut lines) = observe(args, Windowed::new(args.window, hz, lines))?;
         if let Some(error) = lines.failed {
             return Err(error.into());
         }
         lines.out.flush()?;
-        return finished(&args.input, &reading);
+        return judged(&args.input, &summary);
     }
     // A chart of 100 columns needs no more than this many intervals to be read.
     let story = Story::with_limit(2_000_000);
-    let (reading, story) = observe(args, Windowed::new(args.window, hz, story))?;
+    let (summary, story) = observe(args, Windowed::new(args.window, hz, story))?;
     let clock = Clock::known(hz);
     let mut out = BufWriter::new(io::stdout().lock());
     gantt::write(&mut out, &story, &clock, usize::from(args.width))?;
     out.flush()?;
-    finished(&args.input, &reading)
+    judged(&args.input, &summary)
 }
 
-fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<(Reading, O), Failure> {
+fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<(Summary, O), Failure> {
     let options = args.input.reading.options();
     let mut analyser = Analyser::observed(&options, observer);
     let reading = read(args.input.open()?, &options.read, &mut analyser)
         .map_err(|source| args.input.failure(source))?;
     let (summary, windowed) = analyser.finish(reading);
-    Ok((summary.reading, windowed.to))
+    Ok((summary, windowed.to))
 }
 
 /// Passes on what lies in the window, cut to it.

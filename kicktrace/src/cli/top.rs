@@ -17,7 +17,7 @@ use rustix::termios::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::input::{Input, Reading};
-use super::{Failure, finished};
+use super::{Failure, all_read};
 use crate::analysis::{Host, Phases};
 use crate::output::top::{Second, screen};
 use crate::reader::read;
@@ -109,7 +109,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     for line in screen(latest.second.as_ref(), None, columns, usize::MAX) {
         writeln!(out, "{line}")?;
     }
-    finished(&input, &end?)
+    all_read(&input, &end?)
 }
 
 fn size() -> (usize, usize) {

@@ -18,6 +18,7 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
         for vcpu in &domain.vcpus {
             let mut cells = vec![
                 ("domain".to_owned(), domain.id.to_string()),
+                ("life".into(), domain.life.to_string()),
                 ("vcpu".into(), vcpu.id.to_string()),
                 ("coverage_percent".into(), format!("{:.3}", vcpu.coverage_percent)),
                 ("unit".into(), if clock.hz.is_some() { "ns" } else { "ticks" }.into()),

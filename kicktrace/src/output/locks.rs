@@ -284,10 +284,11 @@ impl<W: Write> Acquisitions<W> {
                 let [blocked, running, marked] = times.map(|ticks| nanoseconds(ticks, clock));
                 writeln!(
                     self.out,
-                    "{},{},{:#010x},exact,{},{blocked},{running},{marked},{},{},{},{},{},{}",
+                    "{},{},{:#010x},{},{},{blocked},{running},{marked},{},{},{},{},{},{}",
                     of.vcpu.domain,
                     of.vcpu.vcpu,
                     of.lock,
+                    of.certainty.name(),
                     if clock.hz.is_some() { "ns" } else { "ticks" },
                     nanoseconds(of.slept, clock),
                     nanoseconds(of.longest, clock),

@@ -68,7 +68,7 @@ impl Series {
     /// The clock: if none was set, as measured up to the end of the last phase.
     #[must_use]
     pub fn clock(&self) -> Clock {
-        self.clock.unwrap_or(Clock::known(None))
+        self.clock.clone().unwrap_or(Clock::known(None))
     }
 
     /// The phases.

@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 
 use crate::summary::{
     Acquisitions, Certainty, Clock, ClockSource, Count, Distribution, Domain, DomainKind, Summary,
+    Verdict,
 };
 
 impl Display for Count {
@@ -89,21 +90,37 @@ impl Display for Summary {
         for domain in &self.domains {
             self::domain(f, domain, self)?;
         }
-        for warning in &self.warnings {
-            writeln!(f, "\n{}", wrap(&format!("warning: {warning}"), width, 2))?;
+        let told = [Verdict::Missing, Verdict::Doubtful, Verdict::Note];
+        for finding in told.into_iter().flat_map(|verdict| self.found(verdict)) {
+            let mut text = format!("{}: {}", finding.verdict.name(), finding.what);
+            if !finding.remedy.is_empty() {
+                text += &format!("; {}", finding.remedy);
+            }
+            writeln!(f, "\n{}", wrap(&text, width, 2))?;
         }
         Ok(())
     }
 }
 
 fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Result {
-    let (ticks, clock) = (summary.ticks, &summary.clock);
+    let clock = &summary.clock;
     let kind = match domain.kind {
         DomainKind::Unknown => "unknown kind",
         DomainKind::Pv => "PV",
         DomainKind::Hvm => "HVM or PVH",
     };
-    writeln!(f, "\nd{} ({kind}), coverage {:.2} %", domain.id, domain.coverage_percent)?;
+    let mut head = format!("d{} ({kind}), coverage {:.2} %", domain.id, domain.coverage_percent);
+    if domain.life > 0 {
+        head += &format!(", domain {} of this number", domain.life + 1);
+    }
+    if let Some(ended) = domain.ended {
+        let after = ended.saturating_sub(summary.reading.first_tsc);
+        head += &match clock.ns(after) {
+            Some(ns) => format!(", ended at {:.6} s", ns / 1e9),
+            None => format!(", ended at tick {after}"),
+        };
+    }
+    writeln!(f, "\n{}", wrap(&head, f.width().unwrap_or(usize::MAX), 2))?;
     let mut header = format!("  {:<22}{:>12}", "", "domain");
     // A wide host would not fit; the JSON and CSV outputs have every vCPU.
     let width = f.width().unwrap_or(WIDE);
@@ -119,7 +136,15 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
     let columns: Vec<_> = vcpus.iter().map(|vcpu| vcpu.counts.named()).collect();
     for (row, (name, total)) in domain.counts.named().into_iter().enumerate() {
         if total.value == 0
-            && matches!(name, "inconsistent" | "marked_kicks" | "marked_waits" | "waits_tainted")
+            && matches!(
+                name,
+                "inconsistent"
+                    | "marked_kicks"
+                    | "marked_waits"
+                    | "waits_tainted"
+                    | "polls_unresolved"
+                    | "blocks_unknown"
+            )
         {
             continue;
         }
@@ -130,8 +155,6 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
         writeln!(f)?;
     }
     let percent = |part: u64, of: f64| part as f64 * 100.0 / of.max(1.0);
-    let one = ticks as f64;
-    let all = one * domain.vcpus.len() as f64;
     let of = &domain.times_certainty;
     let columns: Vec<_> = vcpus.iter().map(|vcpu| vcpu.times.named(of)).collect();
     for (row, (name, total, certainty)) in domain.times.named(of).into_iter().enumerate() {
@@ -139,9 +162,9 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
             continue;
         }
         let name = format!("{}{}", mark(certainty), TIMES[row]);
-        write!(f, "  {name:<22}{:>10.2} %", percent(total, all))?;
-        for column in &columns {
-            write!(f, "{:>10.2} %", percent(column[row].1, one))?;
+        write!(f, "  {name:<22}{:>10.2} %", percent(total, domain.ticks as f64))?;
+        for (column, vcpu) in columns.iter().zip(vcpus) {
+            write!(f, "{:>10.2} %", percent(column[row].1, vcpu.ticks as f64))?;
         }
         writeln!(f)?;
     }

@@ -56,6 +56,8 @@ struct Stream {
     key: u64,
     /// The time of the last record delivered, for records without a TSC.
     tsc: u64,
+    /// Whether it has had a block.
+    begun: bool,
     reading: PcpuReading,
 }
 
@@ -104,7 +106,7 @@ struct Pauses {
 const SILENCES: usize = 16;
 
 /// A pause shorter than this (a fraction of a second) is none, however it stands out.
-const OUTSTANDING: u64 = 1 << 30;
+const OUTSTANDING: u64 = 1 << 28;
 
 pub(super) struct Merge<'v, V> {
     streams: Vec<Stream>,
@@ -392,7 +394,9 @@ impl Stream {
     #[cold]
     fn next_block(&mut self, buffer: &mut Buffer) -> bool {
         let Some(block) = self.blocks.pop_front() else { return false };
-        self.tsc = block.before;
+        if !std::mem::replace(&mut self.begun, true) {
+            self.tsc = block.before;
+        }
         buffer.release(std::mem::replace(&mut self.block, block));
         self.stop = 0;
         self.move_to(0);

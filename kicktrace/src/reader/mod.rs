@@ -20,7 +20,7 @@ use std::sync::mpsc;
 
 use crate::error::{Error, ErrorKind};
 
-pub use reading::{Drift, PcpuReading, ReadOptions, Reading, Silence, Truncation};
+pub use reading::{Correction, Drift, PcpuReading, ReadOptions, Reading, Silence, Truncation};
 pub use record::{Lost, Record, Visit};
 
 /// Reads a whole trace and hands its records to `visitor` in time order.

@@ -15,6 +15,50 @@ pub struct ReadOptions {
     pub tsc_drifts: Vec<Drift>,
 }
 
+impl ReadOptions {
+    /// Adds a correction, learned with those here applied, to them.
+    pub fn correct(&mut self, of: &Correction) {
+        let at = self.tsc_offsets.iter().position(|(cpu, _)| *cpu == of.cpu);
+        let at = at.unwrap_or_else(|| {
+            self.tsc_offsets.push((of.cpu, 0));
+            self.tsc_offsets.len() - 1
+        });
+        let offset = &mut self.tsc_offsets[at].1;
+        if let Some(mut drift) = of.drift {
+            // It was learned in corrected time, and is applied to TSCs as recorded.
+            drift.since = drift.since.wrapping_add_signed(offset.wrapping_neg());
+            match self.tsc_drifts.iter_mut().find(|drift| drift.cpu == of.cpu) {
+                Some(known) => {
+                    *offset = offset.wrapping_add(drift.ticks(known.since));
+                    known.per_tick += drift.per_tick;
+                }
+                None => self.tsc_drifts.push(drift),
+            }
+        }
+        *offset = offset.wrapping_add(of.ticks);
+    }
+
+    /// Whether any TSC is corrected.
+    #[must_use]
+    pub fn corrects(&self) -> bool {
+        !self.tsc_drifts.is_empty() || self.tsc_offsets.iter().any(|&(_, ticks)| ticks != 0)
+    }
+}
+
+/// How a pCPU's TSC is to be corrected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Correction {
+    /// The pCPU.
+    pub cpu: u32,
+    /// Ticks to add.
+    pub ticks: i64,
+    /// More to add as time goes on.
+    pub drift: Option<Drift>,
+    /// Hand-overs leave the offset open by so many ticks: from the correction to the largest one they
+    /// allow. `None` if they bound it from one side only.
+    pub open: Option<u64>,
+}
+
 /// A correction that grows with time: the slope of a pCPU's TSC against the others'.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Drift {

@@ -10,7 +10,7 @@ use crate::reader::words::{LONGEST, payload, split, wide};
 
 /// A TSC that falls by more than this has started again; a record held up while it was written is
 /// late by far less.
-const RESET: u64 = 1 << 30;
+const RESET: u64 = 1 << 28;
 
 /// A step of more than this within one pCPU is a pause nobody expects.
 pub(super) const FAR: u64 = 1 << 34;
@@ -28,6 +28,8 @@ pub(super) struct OfPcpu {
     pub(super) timed: bool,
     /// How often the TSCs had started again, as of its last record.
     session: usize,
+    /// The TSC of its last record was doubted, with no record behind it to judge by.
+    doubted: bool,
     offset: i64,
     drift: Option<Drift>,
 }
@@ -81,25 +83,35 @@ impl Times {
         (of.timed, of.last, of.session) = (true, tsc, session);
     }
 
-    /// Judges a step of a pCPU's TSC from `before` to that of the record at `at`, which is larger than
+    /// Judges a step of `cpu`'s TSC from `before` to that of the record at `at`, which is larger than
     /// [`FAR`] or backwards.
     #[cold]
-    pub(super) fn step(&self, before: u64, words: &[u32], at: usize, end: usize) -> Step {
+    pub(super) fn step(
+        &mut self,
+        cpu: u32,
+        before: u64,
+        words: &[u32],
+        at: usize,
+        end: usize,
+    ) -> Step {
         let tsc = wide(words[at + 1], words[at + 2]);
+        let highest = self.highest.max(before);
         let next = first_timed(words, at + payload(words[at]).end, end);
-        if tsc > before {
-            // Far ahead, and the next record is back.
-            let stray = next.is_some_and(|next| (before..tsc - FAR).contains(&next));
-            return if stray { Step::Stray } else { Step::Sound };
-        }
-        if before - tsc <= RESET {
-            return Step::Sound;
-        }
-        // Far back, and the next record is where it should be.
-        if next.is_some_and(|next| next >= before && next - before < FAR) {
-            return Step::Stray;
-        }
-        Step::Restart
+        let of = self.of(cpu);
+        // Without a record behind it one such TSC is taken for absurd, a second one not.
+        let doubted = next.is_none() && !of.doubted;
+        let (stray, otherwise) = if tsc > before {
+            let back = next.is_some_and(|next| (before..tsc - FAR).contains(&next));
+            // Other pCPUs may have come so far.
+            (back || doubted && tsc > highest.saturating_add(FAR), Step::Sound)
+        } else if before - tsc <= RESET {
+            (false, Step::Sound)
+        } else {
+            let back = next.is_some_and(|next| next >= before && next - before < FAR);
+            (back || doubted, Step::Restart)
+        };
+        of.doubted = stray && next.is_none();
+        if stray { Step::Stray } else { otherwise }
     }
 
     /// Whether any pCPU's TSC has started again.

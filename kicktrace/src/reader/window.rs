@@ -305,7 +305,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
             let mut tsc = if timed { wide(lo, hi) } else { before };
             // Backwards, or far ahead.
             if tsc.wrapping_sub(before) > FAR {
-                match self.times.step(before, &block.words, at, filled) {
+                match self.times.step(cpu, before, &block.words, at, filled) {
                     // Nothing may have been written for long: who is to be told of it needs a stop here.
                     Step::Sound => is_stop = true,
                     Step::Restart => {

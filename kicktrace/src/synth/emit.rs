@@ -17,6 +17,8 @@ pub(super) struct Pen<'a, W> {
     rings: &'a mut Rings<W>,
     guest: Guest,
     cpu: u32,
+    /// The pCPU that writes what the scheduler does on `cpu`.
+    scheduler: u32,
     pub(super) ns: u64,
     current: (u16, u16),
 }
@@ -30,11 +32,19 @@ impl<'a, W: Write> Pen<'a, W> {
         current: Option<(u16, u16)>,
     ) -> Self {
         let current = current.unwrap_or((event::DOMID_IDLE as u16, cpu as u16));
-        Self { rings, guest: plan.guest, cpu, ns, current }
+        let scheduler = if plan.core_scheduling { cpu & !1 } else { cpu };
+        Self { rings, guest: plan.guest, cpu, scheduler, ns, current }
     }
 
     fn put(&mut self, event: u32, timed: bool, payload: &[u32]) {
-        self.rings.put(self.cpu, self.ns, event, timed, payload, self.current);
+        let switches = matches!(
+            event,
+            event::SWITCH_INFPREV | event::SWITCH_INFNEXT | event::SWITCH | event::CONTINUE_RUNNING
+        );
+        let running = event::runstate_change(event)
+            .is_some_and(|(old, new)| old == Runstate::Running || new == Runstate::Running);
+        let cpu = if switches || running { self.scheduler } else { self.cpu };
+        self.rings.put(cpu, self.ns, event, timed, payload, self.current);
         self.ns += STEP;
     }
 
@@ -72,6 +82,11 @@ impl<'a, W: Write> Pen<'a, W> {
 
     pub(super) fn sched(&mut self, event: u32, who: (u16, u16)) {
         self.put(event, true, &[u32::from(who.0), u32::from(who.1)]);
+    }
+
+    /// A domain begins or ends.
+    pub(super) fn domain(&mut self, event: u32, domain: u16) {
+        self.put(event, true, &[u32::from(domain)]);
     }
 
     pub(super) fn runstate(&mut self, who: (u16, u16), old: Runstate, new: Runstate) {

@@ -75,6 +75,19 @@ pub struct Plan {
     pub drain_when_half_full: bool,
     /// Ticks by which each pCPU's TSC is ahead; missing ones are 0.
     pub skew: Vec<i64>,
+    /// How much faster each pCPU's TSC runs than the first says, as a part; missing ones are 0.
+    pub drift: Vec<f64>,
+    /// ns from the start of the trace in which each pCPU's records are not kept, as with `xentrace -M`;
+    /// `u64::MAX` for a pCPU that is not traced at all (`-c`). Missing ones are 0.
+    pub late: Vec<u64>,
+    /// With [`Plan::markers`]: vCPUs from this number on do not mark.
+    pub markers_below: u16,
+    /// A toolstack pauses and unpauses sleeping vCPUs every so many ns; 0 for never.
+    pub pause_ns: u64,
+    /// After [`Plan::duration_ns`] all domains end, and new ones with their numbers begin: how often.
+    pub rebirths: u32,
+    /// One pCPU of each two writes what the scheduler does on both (`sched-gran=core`).
+    pub core_scheduling: bool,
     /// Write padding records with garbage into them, as at the end of a ring.
     pub padding: bool,
     /// Stop after so many ns of simulated time.
@@ -105,6 +118,12 @@ impl Default for Plan {
             drain_ns: 100_000_000,
             drain_when_half_full: true,
             skew: Vec::new(),
+            drift: Vec::new(),
+            late: Vec::new(),
+            markers_below: u16::MAX,
+            pause_ns: 0,
+            rebirths: 0,
+            core_scheduling: false,
             padding: false,
             duration_ns: 30_000_000,
             max_bytes: u64::MAX,
@@ -139,10 +158,29 @@ pub struct VcpuTruth {
     pub blocked_ns: u64,
 }
 
+impl VcpuTruth {
+    /// Adds what a later vCPU of the same name did.
+    fn add(&mut self, other: &Self) {
+        self.evtchn_ops += other.evtchn_ops;
+        self.waking_kicks += other.waking_kicks;
+        self.polls_immediate += other.polls_immediate;
+        self.polls_blocked += other.polls_blocked;
+        self.polls_aborted += other.polls_aborted;
+        self.waits_kicked += other.waits_kicked;
+        self.waits_other += other.waits_other;
+        for (row, of) in self.acquisitions.iter_mut().zip(&other.acquisitions) {
+            row.iter_mut().zip(of).for_each(|(cell, of)| *cell += of);
+        }
+        self.running_ns += other.running_ns;
+        self.runnable_ns += other.runnable_ns;
+        self.blocked_ns += other.blocked_ns;
+    }
+}
+
 /// What really happened.
 #[derive(Clone, Debug, Default)]
 pub struct Truth {
-    /// By domain and vCPU.
+    /// By domain and vCPU, all domains of a number together.
     pub vcpus: BTreeMap<(u16, u16), VcpuTruth>,
     /// By domain and low half of the lock's address: as [`VcpuTruth::acquisitions`].
     pub locks: BTreeMap<(u16, u32), [[u64; 4]; 4]>,
@@ -152,6 +190,8 @@ pub struct Truth {
     pub lost: u64,
     /// Gaps: runs of dropped records.
     pub gaps: u64,
+    /// WAKEs of vCPUs that slept on.
+    pub pauses: u64,
     /// Bytes written.
     pub bytes: u64,
 }

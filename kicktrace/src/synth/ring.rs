@@ -27,6 +27,8 @@ pub(super) struct Rings<W> {
     turn: u32,
     ticks_per_ns: f64,
     skew: Vec<i64>,
+    drift: Vec<f64>,
+    late: Vec<u64>,
     out: W,
     pub(super) truth: Truth,
 }
@@ -43,6 +45,8 @@ impl<W: Write> Rings<W> {
             turn: 0,
             ticks_per_ns: plan.hz / 1e9,
             skew: plan.skew.clone(),
+            drift: plan.drift.clone(),
+            late: plan.late.clone(),
             out,
             truth: Truth::default(),
         }
@@ -51,7 +55,8 @@ impl<W: Write> Rings<W> {
     /// The TSC of `cpu` at `ns`. It starts far from 0, so that a negative skew stays positive.
     fn tsc(&self, cpu: u32, ns: u64) -> u64 {
         let skew = self.skew.get(cpu as usize).copied().unwrap_or(0);
-        let ticks = 1_000_000_000 + (ns as f64 * self.ticks_per_ns) as u64;
+        let drift = 1.0 + self.drift.get(cpu as usize).copied().unwrap_or(0.0);
+        let ticks = 1_000_000_000 + (ns as f64 * self.ticks_per_ns * drift) as u64;
         ticks.wrapping_add_signed(skew)
     }
 
@@ -66,6 +71,9 @@ impl<W: Write> Rings<W> {
         payload: &[u32],
         current: (u16, u16),
     ) {
+        if ns < self.late.get(cpu as usize).copied().unwrap_or(0) {
+            return;
+        }
         let tsc = self.tsc(cpu, ns);
         let ring = &mut self.rings[cpu as usize];
         let tsc = tsc.max(ring.last_tsc);

@@ -95,8 +95,13 @@ pub(super) enum What {
     SliceEnd(u32, u32),
     /// A timer wakes a vCPU if it sleeps.
     Timer(usize),
+    /// The toolstack pauses and unpauses a vCPU that sleeps.
+    Pause,
     Drain,
 }
+
+/// ns from the end of all domains to the begin of those that get their numbers.
+const BETWEEN_LIVES: u64 = 5_000_000;
 
 pub(super) struct Sim<'p, W> {
     pub(super) plan: &'p Plan,
@@ -107,6 +112,8 @@ pub(super) struct Sim<'p, W> {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) pcpus: Vec<Pcpu>,
     locks: Vec<Lock>,
+    /// Domains of each number so far, but one.
+    reborn: u32,
 }
 
 impl<'p, W: Write> Sim<'p, W> {
@@ -119,29 +126,47 @@ impl<'p, W: Write> Sim<'p, W> {
             random: plan.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             vcpus: Vec::new(),
             pcpus: (0..plan.pcpus).map(|_| Pcpu::default()).collect(),
-            locks: (0..plan.domains * plan.locks).map(|_| Lock::default()).collect(),
+            locks: Vec::new(),
+            reborn: 0,
         };
-        for domain in 1..=plan.domains {
-            for vcpu in 0..plan.vcpus {
-                let index = sim.vcpus.len();
-                let cpu = index as u32 % plan.pcpus;
-                sim.vcpus.push(Vcpu::new((domain, vcpu), cpu));
-                sim.pcpus[cpu as usize].queue.push_back(index);
-            }
-        }
-        for cpu in 0..plan.pcpus {
-            let at = 1_000 + u64::from(cpu) * 37;
-            sim.pcpus[cpu as usize].came = at;
-            sim.at(at, What::SwitchIn(cpu));
-        }
-        sim.at(plan.drain_ns, What::Drain);
+        sim.populate(0);
         sim
     }
 
+    /// All domains begin, a little after `start`.
+    fn populate(&mut self, start: u64) {
+        let plan = self.plan;
+        self.vcpus.clear();
+        self.locks = (0..plan.domains * plan.locks).map(|_| Lock::default()).collect();
+        for domain in 1..=plan.domains {
+            for vcpu in 0..plan.vcpus {
+                let index = self.vcpus.len();
+                let cpu = index as u32 % plan.pcpus;
+                self.vcpus.push(Vcpu::new((domain, vcpu), cpu));
+                self.pcpus[cpu as usize].queue.push_back(index);
+            }
+        }
+        for cpu in 0..plan.pcpus {
+            let at = start + 1_000 + u64::from(cpu) * 37;
+            self.pcpus[cpu as usize].came = at;
+            self.at(at, What::SwitchIn(cpu));
+        }
+        self.at(start + plan.drain_ns, What::Drain);
+        if plan.pause_ns > 0 {
+            self.at(start + plan.pause_ns, What::Pause);
+        }
+    }
+
     pub(super) fn run(mut self) -> io::Result<Truth> {
-        let mut now = 0;
+        let (mut now, mut end) = (0, self.plan.duration_ns);
         while let Some(Reverse((at, _, what))) = self.events.pop() {
-            if at > self.plan.duration_ns || self.rings.truth.bytes >= self.plan.max_bytes {
+            if at > end && self.reborn < self.plan.rebirths {
+                self.reborn += 1;
+                let begin = self.end_domains(now.max(end));
+                end = begin.saturating_add(self.plan.duration_ns);
+                continue;
+            }
+            if at > end || self.rings.truth.bytes >= self.plan.max_bytes {
                 break;
             }
             now = at;
@@ -150,6 +175,7 @@ impl<'p, W: Write> Sim<'p, W> {
                 What::SwitchIn(cpu) => self.switch_in(at, cpu),
                 What::SliceEnd(cpu, slice) => self.slice_end(at, cpu, slice),
                 What::Timer(vcpu) => self.timer(at, vcpu),
+                What::Pause => self.pause(at),
                 What::Drain => {
                     self.rings.drain(at)?;
                     self.at(at + self.plan.drain_ns, What::Drain);
@@ -159,11 +185,65 @@ impl<'p, W: Write> Sim<'p, W> {
                 self.rings.drain(at)?;
             }
         }
+        self.account(now);
+        self.rings.finish()
+    }
+
+    /// Adds what the vCPUs did to the truth.
+    fn account(&mut self, now: u64) {
         for vcpu in &mut self.vcpus {
             vcpu.enter(now, vcpu.state);
-            self.rings.truth.vcpus.insert(vcpu.who, std::mem::take(&mut vcpu.truth));
+            let of = self.rings.truth.vcpus.entry(vcpu.who).or_default();
+            of.add(&std::mem::take(&mut vcpu.truth));
         }
-        self.rings.finish()
+    }
+
+    /// All domains end, those with their numbers begin; returns when.
+    fn end_domains(&mut self, at: u64) -> u64 {
+        // Every pCPU finishes what it does.
+        let at = self.pcpus.iter().map(|pcpu| pcpu.busy).fold(at, u64::max) + 1_000;
+        self.account(at);
+        for cpu in 0..self.plan.pcpus {
+            let pcpu = &mut self.pcpus[cpu as usize];
+            pcpu.queue.clear();
+            if pcpu.current.is_some() {
+                self.switch(at, cpu, Runstate::Offline);
+            }
+            let pcpu = &mut self.pcpus[cpu as usize];
+            (pcpu.current, pcpu.busy) = (None, 0);
+        }
+        self.events.clear();
+        let begin = at + BETWEEN_LIVES;
+        for domain in 1..=self.plan.domains {
+            let mut pen = self.pen(0, at + 10_000 + u64::from(domain) * 1_000);
+            pen.domain(event::DOM_REM, domain);
+            pen.domain(event::DOMAIN_DESTROY, domain);
+        }
+        for domain in 1..=self.plan.domains {
+            let mut pen = self.pen(0, begin - 1_000_000 + u64::from(domain) * 1_000);
+            pen.domain(event::DOM_ADD, domain);
+            pen.domain(event::DOMAIN_CREATE, domain);
+        }
+        self.populate(begin);
+        begin
+    }
+
+    /// Pauses and unpauses a sleeping vCPU: Xen writes SLEEP and WAKE, and it sleeps on.
+    fn pause(&mut self, at: u64) {
+        self.at(at + self.plan.pause_ns, What::Pause);
+        let count = self.vcpus.len() as u64;
+        let index = self.below(count) as usize;
+        let cpu = self.below(u64::from(self.plan.pcpus)) as u32;
+        let vcpu = &self.vcpus[index];
+        if !vcpu.asleep || vcpu.woken.is_some() || self.pcpus[cpu as usize].busy > at {
+            return;
+        }
+        let who = vcpu.who;
+        let mut pen = self.pen(cpu, at);
+        pen.sched(event::SLEEP, who);
+        pen.sched(event::WAKE, who);
+        self.pcpus[cpu as usize].busy = pen.ns;
+        self.rings.truth.pauses += 1;
     }
 
     pub(super) fn at(&mut self, ns: u64, what: What) {
@@ -212,6 +292,11 @@ impl<'p, W: Write> Sim<'p, W> {
             Step::Returned => self.returned(at, index),
             Step::Release => self.release(at, index),
         }
+    }
+
+    /// Whether the vCPU marks what it does.
+    fn marks(&self, index: usize) -> bool {
+        self.plan.markers && self.vcpus[index].who.1 < self.plan.markers_below
     }
 
     fn lock_of(&mut self, index: usize) -> &mut Lock {
@@ -270,7 +355,7 @@ impl<'p, W: Write> Sim<'p, W> {
         let (cpu, who, lock) = (vcpu.cpu, vcpu.who, vcpu.lock_address());
         let pending = std::mem::take(&mut vcpu.pending);
         let mut ns = at;
-        if self.plan.markers {
+        if self.marks(index) {
             let mut pen = self.pen(cpu, at);
             pen.mark(markers::WAIT_BEGIN, &[u32::from(who.1), lock, 0]);
             ns = pen.ns;
@@ -354,7 +439,7 @@ impl<'p, W: Write> Sim<'p, W> {
         vcpu.kicked_waits += u32::from(kicked);
         let (cpu, who, lock) = (vcpu.cpu, vcpu.who, vcpu.lock_address());
         let mut ns = at;
-        if self.plan.markers {
+        if self.marks(index) {
             let outcome = if kicked { markers::outcome::KICKED } else { markers::outcome::EARLY };
             let mut pen = self.pen(cpu, at);
             pen.mark(markers::WAIT_END, &[u32::from(who.1), lock, outcome]);
@@ -377,7 +462,7 @@ impl<'p, W: Write> Sim<'p, W> {
             of_lock[row][column] += 1;
         }
         let mut ns = at;
-        if self.plan.markers && polls > 0 {
+        if self.marks(index) && polls > 0 {
             let mut pen = self.pen(cpu, at);
             let words = [u32::from(who.1), lock, polls, kicked];
             pen.mark(markers::ACQUIRED_AFTER_BLOCK, &words);
@@ -406,7 +491,7 @@ impl<'p, W: Write> Sim<'p, W> {
         let (cpu, who) = (self.vcpus[by].cpu, self.vcpus[by].who);
         let to = self.vcpus[target].who;
         let mut ns = at;
-        if self.plan.markers {
+        if self.marks(by) {
             let mut pen = self.pen(cpu, at);
             pen.mark(markers::KICK, &[u32::from(who.1), u32::from(to.1)]);
             ns = pen.ns;

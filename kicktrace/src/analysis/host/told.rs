@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::{Host, OfCause};
 use crate::analysis::latency::Latency;
 use crate::analysis::observe::VcpuId;
-use crate::analysis::tell::distribution;
 use crate::event;
 use crate::reader::PcpuReading;
 use crate::summary::{Certainty, Clock, Count, Distribution, DomainKind, SCHEMA, Summary, Window};
@@ -300,7 +299,7 @@ pub(super) fn tell(host: &Host, summary: &Summary) -> HostSummary {
     }
     HostSummary {
         schema: SCHEMA,
-        clock: summary.clock,
+        clock: summary.clock.clone(),
         window: summary.window,
         ticks: summary.ticks,
         pcpus,
@@ -394,7 +393,7 @@ fn domain(
             name: name(kind, number, vendor),
             count: Count { value: count, certainty: trust.entries() },
             in_xen: (kind == EntryKind::Exit).then(|| stay.map_or(0, |(ticks, _)| *ticks)),
-            each: stay.map(|(_, each)| distribution(each, trust.entries())),
+            each: stay.map(|(_, each)| each.told(trust.entries())),
         }
     });
     let entries = sorted(entries.collect());
@@ -414,7 +413,7 @@ fn domain(
             // An owner that is preempted while others spin only, or that kicks nobody, is not seen.
             off: Count::at_least(of.off),
             ticks: of.ticks,
-            each: distribution(&of.each, Certainty::LowerBound),
+            each: of.each.told(Certainty::LowerBound),
         })
         .collect();
     owners.sort_by_key(|of| (std::cmp::Reverse(of.kicks), of.lock));
@@ -423,8 +422,7 @@ fn domain(
         kind: told.map_or(DomainKind::Unknown, |domain| domain.kind),
         concurrency,
         runnable: self::runnable(&runnable, trust),
-        poll_to_wake: of
-            .map_or_else(Distribution::default, |of| distribution(&of.poll_to_wake, polls)),
+        poll_to_wake: of.map_or_else(Distribution::default, |of| of.poll_to_wake.told(polls)),
         entries,
         owners_off: owners,
         vcpus,
@@ -438,7 +436,7 @@ fn runnable(of: &[OfCause; 4], trust: &Trust) -> Vec<Runnable> {
         count: Count { value: of.count, certainty },
         ticks: of.ticks,
         ticks_certainty: trust.times(trust.lost),
-        to_run: distribution(&of.to_run, trust.times(trust.lost)),
+        to_run: of.to_run.told(trust.times(trust.lost)),
     });
     each.collect()
 }

@@ -11,7 +11,9 @@ use std::io::{self, Write};
 use super::series::Series;
 use super::story::Story;
 use crate::analysis::WaitStory;
-use crate::summary::{Acquisitions, Certainty, Clock, ClockSource, Domain, DomainKind, Summary};
+use crate::summary::{
+    Acquisitions, Certainty, Clock, ClockSource, Domain, DomainKind, Summary, Verdict,
+};
 
 /// vCPU columns of a table; a wide domain goes on in the JSON and CSV outputs.
 const COLUMNS: usize = 16;
@@ -89,6 +91,9 @@ fn head(page: &mut String, summary: &Summary) {
     for warning in &summary.warnings {
         let _ = write!(page, "<p class=\"warning\">{}</p>", escape(warning));
     }
+    for note in summary.found(Verdict::Note) {
+        let _ = write!(page, "<p class=\"facts\">{}</p>", escape(&note.what));
+    }
 }
 
 fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
@@ -121,10 +126,10 @@ fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
     page.push_str("</div>");
     locks(page, domain, summary);
     page.push_str(
-        "<h3>Where the time of each vCPU went</h3><p class=\"facts\">Of the whole trace; what is missing \
-         at the end of a bar is time before the vCPU was first seen.</p>",
+        "<h3>Where the time of each vCPU went</h3><p class=\"facts\">Of the time from the vCPU's \
+         first record to its domain's end, or the trace's.</p>",
     );
-    svg::runstates(page, domain, summary.ticks);
+    svg::runstates(page, domain);
     if domain.latencies.wait.count > 0 {
         page.push_str("<h3>Latencies</h3><div class=\"grid\">");
         for (name, of) in [

@@ -89,7 +89,7 @@ fn legend(page: &mut String) {
 }
 
 /// One bar for each vCPU: the shares of its runstates.
-pub(super) fn runstates(page: &mut String, domain: &Domain, ticks: u64) {
+pub(super) fn runstates(page: &mut String, domain: &Domain) {
     legend(page);
     let row = 20.0;
     let height = domain.vcpus.len() as f64 * row;
@@ -105,7 +105,7 @@ pub(super) fn runstates(page: &mut String, domain: &Domain, ticks: u64) {
             ("blocked", times.blocked),
             ("offline", times.offline),
         ] {
-            let share = part as f64 / ticks.max(1) as f64;
+            let share = part as f64 / vcpu.ticks.max(1) as f64;
             let width = share * (WIDTH - LEFT);
             let _ = write!(
                 page,

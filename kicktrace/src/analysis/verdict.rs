@@ -1,0 +1,574 @@
+//! What is to be said of the trace as a whole.
+//!
+//! Owns the one place where evidence becomes a verdict: `check`, the summary, the exit code and every
+//! output tell what is found here, and the certainty of figures follows [`Doubt`]. Counts nothing.
+
+use std::cmp::Reverse;
+
+use crate::analysis::Analyser;
+use crate::event;
+use crate::reader::{PcpuReading, Reading};
+use crate::summary::{Certainty, Clock, ClockSource, DomainKind, Finding, Summary, Verdict};
+
+/// Where the others' records begin so much of the trace earlier, a pCPU that was busy begins late.
+const LATE_START: u64 = 20;
+
+/// A frequency with a larger error than this (parts per million) is doubtful.
+const ROUGH_PPM: f64 = 10_000.0;
+
+/// Coverage below so many percent is told by itself.
+const COVERED: f64 = 99.0;
+
+/// Doubts that concern figures of every domain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Doubt {
+    /// The order of different pCPUs' records is not certain: nothing that spans pCPUs is exact.
+    order: bool,
+    /// Records of some pCPUs are missing: every count is a lower bound.
+    pub(super) partial: bool,
+    /// Which pCPU a vCPU is on is not always known.
+    pub(super) cores: bool,
+}
+
+impl Doubt {
+    pub(super) fn of<O>(analyser: &Analyser<O>, reading: &Reading) -> Self {
+        let read = &analyser.options.read;
+        let contradicted = analyser.vcpus.iter().any(|vcpu| vcpu.raw.inconsistent > 0);
+        // The same for all changes nothing between them.
+        let offset = |cpu: u32| {
+            let of = read.tsc_offsets.iter().rev().find(|&&(of, _)| of == cpu);
+            of.map_or(0, |&(_, ticks)| ticks)
+        };
+        let differs = |two: &[PcpuReading]| offset(two[0].cpu) != offset(two[1].cpu);
+        let corrected = !read.tsc_drifts.is_empty() || reading.pcpus.windows(2).any(differs);
+        let order = reading.late_records > 0 || contradicted || corrected || backwards(reading) > 0;
+        Self { order, partial: is_partial(analyser, reading), cores: analyser.shared_cores > 0 }
+    }
+
+    /// How far figures that span pCPUs can be trusted at best.
+    pub(super) fn order(self) -> Certainty {
+        if self.order || self.cores { Certainty::Inferred } else { Certainty::Exact }
+    }
+}
+
+fn is_partial<O>(analyser: &Analyser<O>, reading: &Reading) -> bool {
+    reading.lost_records() > 0
+        || !absent_pcpus(reading).is_empty()
+        || skipped(analyser) > 0
+        || !late_pcpus(analyser, reading).is_empty()
+}
+
+fn backwards(reading: &Reading) -> u64 {
+    reading.pcpus.iter().map(|pcpu| pcpu.backwards).sum()
+}
+
+/// Whether the file holds more than one session.
+fn is_joined(reading: &Reading) -> bool {
+    reading.resets() > 0 || !reading.silences.is_empty() || reading.pause.is_some()
+}
+
+/// Changes of runstates that are not in the trace.
+fn skipped<O>(analyser: &Analyser<O>) -> u64 {
+    analyser.vcpus.iter().map(|vcpu| vcpu.raw.skipped).sum()
+}
+
+/// pCPUs without records among those with records.
+fn absent_pcpus(reading: &Reading) -> Vec<u32> {
+    let highest = reading.pcpus.last().map_or(0, |pcpu| pcpu.cpu);
+    let has = |cpu: &u32| reading.pcpus.binary_search_by_key(cpu, |pcpu| pcpu.cpu).is_ok();
+    (0..highest).filter(|cpu| !has(cpu)).collect()
+}
+
+/// pCPUs whose records begin while a guest runs there, long after those of others: ticks after the
+/// trace's start.
+fn late_pcpus<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<(u32, u64)> {
+    let late = |cpu: u32| {
+        let pcpu = analyser.pcpus.get(cpu as usize)?;
+        (pcpu.began_mid || !pcpu.scheduled && pcpu.unattributed > 0).then_some(cpu)
+    };
+    let begun = reading.pcpus.iter().filter_map(|pcpu| {
+        let after = pcpu.first_tsc.saturating_sub(reading.first_tsc);
+        let after = after.saturating_sub(reading.silent_ticks);
+        (after > reading.ticks() / LATE_START).then_some((late(pcpu.cpu)?, after))
+    });
+    begun.collect()
+}
+
+/// A few numbers as people write them, and how many more there are.
+fn some(numbers: &[u32]) -> String {
+    let told: Vec<_> = numbers.iter().take(8).map(ToString::to_string).collect();
+    match numbers.len().saturating_sub(told.len()) {
+        0 => told.join(", "),
+        more => format!("{} and {more} more", told.join(", ")),
+    }
+}
+
+/// Collects findings.
+struct Judge(Vec<Finding>);
+
+impl Judge {
+    fn say(&mut self, verdict: Verdict, topic: &'static str, what: String, remedy: &str) {
+        let remedy = remedy.into();
+        self.0.push(Finding { verdict, topic, what, remedy, mask: None });
+    }
+
+    /// Good, or `otherwise` with its remedy.
+    fn find(
+        &mut self,
+        topic: &'static str,
+        good: bool,
+        otherwise: Verdict,
+        what: String,
+        remedy: &str,
+    ) {
+        match good {
+            true => self.say(Verdict::Good, topic, what, ""),
+            false => self.say(otherwise, topic, what, remedy),
+        }
+    }
+
+    /// A class of events: seen, captured though nothing of it happened, or not captured.
+    fn class(&mut self, topic: &'static str, seen: bool, captured: bool, mask: u32, remedy: &str) {
+        if seen {
+            self.say(Verdict::Good, topic, format!("{topic}: seen"), "");
+        } else if captured {
+            let what = format!("{topic}: none happened (their class was captured)");
+            self.say(Verdict::Note, topic, what, "");
+        } else {
+            self.say(Verdict::Missing, topic, format!("{topic}: not captured"), remedy);
+            if let Some(finding) = self.0.last_mut() {
+                finding.mask = Some(mask);
+            }
+        }
+    }
+}
+
+/// Judges the trace and writes what was found into the summary.
+pub(super) fn judge<O>(summary: &mut Summary, analyser: &Analyser<O>) {
+    let mut judge = Judge(Vec::new());
+    classes(&mut judge, summary);
+    records(&mut judge, summary, analyser);
+    times(&mut judge, summary, analyser);
+    figures(&mut judge, summary, analyser);
+    conclude(summary, judge);
+}
+
+/// Writes the findings into the summary, and what follows from them.
+fn conclude(summary: &mut Summary, judge: Judge) {
+    summary.findings = judge.0;
+    let verdicts = summary.findings.iter().map(|finding| finding.verdict);
+    summary.verdict = verdicts.max().unwrap_or(Verdict::Good);
+    let bad = summary.findings.iter().filter(|finding| finding.verdict >= Verdict::Doubtful);
+    summary.warnings = bad
+        .map(|finding| match finding.remedy.as_str() {
+            "" => finding.what.clone(),
+            remedy => format!("{}; {remedy}", finding.what),
+        })
+        .collect();
+}
+
+/// Whether the mask had what a kick count needs.
+fn classes(judge: &mut Judge, summary: &Summary) {
+    let classes = &summary.classes;
+    judge.class(
+        "runstate changes",
+        classes.runstates,
+        false,
+        event::SCHED_MIN,
+        "add 0x00021000 to the mask (xentrace -e), or trace while a vCPU runs",
+    );
+    judge.class(
+        "wake or block records",
+        classes.wakes,
+        classes.scheduler,
+        event::SCHED_VERBOSE,
+        "add 0x00028000 to the mask",
+    );
+    let hvm_only = classes.hvm_exits && !classes.pv_entries;
+    judge.class(
+        "hypercalls",
+        classes.pv_hypercalls || classes.hvm_hypercalls,
+        classes.pv_entries || classes.hvm_handlers,
+        if hvm_only { event::HVM_HANDLER } else { event::PV_ENTRY },
+        "PV guests: add 0x00201000 to the mask; PVH guests: 0x00083000 (with its subclass 2)",
+    );
+    let hvm = summary.domains.iter().any(|domain| domain.kind == DomainKind::Hvm);
+    if hvm && !hvm_only {
+        judge.class(
+            "hypercalls of HVM or PVH guests",
+            classes.hvm_hypercalls,
+            classes.hvm_handlers,
+            event::HVM_HANDLER,
+            "add 0x00082000 to the mask",
+        );
+    }
+}
+
+/// Whether all records are there.
+fn records<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
+    let reading = &summary.reading;
+    let lost = reading.lost_records();
+    judge.find(
+        "lost records",
+        lost == 0,
+        Verdict::Doubtful,
+        match lost {
+            0 => "lost records: 0".into(),
+            _ => format!("{lost} records were lost; coverage {:.2} %", summary.coverage_percent),
+        },
+        "larger rings (xentrace -S 1024, once per boot), fewer classes (-e), a pCPU of its own for \
+         dom0, output to tmpfs",
+    );
+    file_end(judge, reading);
+    let (absent, late) = (absent_pcpus(reading), late_pcpus(analyser, reading));
+    let there: Vec<_> = reading.pcpus.iter().map(|pcpu| pcpu.cpu).collect();
+    let skipped = skipped(analyser);
+    if !absent.is_empty() {
+        judge.say(
+            Verdict::Doubtful,
+            "pCPUs",
+            format!(
+                "no record of pCPU {}: what vCPUs do there is unknown, and all counts are lower bounds",
+                some(&absent)
+            ),
+            "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
+        );
+    } else if skipped > 0 && lost == 0 && !is_joined(reading) && summary.tsc_offsets.is_empty() {
+        judge.say(
+            Verdict::Doubtful,
+            "pCPUs",
+            format!(
+                "vCPUs changed their state {skipped} times without a record, though no record is told \
+                 as lost: a pCPU beside {} has no records, or not all",
+                some(&there)
+            ),
+            "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
+        );
+    } else {
+        judge.say(Verdict::Good, "pCPUs", format!("pCPUs with records: {}", there.len()), "");
+    }
+    if let Some(&(_, ticks)) = late.iter().max_by_key(|&&(_, ticks)| ticks) {
+        let pcpus: Vec<_> = late.iter().map(|&(cpu, _)| cpu).collect();
+        judge.say(
+            Verdict::Doubtful,
+            "start",
+            format!(
+                "the records of pCPU {} begin up to {} after the others', while a guest runs there",
+                some(&pcpus),
+                time(summary, ticks)
+            ),
+            "xentrace -M keeps the last records of each pCPU only: larger -M, or --from behind that time",
+        );
+    }
+    if summary.coverage_percent < COVERED {
+        judge.say(
+            Verdict::Doubtful,
+            "coverage",
+            format!(
+                "what vCPUs did is known for {:.2} % of their time only",
+                summary.coverage_percent
+            ),
+            "see the other findings for the reason",
+        );
+    }
+}
+
+fn time(summary: &Summary, ticks: u64) -> String {
+    summary.clock.ns(ticks).map_or_else(
+        || format!("{ticks} ticks"),
+        |ns| if ns < 1e6 { format!("{:.1} us", ns / 1e3) } else { format!("{:.3} s", ns / 1e9) },
+    )
+}
+
+/// Whether the file ends as it should.
+fn file_end(judge: &mut Judge, reading: &Reading) {
+    judge.find(
+        "cut",
+        reading.truncated.is_none(),
+        Verdict::Doubtful,
+        match reading.truncated {
+            Some(cut) => format!(
+                "the file is cut at byte {}, {} bytes before its last window ends: read up to there",
+                cut.offset, cut.missing
+            ),
+            None => "the file is whole".into(),
+        },
+        "stop xentrace with INT or TERM and let it write its last records; look for a full disk",
+    );
+}
+
+/// Whether records came in the order of their times.
+fn order(judge: &mut Judge, reading: &Reading) {
+    let backwards = backwards(reading);
+    if reading.late_records + backwards > 0 {
+        judge.say(
+            Verdict::Doubtful,
+            "order",
+            match reading.late_records {
+                0 => format!(
+                    "{backwards} records have a TSC before their predecessor's on the same pCPU"
+                ),
+                late => format!(
+                    "{late} records came out of order: the pCPUs' TSCs are not in step, or --buffer is \
+                     too small"
+                ),
+            },
+            "larger --buffer, or --fix-skew",
+        );
+    } else {
+        judge.say(Verdict::Good, "order", "all records are in order".into(), "");
+    }
+}
+
+/// Fills in what only the whole trace tells into the summary of a part of it.
+pub fn complete(summary: &mut Summary, whole: Reading, clock: Clock) {
+    summary.seconds = clock.ns(summary.ticks).map(|ns| ns / 1e9);
+    summary.clock = clock;
+    let of = &mut summary.reading;
+    *of = Reading {
+        records: of.records,
+        first_tsc: of.first_tsc,
+        last_tsc: of.last_tsc,
+        pcpus: std::mem::take(&mut of.pcpus),
+        ..whole
+    };
+    let mut judge = Judge(std::mem::take(&mut summary.findings));
+    judge.0.retain(|finding| !["cut", "order"].contains(&finding.topic));
+    file_end(&mut judge, &summary.reading);
+    order(&mut judge, &summary.reading);
+    conclude(summary, judge);
+}
+
+/// Whether times are what they seem.
+fn times<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
+    let reading = &summary.reading;
+    if reading.resets() > 0 {
+        judge.say(
+            Verdict::Doubtful,
+            "TSC restart",
+            format!(
+                "the TSCs start again {} times: two sessions in one file, or the host slept; what was \
+                 under way then is left out",
+                reading.resets()
+            ),
+            "read each session by itself (xentrace appends without -D; do not join files)",
+        );
+    }
+    // A restart is told as such.
+    for silence in reading.silences.iter().skip(reading.resets() as usize) {
+        let at = silence.from.saturating_sub(reading.first_tsc);
+        judge.say(
+            Verdict::Doubtful,
+            "silence",
+            format!(
+                "nothing was recorded for {} from {} after the first record on: what is before belongs \
+                 to another session; that time is not counted",
+                time(summary, silence.ticks()),
+                time(summary, at)
+            ),
+            "xentrace -D drops what is left in the rings from before; do not join files",
+        );
+    }
+    if let Some(pause) = reading.pause {
+        judge.say(
+            Verdict::Doubtful,
+            "silence",
+            format!(
+                "nothing was recorded for {}, most of the trace, from {} after the first record on",
+                time(summary, pause.ticks()),
+                time(summary, pause.from.saturating_sub(reading.first_tsc))
+            ),
+            "if the host was not idle then, records of another session are in the file (xentrace -D \
+             drops them)",
+        );
+    }
+    let strays: u64 = reading.pcpus.iter().map(|pcpu| pcpu.strays).sum();
+    if strays > 0 {
+        judge.say(
+            Verdict::Doubtful,
+            "stray TSCs",
+            format!("{strays} records have an absurd TSC and got the time of the record before"),
+            "the file is damaged there",
+        );
+    }
+    order(judge, reading);
+    let read = &analyser.options.read;
+    let corrected = read.tsc_offsets.iter().filter(|&&(_, ticks)| ticks != 0).count();
+    let corrected = corrected.max(read.tsc_drifts.len());
+    let spans = "times and waits that span pCPUs are inferred (~)";
+    let out: Vec<_> = summary.tsc_offsets.iter().map(|&(cpu, _)| cpu).collect();
+    match (out.len(), corrected) {
+        (0, 0) => judge.say(
+            Verdict::Good,
+            "TSCs",
+            "no contradiction shows the pCPUs' TSCs out of step".into(),
+            "",
+        ),
+        (0, corrected) => judge.say(
+            Verdict::Note,
+            "TSCs",
+            format!("the TSCs of {corrected} pCPUs are corrected, no contradiction is left: {spans}"),
+            "",
+        ),
+        (_, 0) => judge.say(
+            Verdict::Doubtful,
+            "TSCs",
+            format!("the TSCs of pCPU {} are out of step: {spans}", some(&out)),
+            "use --fix-skew",
+        ),
+        (_, _) => judge.say(
+            Verdict::Doubtful,
+            "TSCs",
+            format!(
+                "the TSCs of pCPU {} are out of step even as corrected: {spans}, and may be wrong by \
+                 more than they tell",
+                some(&out)
+            ),
+            "their difference is no offset with a slope: trace on a host with TSCs in step (xl \
+             debug-keys s), or pin the guest",
+        ),
+    }
+    let contradictions: u64 = analyser.vcpus.iter().map(|vcpu| vcpu.raw.inconsistent).sum();
+    judge.find(
+        "contradictions",
+        contradictions == 0,
+        Verdict::Doubtful,
+        match contradictions {
+            0 => "every runstate change follows from the one before".into(),
+            n => format!("{n} runstate changes contradict the ones before"),
+        },
+        "missing records (see lost records and pCPUs), or TSCs that are not in step (--fix-skew)",
+    );
+    clock(judge, summary);
+    system_times(judge, summary);
+}
+
+fn clock(judge: &mut Judge, summary: &Summary) {
+    let clock = &summary.clock;
+    let remedy = "give --cpu-hz (xl dmesg: \"Detected ... MHz processor\"), or trace for longer";
+    match (clock.hz, clock.error_ppm) {
+        (Some(hz), _) if clock.source == ClockSource::Given => {
+            let what = format!("frequency {:.6} GHz, given", hz / 1e9);
+            judge.say(Verdict::Good, "frequency", what, "");
+        }
+        (Some(hz), error) => {
+            let ppm = error.unwrap_or(0.0);
+            let what = format!("frequency {:.6} GHz, +-{ppm:.0} ppm", hz / 1e9);
+            judge.find("frequency", ppm <= ROUGH_PPM, Verdict::Doubtful, what, remedy);
+        }
+        (None, _) => judge.say(
+            Verdict::Note,
+            "frequency",
+            "frequency unknown: times are in ticks".into(),
+            "add 0x00028000 to the mask, or give --cpu-hz (xl dmesg: \"Detected ... MHz processor\")",
+        ),
+    }
+}
+
+/// pCPUs whose system time disagrees.
+fn system_times(judge: &mut Judge, summary: &Summary) {
+    let disagreeing = &summary.clock.disagreeing;
+    let Some(&(_, ppm)) = disagreeing.iter().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())) else {
+        return;
+    };
+    let pcpus: Vec<_> = disagreeing.iter().map(|&(cpu, _)| cpu).collect();
+    judge.say(
+        Verdict::Doubtful,
+        "system time",
+        format!(
+            "the nanoseconds that pCPU {} counts do not agree with the others' (by up to {ppm:.0} ppm)",
+            some(&pcpus)
+        ),
+        "its system time is badly calibrated, or its TSC runs at another rate: check the frequency with \
+         xl dmesg, and give --cpu-hz",
+    );
+}
+
+/// What the figures rest on.
+fn figures<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
+    let classes = &summary.classes;
+    if analyser.shared_cores > 0 {
+        judge.say(
+            Verdict::Doubtful,
+            "cores",
+            "vCPUs are scheduled by cores or sockets (sched-gran): which pCPU a vCPU is on is not \
+             always known, so kicks and polls may be missed"
+                .into(),
+            "boot Xen with sched-gran=cpu to count kicks",
+        );
+    }
+    for domain in &analyser.options.domains {
+        if !analyser.vcpus.iter().any(|vcpu| vcpu.domain == *domain) {
+            judge.say(
+                Verdict::Missing,
+                "domains",
+                format!("domain {domain} was asked for (--dom), and no record names it"),
+                "see xl list for its number while the trace was taken",
+            );
+        }
+    }
+    if analyser.beyond_limit > 0 {
+        judge.say(
+            Verdict::Doubtful,
+            "limit",
+            format!(
+                "more than {} vCPUs, which is kicktrace's limit and no damage: {} records of further \
+                 ones are left out",
+                crate::analysis::MAX_VCPUS,
+                analyser.beyond_limit
+            ),
+            "choose domains with --dom, or a part of the trace",
+        );
+    }
+    if analyser.bad_markers > 0 {
+        judge.say(
+            Verdict::Doubtful,
+            "malformed marks",
+            format!("{} of the guest's marks are malformed and were ignored", analyser.bad_markers),
+            "",
+        );
+    }
+    let waits: u64 = summary.domains.iter().map(|domain| domain.counts.waits.value).sum();
+    judge.find(
+        "waits",
+        waits > 0,
+        Verdict::Note,
+        format!("waits (polls that blocked and ended): {waits}"),
+        "no vCPU slept for a lock: more contention, or PV spinlocks are off in the guest",
+    );
+    if classes.markers {
+        judge.say(Verdict::Good, "marks", "the guest's marks: seen".into(), "");
+        let mut unmarked: Vec<_> = analyser
+            .vcpus
+            .iter()
+            .filter(|vcpu| vcpu.raw.unmarked_waking > 0)
+            .map(|vcpu| (vcpu.raw.unmarked_waking, vcpu.name()))
+            .collect();
+        unmarked.sort_by_key(|&(kicks, name)| (Reverse(kicks), name));
+        if let Some((_, name)) = unmarked.first() {
+            let marks =
+                |domain| analyser.vcpus.iter().any(|of| of.domain == domain && of.marks_kicks);
+            if marks(name.domain) {
+                let what = format!(
+                    "{} vCPUs kick without marks ({name} first) beside others that mark: what they did \
+                     is inferred (~)",
+                    unmarked.len()
+                );
+                judge.say(Verdict::Note, "partial marks", what, "");
+            }
+        }
+    } else {
+        let (what, remedy) = match classes.mark_calls {
+            false => (
+                "the guest's marks: none",
+                "without marks kicks and acquisitions are inferred; let the guest mark and add \
+                 0x08000000 to the mask",
+            ),
+            true => (
+                "the guest's marks: none, though a guest calls hvm_op as it does to mark",
+                "without marks kicks and acquisitions are inferred; add 0x08000000 to the mask",
+            ),
+        };
+        judge.say(Verdict::Note, "marks", what.into(), remedy);
+    }
+}
