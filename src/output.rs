@@ -26,7 +26,7 @@ pub fn print(text: impl Display) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`print`].
+/// As [`print()`].
 pub fn bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
     done(out.write_all(bytes).and_then(|()| out.flush()))
