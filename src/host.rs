@@ -24,6 +24,7 @@ pub(crate) use toolstack::{TOOLS, other_xentrace, tool};
 pub use toolstack::{Toolstack, is_dom0_without_xenfs, is_xen_host};
 
 use crate::interrupt;
+use crate::linux;
 use crate::plan::{Plan, PlannedDomain};
 use crate::symbols::Symbols;
 
@@ -209,8 +210,7 @@ impl<H: XenHost> PolicyRun<'_, H> {
     fn perform(&mut self) -> Result<()> {
         let deadline = Instant::now() + self.plan.deadline;
         self.create_all()?;
-        let paths: Vec<_> = self.domains.iter().map(|domain| domain.node("state")).collect();
-        self.host.watch(&paths)?;
+        self.host.watch(&self.nodes(&["state", "clock"]))?;
         self.wait_until(deadline, |domain| domain.state == "ready" || domain.is_over())?;
 
         if self.plan.trace {
@@ -236,17 +236,48 @@ impl<H: XenHost> PolicyRun<'_, H> {
 
     /// Everything that is measured: from the start line to the last domain's report.
     fn race(&mut self, deadline: Instant) -> Result<()> {
+        let start = self.start_line(deadline)?;
         for domain in self.domains.iter().filter(|domain| !domain.is_over()) {
-            self.host.write(&domain.node("go"), "1")?;
+            self.host.write(&domain.node("go"), &start)?;
         }
         self.wait_until(deadline, |domain| domain.is_over())
     }
 
+    /// One moment of Xen's own time for all domains, late enough that this host and its toolstack are at rest by
+    /// then. Only a domain can read that time, so one of them is asked.
+    fn start_line(&mut self, deadline: Instant) -> Result<String> {
+        let Some(asked) = self.domains.iter().find(|domain| !domain.is_over()) else {
+            return Ok(String::new());
+        };
+        let (go, clock) = (asked.node("go"), asked.node("clock"));
+        self.host.write(&go, "clock")?;
+        loop {
+            if let Some(now) = self.host.read(&clock)? {
+                let now: u64 =
+                    now.parse().with_context(|| format!("{clock} is `{now}`, no time"))?;
+                return Ok((now + self.plan.start_after.as_nanos() as u64).to_string());
+            }
+            interrupt::check()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.domains.iter().all(Running::is_over) {
+                return Ok(String::new());
+            }
+            let change = self.host.wait(left)?;
+            self.look(change)?;
+        }
+    }
+
+    /// The nodes of these names, of every domain.
+    fn nodes(&self, names: &[&str]) -> Vec<String> {
+        self.domains.iter().flat_map(|domain| names.iter().map(|name| domain.node(name))).collect()
+    }
+
     fn create_all(&mut self) -> Result<()> {
+        let linux_spin = linux::settle(self.plan.linux.as_ref(), self.policy)?;
         for planned in &self.plan.domains {
             interrupt::check()?;
             let config = self.folder.join(format!("{}.cfg", planned.name));
-            fs::write(&config, self.plan.configuration(planned, self.policy)?)
+            fs::write(&config, self.plan.configuration(planned, self.policy, linux_spin)?)
                 .with_context(|| format!("cannot write {}", config.display()))?;
             let domid = self.host.create(&planned.name, &config)?;
             self.domains.push(Running {

@@ -162,7 +162,10 @@ fn the_lock_sleeps_and_is_kicked_on_kvm_as_it_says() {
         assert_eq!(machine.code, Some(0), "{told}");
         let report = machine.report();
         assert_eq!(report.outcome, Outcome::Success, "{told}");
-        assert_eq!((report.parameters.policy, report.acquisitions), (policy, 4 * ACQUISITIONS));
+        assert_eq!(
+            (report.parameters.policy, report.acquisitions),
+            (policy.into(), 4 * ACQUISITIONS)
+        );
         assert_eq!(report.counter, report.acquisitions, "{told}");
         let trace = fs::read_to_string(out.path().join(format!("{policy}.trace"))).unwrap();
         let seen = kicks(&trace);

@@ -116,16 +116,20 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
     }
     let mode = mode(machine, &params)?;
     lock::configure(mode).map_err(|settled| settled.to_string())?;
-    let speed = Speed::calibrate(kvm::now, work);
+    let speed = Speed::calibrate(kvm::now, work).map_err(|why| why.to_string())?;
     let spins =
-        Speed::calibrate(kvm::now, |turns| (0..turns).for_each(|_| core::hint::spin_loop()));
-    let spin_turns = u32::try_from(spins.turns(params.spin.ns())).unwrap_or(u32::MAX).max(1);
+        Speed::calibrate(kvm::now, |turns| (0..turns).for_each(|_| core::hint::spin_loop()))
+            .map_err(|why| why.to_string())?;
+    let critical_turns = speed.turns_of(params.critical);
+    let outside_turns = speed.turns_of(params.outside);
+    let spin_turns = u32::try_from(spins.turns_of(params.spin)).unwrap_or(u32::MAX).max(1);
     lock::set_spin_turns(spin_turns);
     let _ = writeln!(Console, "lock: {mode:?} on {machine:?}");
     RUN.call_once(|| Run {
         plan: Plan {
-            critical_turns: speed.turns(params.critical.ns()),
-            outside_turns: speed.turns(params.outside.ns()),
+            critical_turns,
+            outside_turns,
+            start_at: None,
             jitter_percent: params.jitter,
             limit: params.limit(),
             seed: params.seed,
@@ -144,6 +148,9 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
             work_turns_per_ms: speed.turns_per_ms(),
             spin_turns_per_ms: spins.turns_per_ms(),
             spin_turns,
+            critical_turns,
+            outside_turns,
+            loop_ns: 0,
         },
         ..Domain::default()
     })

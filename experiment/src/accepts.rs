@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 use core::fmt;
 
 use crate::text::List;
-use crate::time::Time;
+use crate::time::{Amount, Time};
 
 /// What values a key takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Accepts {
     Integer(u64, u64),
     /// A time from the first to the second.
     Time(Time, Time),
+    /// A time up to this one, or turns.
+    Amount(Time),
 }
 
 impl fmt::Display for Accepts {
@@ -29,6 +31,12 @@ impl fmt::Display for Accepts {
             Accepts::Time(min, max) => write!(
                 f,
                 "accepted values are an integer with unit ns, us, ms or s, from {min} to {max}"
+            ),
+            Accepts::Amount(max) => write!(
+                f,
+                "accepted values are an integer with unit ns, us, ms or s, from 0ns to {max}, or with unit turns, up \
+                 to {}",
+                Amount::MOST_TURNS
             ),
         }
     }
@@ -70,6 +78,17 @@ impl Value for Time {
     fn read(text: &str, accepts: &Accepts) -> Option<Time> {
         let Accepts::Time(min, max) = accepts else { return None };
         text.parse().ok().filter(|time| (min..=max).contains(&time))
+    }
+
+    fn text(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl Value for Amount {
+    fn read(text: &str, accepts: &Accepts) -> Option<Amount> {
+        let Accepts::Amount(max) = accepts else { return None };
+        text.parse().ok().filter(|amount| !matches!(amount, Amount::Time(time) if time > max))
     }
 
     fn text(&self) -> Option<String> {

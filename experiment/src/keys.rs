@@ -14,7 +14,7 @@ use crate::accepts::Accepts::{self, Integer, OneOf};
 use crate::accepts::Value;
 use crate::names::{Control, Events, Fault, Policy, Start, Trace, Workload};
 use crate::text::{List, Shown};
-use crate::time::Time;
+use crate::time::{Amount, Time};
 
 /// The most vCPUs that can take part in a run.
 pub const MAX_VCPUS: u32 = 128;
@@ -88,10 +88,10 @@ macro_rules! keys {
         /// What a run is asked for, checked, defaults filled in.
         ///
         /// ```
-        /// use experiment::{Limit, Params, Time};
+        /// use experiment::{Amount, Limit, Params, Time};
         ///
         /// let params = Params::parse("policy=kick-twice critical=20us acquisitions=1000", 4).unwrap();
-        /// assert_eq!((params.vcpus, params.critical), (4, Time::us(20)));
+        /// assert_eq!((params.vcpus, params.critical), (4, Amount::Time(Time::us(20))));
         /// assert_eq!(params.limit(), Limit::Acquisitions(1000));
         ///
         /// let error = Params::parse("policy=kick-thrice", 4).unwrap_err();
@@ -126,13 +126,13 @@ keys! {
     /// How many locks they share; by default half as many as vCPUs. `handoff` and `alloc` have one.
     locks: u32 = if workload.has_one_lock() { 1 } else { (vcpus / 2).max(1) }, Integer(1, 4096);
     /// Work done while holding the lock.
-    critical: Time = Time::us(2), Accepts::Time(Time::ZERO, Time::s(10));
+    critical: Amount = Amount::Time(Time::us(2)), Accepts::Amount(Time::s(10));
     /// Mean work between two acquisitions.
-    outside: Time = Time::us(4), Accepts::Time(Time::ZERO, Time::s(10));
+    outside: Amount = Amount::Time(Time::us(4)), Accepts::Amount(Time::s(10));
     /// How far the work outside varies around its mean, in percent.
     jitter: u32 = 50, Integer(0, 100);
     /// How long a waiter spins before it blocks.
-    spin: Time = Time::us(50), Accepts::Time(Time::ZERO, Time::s(1));
+    spin: Amount = Amount::Time(Time::us(50)), Accepts::Amount(Time::s(1));
     /// Acquisitions of each vCPU.
     acquisitions: Option<u64> = given.duration.is_none().then_some(100_000), Integer(1, 1_000_000_000_000);
     /// How long the run lasts by each vCPU's own clock, instead of `acquisitions`.

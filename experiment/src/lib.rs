@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`time`] | nanoseconds with a unit |
 //! | [`names`] | what can be chosen by name: locks, workloads, faults, ... |
+//! | [`lock`] | the locks that can stand beside each other: the guest's, and Linux' |
 //! | [`keys`] | **the table**: each key, its default and its bounds |
 //! | [`params`] | a whole command line, read and checked |
 //! | [`line`](mod@line) | a command line in the making: what `pvlab` sets in it |
@@ -25,6 +26,7 @@ extern crate alloc;
 mod accepts;
 pub mod keys;
 pub mod line;
+pub mod lock;
 pub mod names;
 pub mod params;
 pub mod record;
@@ -34,6 +36,7 @@ pub mod time;
 pub use accepts::Accepts;
 pub use keys::{Key, MAX_VCPUS, Params};
 pub use line::{Line, Setting};
+pub use lock::{Budget, Linux, Lock};
 pub use names::{Control, DomainType, EventAbi, Events, Fault, Policy, Start, Trace, Workload};
 pub use params::{LONGEST_LINE, Limit, ParamError};
-pub use time::Time;
+pub use time::{Amount, Time};

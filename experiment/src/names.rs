@@ -118,6 +118,8 @@ names! {
         Torture = "torture",
         /// The lock is the lock of an allocator, and every vCPU allocates and frees.
         Alloc = "alloc",
+        /// No lock at all: every vCPU computes. A neighbour for those who are measured.
+        Hog = "hog",
     }
 
     /// A fault made on purpose, to see that it is noticed: half way, by the last vCPU that takes part.
@@ -195,7 +197,7 @@ impl Policy {
 impl Workload {
     /// Whether it is of one lock whatever the vCPUs.
     pub const fn has_one_lock(self) -> bool {
-        matches!(self, Workload::Handoff | Workload::Alloc)
+        matches!(self, Workload::Handoff | Workload::Alloc | Workload::Hog)
     }
 }
 

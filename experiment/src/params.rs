@@ -72,6 +72,10 @@ impl Params {
         if self.acquisitions.is_some() && self.duration.is_some() {
             return conflict(Key::duration, Key::acquisitions.to_string(), "one of the two".into());
         }
+        if self.workload == Workload::Hog && self.duration.is_none() {
+            let with = Key::acquisitions.to_string();
+            return conflict(Key::workload, with, Key::duration.to_string());
+        }
         if self.timer != Time::ZERO && self.workload != Workload::Torture {
             let with = format!("{}={}", Key::workload, self.workload);
             let (zero, torture) = (Time::ZERO, Workload::Torture);

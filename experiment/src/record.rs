@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use histogram::Histogram;
 
 use crate::keys::Params;
-use crate::names::{DomainType, EventAbi, Policy, Trace, Workload};
+use crate::lock::Lock;
+use crate::names::{DomainType, EventAbi, Trace, Workload};
 use crate::params::Limit;
 
 /// Version of the JSON document. It grows by one whenever a field changes its meaning or goes away;
@@ -55,6 +56,9 @@ pub struct DomainReport {
     /// What the guest measured to turn the times asked for into loops.
     #[serde(default)]
     pub calibration: Calibration,
+    /// The window all vCPUs had in common; zeros where the run had none.
+    #[serde(default)]
+    pub window: Window,
     /// Time from the start line to the end of the last vCPU's share, in nanoseconds; each vCPU measures
     /// its own by its own PV clock.
     pub elapsed_ns: u64,
@@ -91,6 +95,24 @@ pub struct VcpuReport {
     /// nanoseconds: Xen's own account (`RUNSTATE_runnable`).
     #[serde(default)]
     pub stolen_ns: u64,
+    /// How many of its acquisitions came after the window's end: asked for before, owned later.
+    #[serde(default)]
+    pub late_acquisitions: u64,
+    /// How long it ran during the workload, in nanoseconds: Xen's account (`RUNSTATE_running`).
+    #[serde(default)]
+    pub running_ns: u64,
+    /// How long it slept in the hypervisor during the workload (`RUNSTATE_blocked`).
+    #[serde(default)]
+    pub blocked_ns: u64,
+}
+
+/// The time in which a run was measured, by Xen's own clock, which all domains of a host share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// The start line, in nanoseconds of Xen's system time.
+    pub start_ns: u64,
+    /// Its end; 0 where the run ended after so many acquisitions.
+    pub end_ns: u64,
 }
 
 /// How fast the machine under a domain turned out to be; the times in [`Parameters`] become loops by it.
@@ -102,6 +124,16 @@ pub struct Calibration {
     pub spin_turns_per_ms: u64,
     /// Turns a waiter spins before it blocks: the spin time asked for.
     pub spin_turns: u32,
+    /// Turns of work in the critical section.
+    #[serde(default)]
+    pub critical_turns: u64,
+    /// Mean turns of work outside.
+    #[serde(default)]
+    pub outside_turns: u64,
+    /// What one uncontended acquisition costs with no work in it, clock and bookkeeping of the loop around it
+    /// included, in nanoseconds.
+    #[serde(default)]
+    pub loop_ns: u64,
 }
 
 /// What the guest was asked to do, after defaults were filled in. All times in nanoseconds.
@@ -112,12 +144,13 @@ pub struct Parameters {
     /// What the lock was used for.
     pub workload: Workload,
     /// The lock under test.
-    pub policy: Policy,
+    pub policy: Lock,
     /// vCPUs that took part.
     pub vcpus: u32,
     /// Number of locks they shared.
     pub locks: u32,
-    /// Length of the critical section: work, so a preempted holder's time does not count.
+    /// Length of the critical section: work, so a preempted holder's time does not count. 0 where it was given
+    /// in turns, as the two below: see [`Calibration`].
     pub critical_ns: u64,
     /// Mean time between two acquisitions of one vCPU: work.
     pub outside_ns: u64,
@@ -143,7 +176,7 @@ impl From<&Params> for Parameters {
         };
         Parameters {
             workload: params.workload,
-            policy: params.policy,
+            policy: params.policy.into(),
             vcpus: params.vcpus,
             locks: params.locks,
             critical_ns: params.critical.ns(),

@@ -74,6 +74,60 @@ impl FromStr for Time {
     }
 }
 
+/// How much work, or how long to spin.
+///
+/// ```
+/// use experiment::{Amount, Time};
+///
+/// assert_eq!("20us".parse(), Ok(Amount::Time(Time::us(20))));
+/// assert_eq!("125turns".parse(), Ok(Amount::Turns(125)));
+/// assert_eq!(Amount::Turns(125).to_string(), "125turns");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Amount {
+    /// What takes so long on an undisturbed vCPU, which the guest measures before its run.
+    Time(Time),
+    /// So many turns of the loop: the same in every run, whatever the machine.
+    Turns(u64),
+}
+
+/// The unit that is no time.
+const TURNS: &str = "turns";
+
+impl Amount {
+    /// The most turns that can be written.
+    pub const MOST_TURNS: u64 = 1_000_000_000_000;
+
+    /// In nanoseconds; 0 where it is turns.
+    pub const fn ns(self) -> u64 {
+        match self {
+            Amount::Time(time) => time.ns(),
+            Amount::Turns(_) => 0,
+        }
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Amount::Time(time) => time.fmt(f),
+            Amount::Turns(turns) => write!(f, "{turns}{TURNS}"),
+        }
+    }
+}
+
+impl FromStr for Amount {
+    type Err = NotATime;
+
+    fn from_str(text: &str) -> Result<Amount, NotATime> {
+        let Some(digits) = text.strip_suffix(TURNS) else { return text.parse().map(Amount::Time) };
+        // `str::parse` would take a sign.
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        let turns = digits.parse().ok().filter(|turns| plain && *turns <= Amount::MOST_TURNS);
+        turns.map(Amount::Turns).ok_or_else(|| NotATime(text.to_string()))
+    }
+}
+
 /// A text that is no [`Time`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotATime(String);

@@ -25,9 +25,9 @@ use xen_guest::glue;
 use xen_guest::kernel::machine::{Machine, ShutdownReason};
 use xen_guest::vcpu::mask;
 
-use self::host::Host;
+use self::host::{Go, Host};
 use self::run::{RUN, Run};
-use self::vcpu::STEP_NS;
+use self::vcpu::{RunningVcpu, STEP_NS};
 use crate::locks::platform;
 use crate::workload::Share;
 
@@ -46,11 +46,13 @@ pub fn run(machine: &'static Machine) -> ! {
     let mut host = Host::connect(machine);
     host.set_state("booting");
     let params = params.unwrap_or_else(|why| fail_to_begin(machine, &mut host, &why));
-    let run = RUN.call_once(|| Run::prepare(machine, host, params));
-    if let Err(why) = run.to_the_start_line() {
-        fail_to_begin(machine, &mut run.host.lock(), &why);
-    }
-    run.race();
+    let calibration = run::calibrate(machine, &params)
+        .unwrap_or_else(|why| fail_to_begin(machine, &mut host, &why.to_string()));
+    let run = RUN.call_once(|| Run::prepare(machine, host, params, calibration));
+    let line = run
+        .to_the_start_line()
+        .unwrap_or_else(|why| fail_to_begin(machine, &mut run.host.lock(), &why));
+    run.race(line);
     run.finish()
 }
 
@@ -81,17 +83,38 @@ fn fail_to_begin(machine: &Machine, host: &mut Host, why: &str) -> ! {
     machine.shutdown(ShutdownReason::Crash)
 }
 
+/// Where a run begins.
+#[derive(Clone, Copy)]
+struct Line {
+    /// By Xen's system time, in nanoseconds.
+    at: u64,
+    /// Whether the host gave it to all its domains.
+    common: bool,
+}
+
 impl Run {
-    /// Everything before the measurement.
-    fn to_the_start_line(&'static self) -> Result<(), String> {
+    /// Everything before the measurement; answers when it begins.
+    fn to_the_start_line(&'static self) -> Result<Line, String> {
         self.bring_up()?;
+        let vcpu = RunningVcpu { machine: self.machine, number: 0, orders: &self.orders[0] };
+        let loop_ns = self.contest.loop_ns(&vcpu, &self.plan).map_err(|why| why.to_string())?;
+        // Relaxed: read by this vCPU alone.
+        self.loop_ns.store(loop_ns, Ordering::Relaxed);
         let mut host = self.host.lock();
         host.set_state("ready");
-        if self.params.start == Start::Wait {
-            host.wait_for_go()?;
-        }
+        let wait = self.params.start == Start::Wait;
+        let go = if wait { host.wait_for_go()? } else { Go::Now };
         host.set_state("running");
-        Ok(())
+        let now = self.machine.now();
+        match go {
+            Go::Now => Ok(Line { at: now + 2 * STEP_NS, common: false }),
+            Go::At(at) if at > now => Ok(Line { at, common: true }),
+            Go::At(at) => Err(format!(
+                "the start line ({at} ns of Xen's time) was {} us in the past when it came: this \
+                 host needs it later",
+                (now - at) / 1_000
+            )),
+        }
     }
 
     /// Settles the lock, starts the other vCPUs and waits until each has come to the start line.
@@ -131,8 +154,10 @@ impl Run {
     }
 
     /// vCPU 0's part: gives the start, takes part, and waits for the others.
-    fn race(&'static self) {
-        let start_at = self.machine.now() + 2 * STEP_NS;
+    fn race(&'static self, line: Line) {
+        let start_at = line.at;
+        // Relaxed: the Release below publishes it.
+        self.common.store(line.common, Ordering::Relaxed);
         self.watchdog.restart(start_at);
         platform::on_poll_expiry(|| {
             if let Some(run) = RUN.get() {

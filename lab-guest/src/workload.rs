@@ -86,6 +86,9 @@ pub struct Plan {
     pub jitter_percent: u32,
     /// When a vCPU is done.
     pub limit: Limit,
+    /// The start line, by the clock that all vCPUs share: a duration counts from there, and all have the same
+    /// window. Without it, each vCPU's own start counts.
+    pub start_at: Option<u64>,
     /// Seed of the random numbers.
     pub seed: u64,
     /// A fault made on purpose.
@@ -113,6 +116,8 @@ impl Plan {
 pub struct Share {
     /// Times it owned a lock.
     pub acquisitions: u64,
+    /// Acquisitions that were asked for before the window's end and came after it.
+    pub late_acquisitions: u64,
     /// Acquisitions that blocked at least once.
     pub blocked_acquisitions: u64,
     /// How often it blocked.
@@ -121,6 +126,10 @@ pub struct Share {
     pub elapsed_ns: u64,
     /// How long the hypervisor ran somebody else although the vCPU could run, in nanoseconds.
     pub stolen_ns: u64,
+    /// How long it slept in the hypervisor, in nanoseconds.
+    pub blocked_ns: u64,
+    /// How long it ran, in nanoseconds.
+    pub running_ns: u64,
     /// Time from asking for a lock to owning it, in nanoseconds.
     pub latency: Histogram,
 }
@@ -185,7 +194,7 @@ pub fn contend<L: TestedLock<Guarded>>(
     let number = vcpu.number() as usize;
     let mut rng = Stream::new(plan.seed, vcpu.number());
     let mut share = Share::default();
-    let started = vcpu.now();
+    let started = plan.start_at.unwrap_or_else(|| vcpu.now());
     let (most, end) = match plan.limit {
         Limit::Acquisitions(n) => (n, u64::MAX),
         Limit::Duration(time) => (u64::MAX, started.saturating_add(time.ns())),
@@ -215,6 +224,7 @@ pub fn contend<L: TestedLock<Guarded>>(
         markers::acquiring(number, 0);
         share.latency.record(owned.saturating_sub(asked));
         share.acquisitions += 1;
+        share.late_acquisitions += u64::from(owned >= end);
         // Relaxed: a number to look at; nothing else is published by it.
         progress.store(share.acquisitions, Ordering::Relaxed);
         let waited = vcpu.wait_counts().since(before);
@@ -226,6 +236,24 @@ pub fn contend<L: TestedLock<Guarded>>(
             share.waits.waits += waited.waits;
             share.waits.kicked += waited.kicked;
         }
+    }
+    share.elapsed_ns = vcpu.now().saturating_sub(started);
+    share
+}
+
+/// The workload `hog`: units of work, as long as a critical section, until the window's end.
+pub fn compute(vcpu: &impl Vcpu, plan: &Plan, progress: &AtomicU64) -> Share {
+    let started = plan.start_at.unwrap_or_else(|| vcpu.now());
+    let end = match plan.limit {
+        Limit::Duration(time) => started.saturating_add(time.ns()),
+        Limit::Acquisitions(_) => started,
+    };
+    let mut share = Share::default();
+    while vcpu.now() < end && vcpu.proceed() {
+        work(plan.critical_turns);
+        share.acquisitions += 1;
+        // Relaxed: as above.
+        progress.store(share.acquisitions, Ordering::Relaxed);
     }
     share.elapsed_ns = vcpu.now().saturating_sub(started);
     share
@@ -331,6 +359,7 @@ mod tests {
             outside_turns: 40,
             jitter_percent: 50,
             limit,
+            start_at: None,
             seed: 1,
             fault: Fault::Off,
             vcpus: 1,
@@ -360,6 +389,32 @@ mod tests {
         assert!(
             shares.iter().all(|share| share.elapsed_ns >= 20_000_000 && share.acquisitions > 0)
         );
+    }
+
+    #[test]
+    fn all_vcpus_have_one_window_whenever_they_start() {
+        let start_at = Some(10_000_000);
+        let plan = Plan { start_at, ..plan(Limit::Duration(Time::ms(20))) };
+        // One that is not run until the window is over makes no acquisition.
+        let late = Instant::now() - std::time::Duration::from_millis(31);
+        let locks = free_locks::<SpinMutex<Guarded>>(1);
+        let share = contend(&Thread { number: 0, start: late }, &plan, &locks, &AtomicU64::new(0));
+        assert_eq!(share.acquisitions, 0);
+        // One that starts in the middle ends with the others.
+        let middle = Instant::now() - std::time::Duration::from_millis(15);
+        let vcpu = Thread { number: 0, start: middle };
+        let share = contend(&vcpu, &plan, &locks, &AtomicU64::new(0));
+        assert!(share.acquisitions > 0 && vcpu.now() >= 30_000_000);
+        assert!(share.late_acquisitions <= 1);
+    }
+
+    #[test]
+    fn a_hog_works_until_the_end() {
+        let plan = plan(Limit::Duration(Time::ms(5)));
+        let vcpu = Thread { number: 0, start: Instant::now() };
+        let share = compute(&vcpu, &plan, &AtomicU64::new(0));
+        assert!(share.acquisitions > 10 && share.elapsed_ns >= 5_000_000);
+        assert_eq!(share.latency.count(), 0);
     }
 
     #[test]

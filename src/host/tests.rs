@@ -79,11 +79,15 @@ impl XenHost for Fake {
     fn write(&mut self, path: &str, value: &str) -> Result<()> {
         self.calls.push(format!("write {path}={value}"));
         self.store.insert(path.to_owned(), value.to_owned());
+        // A guest tells Xen's time at once.
+        if let Some(home) = path.strip_suffix("/go").filter(|_| value == "clock") {
+            self.store.insert(format!("{home}/clock"), "7".to_owned());
+        }
         Ok(())
     }
 
     fn watch(&mut self, paths: &[String]) -> Result<()> {
-        assert_eq!(paths.len(), self.guests.len());
+        assert_eq!(paths.len(), 2 * self.guests.len());
         Ok(())
     }
 
@@ -182,7 +186,13 @@ impl Ran {
 fn play(scripts: [Vec<Act>; 2], change: impl FnOnce(&mut Fake)) -> Ran {
     let scenario = Library::Embedded.load("overcommit-2x").unwrap();
     let policies = vec!["kick-twice".to_owned()];
-    let choices = Choices { policies, settings: Vec::new(), markers: true, trace: true };
+    let choices = Choices {
+        policies,
+        settings: Vec::new(),
+        markers: true,
+        trace: true,
+        start_after: Duration::from_secs(1),
+    };
     let mut plan = Plan::new(&scenario, &choices, Path::new("/image")).unwrap();
     plan.deadline = Duration::from_millis(300);
     let mut host = Fake { script: scripts.map(VecDeque::from).into(), ..Fake::default() };
@@ -214,8 +224,10 @@ fn a_good_run_traces_around_the_start_line_and_leaves_no_domain() {
         assert_eq!((result.end, result.report.unwrap().counter), (End::Done, 5));
         assert!(ran.out.path().join(format!("kick-twice/console-{name}.log")).exists());
     }
-    let go = |domid| format!("write /local/domain/{domid}/data/pvlab/go=1");
-    assert_eq!(ran.host.calls, ["start trace", &go(1), &go(2), "stop trace"]);
+    // One domain is asked for Xen's time, which is 7 here; both start together, a second later.
+    let go = |domid, what| format!("write /local/domain/{domid}/data/pvlab/go={what}");
+    let (ask, at) = (go(1, "clock"), |domid| go(domid, "1000000007"));
+    assert_eq!(ran.host.calls, ["start trace", &ask, &at(1), &at(2), "stop trace"]);
     assert_eq!(ran.host.destroyed, [1, 2]);
     assert_eq!(ran.events.last(), Some(&Event::Finished));
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::names::{Events, Fault, Policy, Start, Trace};
+use crate::time::Amount;
 use proptest::prelude::*;
 
 fn message(cmdline: &str) -> String {
@@ -23,7 +24,9 @@ fn every_name_is_a_value_of_its_key() {
         assert_eq!(Params::parse(&format!("policy={policy}"), 1).unwrap().policy, *policy);
     }
     for workload in Workload::ALL {
-        assert_eq!(Params::parse(&format!("workload={workload}"), 1).unwrap().workload, *workload);
+        // Each takes a duration, and one of them nothing else.
+        let line = format!("workload={workload} duration=1s");
+        assert_eq!(Params::parse(&line, 1).unwrap().workload, *workload);
     }
     for fault in Fault::ALL {
         assert_eq!(Params::parse(&format!("fault={fault}"), 1).unwrap().fault, *fault);
@@ -48,7 +51,8 @@ fn each_error_names_the_key_and_what_it_accepts() {
     );
     assert_eq!(
         message("critical=20"),
-        "critical=20: accepted values are an integer with unit ns, us, ms or s, from 0ns to 10s"
+        "critical=20: accepted values are an integer with unit ns, us, ms or s, from 0ns to 10s, or with \
+         unit turns, up to 1000000000000"
     );
     assert_eq!(
         message("acquisitions=-3"),
@@ -72,7 +76,7 @@ fn a_time_out_of_bounds_or_beyond_64_bits_is_refused() {
     {
         assert!(Params::parse(&format!("critical={bad}"), 4).is_err(), "{bad}");
     }
-    assert_eq!(Params::parse("critical=10s", 4).unwrap().critical, Time::s(10));
+    assert_eq!(Params::parse("critical=10s", 4).unwrap().critical, Amount::Time(Time::s(10)));
 }
 
 #[test]
@@ -140,4 +144,22 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn work_and_spin_can_be_given_in_turns() {
+    let line = "critical=125turns outside=0turns spin=1000000000000turns";
+    let params = Params::parse(line, 4).unwrap();
+    assert_eq!((params.critical, params.outside), (Amount::Turns(125), Amount::Turns(0)));
+    assert_eq!(Params::parse(&params.to_string(), 4).unwrap(), params);
+    for bad in ["turns", "-1turns", "+1turns", "1000000000001turns", "1 turns", "11s"] {
+        assert!(Params::parse(&format!("critical={bad}"), 4).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_hog_has_a_duration_and_no_locks() {
+    assert!(Params::parse("workload=hog duration=1s", 4).is_ok());
+    assert!(Params::parse("workload=hog", 4).is_err());
+    assert!(Params::parse("workload=hog duration=1s locks=2", 4).is_err());
 }

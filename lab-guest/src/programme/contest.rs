@@ -8,10 +8,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
-use experiment::{Params, Policy, Workload};
+use experiment::{Fault, Limit, Params, Policy, Workload};
 use pvlock::{Adaptive, Hybrid, KickAtUnlock, KickTwice};
 use xen_guest::vcpu::clock;
 
@@ -20,7 +20,8 @@ use crate::locks::platform::TestedPlatform;
 use crate::locks::{Family, Pv, Spin, TestedLock, Ticket, heap};
 use crate::workload::alloc::{TestedArena, churn};
 use crate::workload::torture::Torture;
-use crate::workload::{Guarded, Plan, Share, Vcpu, contend, free_locks};
+use crate::workload::work::{Disturbed, fastest};
+use crate::workload::{Guarded, Plan, Share, Vcpu, compute, contend, free_locks};
 
 /// The locks of a run and the workload on them.
 pub(super) trait Contest: Send + Sync {
@@ -29,6 +30,13 @@ pub(super) trait Contest: Send + Sync {
 
     /// The sum of the counters the locks protect; when every vCPU is done.
     fn counter(&self) -> u64;
+
+    /// What one uncontended turn of the loop takes on the calling vCPU with no work in it, in nanoseconds; 0 for
+    /// workloads that are no such loop.
+    fn loop_ns(&self, vcpu: &RunningVcpu<'_>, plan: &Plan) -> Result<u64, Disturbed> {
+        let _ = (vcpu, plan);
+        Ok(0)
+    }
 
     /// The timer of a vCPU has interrupted it, and this is the handler.
     fn interrupted(&self) {}
@@ -78,6 +86,7 @@ fn of_family<F: Family>(params: &Params) -> Box<dyn Contest> {
             Box::new(Locks(free_locks::<F::Lock<Guarded>>(params.locks)))
         }
         Workload::Torture => Box::new(Torture::<F>::new(params.locks)),
+        Workload::Hog => Box::new(Hog(AtomicU64::new(0))),
         Workload::Alloc => {
             // For ever: the global allocator refers to it from now on.
             let arena = Box::leak(Box::new(TestedArena::<F>::new(params.vcpus, clock::now)));
@@ -87,11 +96,48 @@ fn of_family<F: Family>(params: &Params) -> Box<dyn Contest> {
     }
 }
 
+/// No lock: the sum of what the vCPUs have done, each added when it is done.
+struct Hog(AtomicU64);
+
+impl Contest for Hog {
+    fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, progress: &AtomicU64) -> Share {
+        let share = compute(vcpu, plan, progress);
+        // Relaxed: whoever reads the sum has learned through the shares' locks that all vCPUs are done.
+        self.0.fetch_add(share.acquisitions, Ordering::Relaxed);
+        share
+    }
+
+    fn counter(&self) -> u64 {
+        // Relaxed: as above.
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn describe(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "no lock: workload=hog")
+    }
+}
+
 struct Locks<L>(Vec<CachePadded<L>>);
 
 impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
     fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, progress: &AtomicU64) -> Share {
         contend(vcpu, plan, &self.0, progress)
+    }
+
+    fn loop_ns(&self, vcpu: &RunningVcpu<'_>, plan: &Plan) -> Result<u64, Disturbed> {
+        const TURNS: u64 = 20;
+        let empty = Plan {
+            critical_turns: 0,
+            outside_turns: 0,
+            limit: Limit::Acquisitions(TURNS),
+            fault: Fault::Off,
+            ..plan.clone()
+        };
+        let own = free_locks::<L>(1);
+        let progress = AtomicU64::new(0);
+        // The histogram is the loop's, its memory is not.
+        let ns = fastest(|| contend(vcpu, &empty, &own, &progress).elapsed_ns)?;
+        Ok(ns / TURNS)
     }
 
     fn counter(&self) -> u64 {

@@ -4,7 +4,7 @@
 //! is silent, runs all the same and has its console for the result: each failure costs one warning.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 
 use xen_guest::daemons::xenstore::{Client, Error, StorePort};
 use xen_guest::kernel::machine::{Machine, ShutdownReason};
@@ -25,6 +25,15 @@ pub(super) enum Order {
     Suspend,
     /// Other vCPUs to be up, perhaps.
     LookAtCpus,
+}
+
+/// When the host wants a run to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Go {
+    /// As soon as this domain can.
+    Now,
+    /// At this moment of Xen's system time, in nanoseconds, together with others.
+    At(u64),
 }
 
 /// The connection of vCPU 0 to xenstored, if there is one.
@@ -116,19 +125,32 @@ impl Host {
         self.ask(|store| report::to_xenstore(document, store));
     }
 
-    /// Sleeps until the host has written `1` to [`path::GO`].
-    pub(super) fn wait_for_go(&mut self) -> Result<(), String> {
+    /// Sleeps until the host has written into [`path::GO`] when to start. Asked for the time (`clock`), it answers
+    /// with Xen's, in [`path::CLOCK`]: the host has no other way to know it.
+    pub(super) fn wait_for_go(&mut self) -> Result<Go, String> {
         let Some(store) = &mut self.store else {
             return Err("start=wait: this domain has no xenstore; accepted: start=now".into());
         };
-        let mut wait = || -> Result<(), Error> {
+        let mut wait = || -> Result<Go, Error> {
             // The watch fires once at once, so a host that was faster is not missed.
             store.watch(path::GO, "go")?;
             loop {
-                let event = store.next_event(u64::MAX)?;
-                if event.is_some() && store.read(path::GO).is_ok_and(|value| value == b"1") {
-                    return store.unwatch(path::GO, "go");
-                }
+                let Some(_) = store.next_event(u64::MAX)? else { continue };
+                let Ok(word) = store.read(path::GO) else { continue };
+                let go = match core::str::from_utf8(&word) {
+                    Ok("clock") => {
+                        store.write(path::CLOCK, Machine::get().now().to_string().as_bytes())?;
+                        continue;
+                    }
+                    Ok("1") => Go::Now,
+                    Ok(text) => match text.parse() {
+                        Ok(at) => Go::At(at),
+                        Err(_) => continue,
+                    },
+                    Err(_) => continue,
+                };
+                store.unwatch(path::GO, "go")?;
+                return Ok(go);
             }
         };
         wait().map_err(|error| format!("start=wait: {error}"))

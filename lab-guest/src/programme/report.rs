@@ -20,8 +20,11 @@ use crate::workload::Share;
 pub mod path {
     /// `booting`, `ready`, `running`, `done` or `failed`; written by the guest.
     pub const STATE: &str = "data/pvlab/state";
-    /// The start line: the host writes `1`.
+    /// The start line: the host writes `clock`, to be told Xen's time in [`CLOCK`]; the moment to start at, in
+    /// nanoseconds of that time; or `1`, to start at once.
     pub const GO: &str = "data/pvlab/go";
+    /// Xen's system time when the host asked for it; written by the guest.
+    pub const CLOCK: &str = "data/pvlab/clock";
     /// Why a run could not begin; written by the guest before `failed`.
     pub const ERROR: &str = "data/pvlab/error";
     /// How many pieces the result has; written after the pieces `data/pvlab/result/0`, `/1`, ...
@@ -103,6 +106,9 @@ fn vcpu(id: u32, share: &Share) -> VcpuReport {
         kicked_waits: share.waits.kicked,
         longest_wait_ns: share.latency.max(),
         stolen_ns: share.stolen_ns,
+        late_acquisitions: share.late_acquisitions,
+        running_ns: share.running_ns,
+        blocked_ns: share.blocked_ns,
     }
 }
 

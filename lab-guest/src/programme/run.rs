@@ -14,8 +14,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
-use experiment::record::{Calibration, DomainReport, Outcome};
-use experiment::{DomainType, EventAbi, Params, Trace};
+use experiment::record::{Calibration, DomainReport, Outcome, Window};
+use experiment::{DomainType, EventAbi, Limit, Params, Trace};
 use pvlock::Counter;
 use spin::{Mutex, Once};
 use xen_guest::kernel::machine::{self, Machine, ShutdownReason};
@@ -30,7 +30,7 @@ use super::vcpu::RunningVcpu;
 use super::watchdog::{Stuck, Watchdog};
 use crate::locks::platform::TestedPlatform;
 use crate::locks::{heap, markers};
-use crate::workload::work::{Speed, work};
+use crate::workload::work::{Disturbed, Speed, work};
 use crate::workload::{Plan, Share};
 
 /// One run, shared by all vCPUs.
@@ -47,6 +47,10 @@ pub(super) struct Run {
     pub(super) arrived: AtomicU32,
     /// When the run starts, by the clock of whoever looks; 0 = not decided.
     pub(super) start_at: AtomicU64,
+    /// Whether it is the start of all vCPUs of all domains, by the one clock they share.
+    pub(super) common: AtomicBool,
+    /// What the loop costs without work, in nanoseconds.
+    pub(super) loop_ns: AtomicU64,
     /// What each vCPU did; it puts it there when it is done.
     pub(super) shares: Box<[CachePadded<Mutex<Option<Share>>>]>,
     /// What the toolstack asks of each vCPU.
@@ -59,18 +63,31 @@ pub(super) struct Run {
 
 pub(super) static RUN: Once<Run> = Once::new();
 
+/// How fast this machine is, and how many turns the times asked for are on it. Nothing else of this
+/// domain runs yet; what other domains do is told apart from the loops' own time, or refused.
+pub(super) fn calibrate(machine: &Machine, params: &Params) -> Result<Calibration, Disturbed> {
+    let now = || machine.now();
+    let work_speed = Speed::calibrate(now, work)?;
+    let spin_speed = Speed::calibrate(now, spin)?;
+    Ok(Calibration {
+        work_turns_per_ms: work_speed.turns_per_ms(),
+        spin_turns_per_ms: spin_speed.turns_per_ms(),
+        spin_turns: u32::try_from(spin_speed.turns_of(params.spin)).unwrap_or(u32::MAX).max(1),
+        critical_turns: work_speed.turns_of(params.critical),
+        outside_turns: work_speed.turns_of(params.outside),
+        // Measured on the locks themselves, which are not there yet.
+        loop_ns: 0,
+    })
+}
+
 impl Run {
-    pub(super) fn prepare(machine: &'static Machine, host: Host, params: Params) -> Run {
-        let work_speed = Speed::calibrate(|| machine.now(), work);
-        let spin_speed = Speed::calibrate_among_others(|| machine.now(), spin);
-        let spin_turns =
-            u32::try_from(spin_speed.turns(params.spin.ns())).unwrap_or(u32::MAX).max(1);
+    pub(super) fn prepare(
+        machine: &'static Machine,
+        host: Host,
+        params: Params,
+        calibration: Calibration,
+    ) -> Run {
         markers::enable(params.trace == Trace::Markers);
-        let calibration = Calibration {
-            work_turns_per_ms: work_speed.turns_per_ms(),
-            spin_turns_per_ms: spin_speed.turns_per_ms(),
-            spin_turns,
-        };
         let now = machine.now();
         Run {
             machine,
@@ -87,8 +104,9 @@ impl Run {
                 calibration,
             },
             plan: Plan {
-                critical_turns: work_speed.turns(params.critical.ns()),
-                outside_turns: work_speed.turns(params.outside.ns()),
+                critical_turns: calibration.critical_turns,
+                outside_turns: calibration.outside_turns,
+                start_at: None,
                 jitter_percent: params.jitter,
                 limit: params.limit(),
                 seed: params.seed,
@@ -100,6 +118,8 @@ impl Run {
             watchdog: Watchdog::new(params.vcpus, params.deadline.ns(), now),
             arrived: AtomicU32::new(1),
             start_at: AtomicU64::new(0),
+            common: AtomicBool::new(false),
+            loop_ns: AtomicU64::new(0),
             shares: (0..params.vcpus).map(|_| CachePadded::default()).collect(),
             orders: (0..params.vcpus).map(|_| CachePadded::default()).collect(),
             events: Events::default(),
@@ -111,20 +131,46 @@ impl Run {
 
     /// The workload, on the vCPU this runs on.
     pub(super) fn take_part(&self, vcpu: u32) {
-        let stolen = Area::of(vcpu).runstate.stolen_ns();
+        let account = || {
+            let runstate = &Area::of(vcpu).runstate;
+            (self.machine.now(), runstate.stolen_ns(), runstate.blocked_ns())
+        };
+        let (began, stolen, blocked) = account();
+        let plan = Plan { start_at: self.common_start(), ..self.plan.clone() };
         let mut share = self.contest.take_part(
             &RunningVcpu {
                 machine: self.machine,
                 number: vcpu,
                 orders: &self.orders[vcpu as usize],
             },
-            &self.plan,
+            &plan,
             self.watchdog.progress(vcpu),
         );
+        let (ended, stolen_then, blocked_then) = account();
         // A restored domain's account begins again from 0.
-        share.stolen_ns = Area::of(vcpu).runstate.stolen_ns().saturating_sub(stolen);
+        share.stolen_ns = stolen_then.saturating_sub(stolen);
+        share.blocked_ns = blocked_then.saturating_sub(blocked);
+        share.running_ns =
+            ended.saturating_sub(began).saturating_sub(share.stolen_ns + share.blocked_ns);
         *self.shares[vcpu as usize].lock() = Some(share);
         self.watchdog.done(vcpu);
+    }
+
+    /// The start that all vCPUs of all domains have in common, if there is one.
+    fn common_start(&self) -> Option<u64> {
+        // Relaxed: written before the start line, which this vCPU has passed.
+        let common = self.common.load(Ordering::Relaxed);
+        common.then(|| self.start_at.load(Ordering::Relaxed))
+    }
+
+    /// The window of the report.
+    fn window(&self) -> Window {
+        let end = |start| match self.params.limit() {
+            Limit::Duration(time) => start + time.ns(),
+            Limit::Acquisitions(_) => 0,
+        };
+        self.common_start()
+            .map_or_else(Window::default, |start_ns| Window { start_ns, end_ns: end(start_ns) })
     }
 
     /// Asks the watchdog, and ends the run if a vCPU is stuck.
@@ -151,6 +197,9 @@ impl Run {
         let domain = Domain { domid: host.domid(), ..self.domain };
         let mut report =
             report::assemble(domain, &self.params, &shares, self.contest.counter(), counters);
+        report.window = self.window();
+        // Relaxed: written by this vCPU.
+        report.calibration.loop_ns = self.loop_ns.load(Ordering::Relaxed);
         if let Err(why) = handlers {
             report.outcome = report.outcome.max(Outcome::Failure(why));
         }

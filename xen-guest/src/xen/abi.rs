@@ -155,6 +155,13 @@ impl RunstateInfo {
         // Relaxed: a number, written by Xen while this vCPU does not run.
         self.time[1].load(core::sync::atomic::Ordering::Relaxed)
     }
+
+    /// Nanoseconds the vCPU has slept in the hypervisor. Read it on that vCPU, as [`stolen_ns`](Self::stolen_ns).
+    #[doc(alias = "RUNSTATE_blocked")]
+    pub fn blocked_ns(&self) -> u64 {
+        // Relaxed: as above.
+        self.time[2].load(core::sync::atomic::Ordering::Relaxed)
+    }
 }
 const _: () = assert!(size_of::<RunstateInfo>() == 48);
 
