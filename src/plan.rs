@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use experiment::record::{DomainReport, Parameters};
-use experiment::{DomainType, Events, Key, Line, Setting, Start, Trace};
+use experiment::{DomainType, Events, Key, Line, Policy, Setting, Start, Trace, Workload};
 use serde::{Deserialize, Serialize};
 
+use crate::linux;
 use crate::scenario::{ConfigError, Domain, Scenario};
 
 /// The words of a guest's command line that are pvlab's, and how a person has a say in them. A column of the
@@ -55,6 +56,9 @@ pub struct Plan {
     pub image: PathBuf,
     /// Changes to every domain's workload.
     pub settings: Vec<Setting>,
+    /// What a Linux domain boots from, where one of the policies is Linux'.
+    #[serde(default)]
+    pub linux: Option<linux::Domain>,
     /// Whether the guests mark waits and kicks in the trace.
     pub markers: bool,
     /// Whether the hypervisor's trace is recorded; without it nothing is known of kicks but what
@@ -62,6 +66,15 @@ pub struct Plan {
     pub trace: bool,
     /// How long one policy may take.
     pub deadline: Duration,
+    /// How long after a domain was asked for the time its start line is.
+    #[serde(default = "start_after")]
+    pub start_after: Duration,
+}
+
+/// The time in which dom0 tells the domains of their start and comes to rest, generously: in a repeatable lab it
+/// is at work for 60 ms.
+pub fn start_after() -> Duration {
+    Duration::from_secs(1)
 }
 
 /// How a [`Plan`] departs from its scenario.
@@ -75,6 +88,8 @@ pub struct Choices {
     pub markers: bool,
     /// Whether the hypervisor's trace is recorded.
     pub trace: bool,
+    /// How long after a domain was asked for the time its start line is; [`start_after`] is a good choice.
+    pub start_after: Duration,
 }
 
 /// One domain of a [`Plan`].
@@ -127,17 +142,37 @@ impl Plan {
             domains,
             image: image.to_owned(),
             settings: choices.settings.clone(),
+            linux: None,
             // Nobody would see a marker without a trace.
             markers: choices.markers && choices.trace,
             trace: choices.trace,
             deadline: scenario.deadline,
+            start_after: choices.start_after,
         };
         for (domain, policy) in
             plan.domains.iter().flat_map(|d| plan.policies.iter().map(move |p| (d, p)))
         {
-            plan.configuration(domain, policy)?;
+            plan.configuration(domain, policy, None)?;
         }
         Ok(plan)
+    }
+
+    /// Adds what Linux domains boot from, to lie in `folder` on the Xen host.
+    ///
+    /// # Errors
+    ///
+    /// If a policy asks for a spin budget and the kernel's was not recognised.
+    pub fn set_linux(&mut self, files: &linux::Files, folder: &Path) -> Result<(), String> {
+        let budgets =
+            |policy: &String| matches!(linux::Variant::of(policy), Some(linux::Variant::Budget(_)));
+        let places = match &files.places {
+            Ok(places) => places.clone(),
+            Err(why) if self.policies.iter().any(budgets) => return Err(why.clone()),
+            Err(_) => Vec::new(),
+        };
+        let (kernel, initrd) = (folder.join("linux-vmlinux"), folder.join("linux-initrd.cpio"));
+        self.linux = Some(linux::Domain { kernel, initrd, places });
+        Ok(())
     }
 
     /// The event classes xentrace has to record (its `-e`).
@@ -154,6 +189,8 @@ impl Plan {
     /// The configuration of `planned` for a run of `policy`: the person's text and lines after it.
     /// xl takes the last of two settings of one key.
     ///
+    /// `linux_spin` is the spin budget in turns that a Linux kernel was given.
+    ///
     /// # Errors
     ///
     /// If the configuration is broken, or the guest would refuse what it is asked for.
@@ -161,23 +198,40 @@ impl Plan {
         &self,
         planned: &PlannedDomain,
         policy: &str,
+        linux_spin: Option<u32>,
     ) -> Result<String, ConfigError> {
         let domain = Domain::parse(&planned.file, &planned.config)?;
-        let workload = self.workload(&domain, policy)?;
+        let mut workload = self.workload(&domain, policy)?;
         domain.check(&workload.to_string())?;
-        let image = self.image.display();
+        // A neighbour that only computes is the same beside every lock.
+        let hog = workload.get(Key::workload) == Some(Workload::Hog.name());
+        let lines = match (linux::Variant::of(policy).filter(|_| !hog), &self.linux) {
+            (Some(variant), Some(linux)) => {
+                // The guest's own names stop here.
+                workload.remove(Key::policy);
+                workload.remove(Key::spin);
+                let spin = linux_spin.map_or(String::new(), |turns| format!(" spin={turns}turns"));
+                let line = format!("{workload} policy={policy}{spin}");
+                linux.lines(variant, domain.config.integer_of("memory")?, &line)
+            }
+            // Before the plan has them, the check above is what there is to do.
+            (Some(_), None) => String::new(),
+            (None, _) => format!("kernel = \"{}\"\nextra = \"{workload}\"\n", self.image.display()),
+        };
         let uuid = uuid(&planned.name);
         let text = planned.config.trim_end();
         Ok(format!(
             "{text}\n\n# Appended by pvlab for this run; xl takes the last of two settings.\n\
-             kernel = \"{image}\"\nextra = \"{workload}\"\non_poweroff = \"preserve\"\n\
-             on_crash = \"preserve\"\nuuid = \"{uuid}\"\n"
+             {lines}on_poweroff = \"preserve\"\non_crash = \"preserve\"\nuuid = \"{uuid}\"\n"
         ))
     }
 
     /// What `domain` is asked in a run of `policy`. The last word is pvlab's.
     fn workload(&self, domain: &Domain, policy: &str) -> Result<Line, ConfigError> {
         let trace = if self.markers { Trace::Markers } else { Trace::Off };
+        // For a lock of Linux another stands in, so that the rest is checked.
+        let policy =
+            if linux::Variant::of(policy).is_some() { Policy::Native.name() } else { policy };
         let own = OWN_WORDS.iter().zip([policy, Start::Wait.name(), trace.name()]);
         let mut workload = domain.workload.clone();
         workload
@@ -218,7 +272,13 @@ impl Plan {
         }
         // Every field of the record, whatever there is.
         let fields = |record: &Parameters| serde_json::to_value(record).unwrap_or_default();
-        let (asked, ran) = (fields(&Parameters::from(&asked)), fields(&report.parameters));
+        let mut asked = Parameters::from(&asked);
+        if let Some(linux) = linux::Variant::of(policy).filter(|_| asked.workload != Workload::Hog)
+        {
+            // Linux has a spin budget of its own, and marks nothing.
+            asked = Parameters { policy: linux.into(), spin_ns: 0, markers: false, ..asked };
+        }
+        let (asked, ran) = (fields(&asked), fields(&report.parameters));
         for (key, asked) in asked.as_object().into_iter().flatten() {
             compare(key, asked, &ran[key]);
         }
@@ -240,6 +300,7 @@ mod tests {
             settings: vec!["acquisitions=7".parse().unwrap()],
             markers: true,
             trace: true,
+            start_after: start_after(),
         };
         Plan::new(&scenario, &choices, Path::new("/pvlab/image.elf")).unwrap()
     }
@@ -247,7 +308,7 @@ mod tests {
     #[test]
     fn a_configuration_is_the_persons_text_and_lines_after_it() {
         let plan = plan();
-        let text = plan.configuration(&plan.domains[0], "kick-twice").unwrap();
+        let text = plan.configuration(&plan.domains[0], "kick-twice", None).unwrap();
         assert!(text.starts_with(plan.domains[0].config.trim_end()));
         let config = XlConfig::parse("made.cfg", &text).unwrap();
         assert_eq!(config.text_of("kernel"), Ok("/pvlab/image.elf"));
@@ -268,7 +329,7 @@ mod tests {
         let mut plan = plan();
         plan.settings = settings.iter().map(|set| set.parse().unwrap()).collect();
         plan.domains[0].config.push_str(config);
-        let text = plan.configuration(&plan.domains[0], "kick-twice").unwrap();
+        let text = plan.configuration(&plan.domains[0], "kick-twice", None).unwrap();
         XlConfig::parse("made.cfg", &text).unwrap()
     }
 
@@ -294,6 +355,7 @@ mod tests {
             settings: settings.iter().map(|set| set.parse().unwrap()).collect(),
             markers: true,
             trace: true,
+            start_after: start_after(),
         };
         let refused = |choices: Choices| {
             Plan::new(&scenario, &choices, Path::new("/image")).unwrap_err().to_string()
@@ -325,7 +387,7 @@ mod tests {
         type Change = fn(&mut DomainReport);
         let changes: [(&str, Change); 6] = [
             (r#"policy: asked for "kick-twice", ran "spin""#, |r| {
-                r.parameters.policy = Policy::Spin
+                r.parameters.policy = Policy::Spin.into()
             }),
             ("markers: asked for true, ran false", |r| r.parameters.markers = false),
             ("acquisitions: asked for 300, ran 30", |r| r.parameters.acquisitions = 30),
@@ -354,6 +416,7 @@ mod tests {
                 settings: settings.map(|setting| setting.parse().unwrap()).into(),
                 markers: true,
                 trace: true,
+                start_after: start_after(),
             };
             let error = Plan::new(&scenario, &choices, Path::new("/image")).unwrap_err();
             let error = error.to_string();

@@ -14,22 +14,26 @@ use self::folder::Folder;
 use crate::host::{self, Event, Toolstack};
 use crate::image;
 use crate::lab::{Boot, Lab, Overlay, Release, Repeatable};
+use crate::linux;
 use crate::plan::{Choices, Plan};
 use crate::progress::{Progress, Step};
 use crate::report::{Mode, Results, RunRecord, SCHEMA};
 use crate::scenario::Scenario;
 
-/// Where the guest image lies in the lab's dom0.
-const LAB_IMAGE: &str = "/pvlab/xen-guest.elf";
+/// Where a run's own files lie in the lab's dom0.
+pub(crate) const LAB_FOLDER: &str = "/pvlab";
+
+/// Where the guest image lies in there.
+pub(crate) const LAB_IMAGE: &str = "/pvlab/xen-guest.elf";
 
 /// And on a Xen host, in the run's folder.
 const HOST_IMAGE: &str = "xen-guest.elf";
 
 /// dom0's memory in the lab, in MiB. The trace lies in it until the run is over.
-const DOM0_MIB: u32 = 1024;
+pub(crate) const DOM0_MIB: u32 = 1024;
 
 /// What Xen and the firmware take of the lab's memory, in MiB, generously.
-const XEN_MIB: u32 = 192;
+pub(crate) const XEN_MIB: u32 = 192;
 
 /// Wall time the lab gets to come up and to hand over its files.
 const LAB_GRACE: Duration = Duration::from_secs(180);
@@ -49,6 +53,8 @@ pub struct Request {
     pub release: Option<Release>,
     /// The guest image, if not the one inside this program.
     pub image: Option<PathBuf>,
+    /// Kernel and build tree of Linux domains, if not the lab's own.
+    pub linux: Option<(PathBuf, PathBuf)>,
     /// Where everything goes.
     pub out: PathBuf,
 }
@@ -80,7 +86,17 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     // Absolute, so that the configurations kept in the folder serve from anywhere.
     let image_path =
         if on_host { absolute(folder.place().join(HOST_IMAGE))? } else { LAB_IMAGE.into() };
-    let plan = Plan::new(&request.scenario, &request.choices, &image_path)?;
+    let mut plan = Plan::new(&request.scenario, &request.choices, &image_path)?;
+    let wants_linux = plan.policies.iter().any(|policy| linux::Variant::of(policy).is_some());
+    let linux = if wants_linux {
+        let lab = if on_host { None } else { Some(Lab::prepare(progress)?) };
+        let files = linux_files(request.linux.as_ref(), lab.as_ref(), progress)?;
+        let there = if on_host { absolute(folder.place())? } else { LAB_FOLDER.into() };
+        plan.set_linux(&files, &there).map_err(anyhow::Error::msg)?;
+        Some(files)
+    } else {
+        None
+    };
     let record = RunRecord { schema: SCHEMA, mode, plan };
     let mut ready = if on_host {
         let toolstack = Toolstack::open()?;
@@ -93,7 +109,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
                  `mount -t xenfs xenfs /proc/xen`, then try again"
             );
         }
-        let boot = lab_boot(request, &record, &image, folder.place())?;
+        let boot = lab_boot(request, &record, &image, linux.as_ref(), folder.place())?;
         let lab = Lab::prepare_release(request.release.as_ref(), progress)?;
         lab.check(&boot)?;
         Ready::Lab(lab, Box::new(boot))
@@ -103,8 +119,12 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     folder.begin(&record)?;
     let mut screen = Screen::new(progress, &record.plan);
     let ran = match &mut ready {
-        Ready::Host(toolstack) => std::fs::write(&image_path, &image)
-            .with_context(|| format!("cannot write {}", image_path.display()))
+        Ready::Host(toolstack) => write(&image_path, &image)
+            .and_then(|()| match record.plan.linux.as_ref().zip(linux.as_ref()) {
+                Some((paths, files)) => write(&paths.kernel, &files.kernel)
+                    .and_then(|()| write(&paths.initrd, &files.initrd)),
+                None => Ok(()),
+            })
             .and_then(|()| {
                 let tell = &mut |event| screen.show(event);
                 host::run(toolstack, &record.plan, folder.place(), tell)
@@ -113,7 +133,9 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     };
     screen.clear();
     if let Ready::Lab(lab, _) = &ready {
-        folder.add_lab_versions(lab.versions())?;
+        let mut packages = lab.versions().clone();
+        packages.extend(linux.into_iter().flat_map(|files| files.packages));
+        folder.add_lab_versions(&packages)?;
     }
     let Err(error) = ran else {
         folder.finish()?;
@@ -126,19 +148,56 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     Err(error.context(folder.left()))
 }
 
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Kernel and initramfs of Linux domains: of the kernel that was named, or the lab's own.
+pub(crate) fn linux_files(
+    named: Option<&(PathBuf, PathBuf)>,
+    lab: Option<&Lab>,
+    progress: &Progress,
+) -> Result<linux::Files> {
+    let Some((kernel, tree)) = named else {
+        let Some(lab) = lab else {
+            bail!(
+                "a lock of Linux on a Xen host needs a kernel: name it with --linux-kernel FILE and \
+                 --linux-tree DIR"
+            )
+        };
+        return Ok(lab.linux(progress)?);
+    };
+    let step = progress.step("building the module for Linux");
+    let folder = tempfile::tempdir().context("cannot create a folder for the module for Linux")?;
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+    let busybox = busybox.into_iter().find(|file| file.is_file());
+    let busybox = busybox.context("a Linux domain needs busybox; install busybox-static")?;
+    let from = linux::Ingredients { kernel, tree, busybox, libraries: None };
+    let files = linux::build(&from, folder.path())?;
+    step.done("built the module for Linux");
+    Ok(files)
+}
+
 /// What a run needs, found and free.
 enum Ready {
     Host(Toolstack),
     Lab(Lab, Box<Boot>),
 }
 
-fn lab_boot(request: &Request, record: &RunRecord, image: &[u8], place: &Path) -> Result<Boot> {
+fn lab_boot(
+    request: &Request,
+    record: &RunRecord,
+    image: &[u8],
+    linux: Option<&linux::Files>,
+    place: &Path,
+) -> Result<Boot> {
     let plan = serde_json::to_vec(&record.plan).context("cannot write the plan")?;
     let mut boot = Boot::plan(plan, place)?;
     boot.files.push(Overlay::bytes(LAB_IMAGE, 0o644, image));
     boot.pcpus = request.scenario.pcpus + 1;
     boot.dom0_mib = DOM0_MIB;
-    boot.memory_mib = DOM0_MIB + XEN_MIB + memory_of(&request.scenario)?;
+    let least = add_linux(&mut boot, record.plan.linux.as_ref().zip(linux));
+    boot.memory_mib = DOM0_MIB + XEN_MIB + memory_of(&request.scenario, least)?;
     let policies = u32::try_from(record.plan.policies.len()).context("too many policies")?;
     let run = record.plan.deadline.saturating_mul(policies);
     boot.deadline = run.saturating_add(LAB_GRACE);
@@ -170,12 +229,21 @@ fn in_lab(lab: &Lab, boot: &Boot, progress: &Progress, screen: &mut Screen) -> R
     }
 }
 
-/// MiB of all domains.
-fn memory_of(scenario: &Scenario) -> Result<u32> {
+/// Puts the files of Linux domains into dom0; answers how many MiB each of them needs at least.
+pub(crate) fn add_linux(boot: &mut Boot, linux: Option<(&linux::Domain, &linux::Files)>) -> u64 {
+    let Some((paths, files)) = linux else { return 0 };
+    for (path, bytes) in [(&paths.kernel, &files.kernel), (&paths.initrd, &files.initrd)] {
+        boot.files.push(Overlay::bytes(path.display().to_string(), 0o644, bytes.clone()));
+    }
+    linux::MEMORY_MIB
+}
+
+/// MiB of all domains, each of at least `least`.
+pub(crate) fn memory_of(scenario: &Scenario, least: u64) -> Result<u32> {
     let mut sum = 0u64;
     for domain in &scenario.domains {
         // Xen's own tables for the domain come on top.
-        sum += domain.config.integer_of("memory")? + 8;
+        sum += domain.config.integer_of("memory")?.max(least) + 8;
     }
     let machine = total_memory_mib().unwrap_or(u64::MAX);
     let lab = u64::from(DOM0_MIB + XEN_MIB);

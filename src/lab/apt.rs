@@ -176,6 +176,59 @@ impl Apt {
         Ok(())
     }
 
+    /// The first package that `package` depends on.
+    pub(super) fn first_dependency(&self, package: &str) -> Result<String, Error> {
+        let found = self.dependencies(package)?;
+        found.into_iter().next().ok_or_else(|| Error::Missing {
+            what: format!("package {package}"),
+            packages: "of the machine's package sources".into(),
+        })
+    }
+
+    /// The packages that `package` itself depends on, of alternatives the first.
+    pub(super) fn dependencies(&self, package: &str) -> Result<Vec<String>, Error> {
+        let answer = self.run("apt-cache", &["depends", package], &mut || {})?;
+        Ok(parse_dependencies(&answer.out))
+    }
+
+    /// Downloads exactly `packages`, in the versions that would be installed.
+    pub(super) fn fetch(
+        &self,
+        packages: &[String],
+        progress: &Progress,
+    ) -> Result<Vec<Archive>, Error> {
+        let names: Vec<&str> = packages.iter().map(String::as_str).collect();
+        let asked =
+            self.run("apt-get", &[&["--print-uris", "download"], &names[..]].concat(), &mut || {})?;
+        let plan: Vec<Archive> = asked.out.lines().filter_map(parse_archive).collect();
+        if !asked.good || plan.len() != packages.len() {
+            return Err(
+                self.failed(format!("planning the packages ({})", names.join(" ")), &asked.err)
+            );
+        }
+        let archives = self.archives();
+        if plan.iter().all(|archive| complete(&archives, archive)) {
+            return Ok(plan);
+        }
+        let total = plan.iter().map(|archive| archive.size).sum();
+        let what = format!("{} packages, {} MB", plan.len(), total / 1_000_000);
+        let step = progress.bytes(format!("downloading {what}"), total);
+        let mut command = Command::new("apt-get");
+        // `download` writes where it is started.
+        command.arg("download").args(&names).current_dir(&archives);
+        command.env("APT_CONFIG", self.configuration_file());
+        let answer = run("apt-get", &mut command, &mut || {
+            step.position(plan.iter().map(|archive| present(&archives, archive)).sum());
+        })?;
+        let lacking = plan.iter().find(|archive| !complete(&archives, archive));
+        if !answer.good || lacking.is_some() {
+            let name = lacking.map_or("packages", |archive| &archive.package);
+            return Err(self.failed(format!("downloading {name}"), &answer.err));
+        }
+        step.done(format!("downloaded {what}"));
+        Ok(plan)
+    }
+
     /// Where downloaded packages are.
     pub(super) fn archives(&self) -> PathBuf {
         self.folder.join("cache/archives")
@@ -336,6 +389,24 @@ fn parse_candidate(policy: &str) -> Option<String> {
     (version != "(none)").then(|| version.into())
 }
 
+/// Lines `  Depends: NAME`; a `|` before it says that the next line is an alternative.
+fn parse_dependencies(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut alternative = false;
+    for line in text.lines().map(str::trim) {
+        let (first, rest) = match line.strip_prefix('|') {
+            Some(rest) => (true, rest),
+            None => (false, line),
+        };
+        let Some(name) = rest.strip_prefix("Depends: ") else { continue };
+        if !alternative {
+            names.push(name.to_owned());
+        }
+        alternative = first;
+    }
+    names
+}
+
 /// `'URI' FILE SIZE HASH`, FILE being `NAME_VERSION_ARCHITECTURE.deb`.
 fn parse_archive(line: &str) -> Option<Archive> {
     let rest = line.strip_prefix('\'')?.split_once("' ")?.1;
@@ -486,6 +557,16 @@ mod tests {
         assert_eq!(parse_candidate(policy).as_deref(), Some("1:7.2+dfsg-7"));
         assert_eq!(parse_candidate("x:\n  Installed: (none)\n  Candidate: (none)\n"), None);
         assert_eq!(parse_candidate(""), None);
+    }
+
+    #[test]
+    fn reads_dependencies_and_of_alternatives_the_first() {
+        let text = "linux-headers-6.1.0-9-amd64\n  Depends: linux-headers-6.1.0-9-common\n |Depends: gcc-14\n  \
+                    Depends: gcc-13\n  Recommends: x\n  Depends: linux-kbuild-6.1\n";
+        assert_eq!(
+            parse_dependencies(text),
+            ["linux-headers-6.1.0-9-common", "gcc-14", "linux-kbuild-6.1"]
+        );
     }
 
     #[test]

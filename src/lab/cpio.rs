@@ -23,26 +23,26 @@ enum Node {
 
 /// An archive in the making. Names are absolute paths in the future root.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     // Without the leading slash; a parent sorts before what is in it.
     nodes: BTreeMap<String, Node>,
 }
 
 impl Archive {
-    pub(super) fn directory(&mut self, name: &str) {
+    pub(crate) fn directory(&mut self, name: &str) {
         self.insert(name, Node::Directory);
     }
 
-    pub(super) fn symlink(&mut self, name: &str, target: &str) {
+    pub(crate) fn symlink(&mut self, name: &str, target: &str) {
         self.insert(name, Node::Symlink(target.into()));
     }
 
-    pub(super) fn bytes(&mut self, name: &str, mode: u32, bytes: impl Into<Vec<u8>>) {
+    pub(crate) fn bytes(&mut self, name: &str, mode: u32, bytes: impl Into<Vec<u8>>) {
         self.insert(name, Node::Bytes { mode, bytes: bytes.into() });
     }
 
     /// A copy of the file at `path`, read when the archive is written.
-    pub(super) fn file(&mut self, name: &str, mode: u32, path: impl Into<PathBuf>) {
+    pub(crate) fn file(&mut self, name: &str, mode: u32, path: impl Into<PathBuf>) {
         self.insert(name, Node::File { mode, path: path.into() });
     }
 
@@ -56,7 +56,7 @@ impl Archive {
     }
 
     /// Writes the archive, padded so that another may follow it.
-    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         for (number, (name, node)) in (1..).zip(&self.nodes) {
             match node {
                 Node::Directory => entry(out, number, name, DIRECTORY | 0o755, io::empty(), 0)?,

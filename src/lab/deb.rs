@@ -18,7 +18,7 @@ use crate::progress::Step;
 /// Top folders that current releases keep below `usr/`; older packages still name them at the top.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
-const WANTED: [&str; 13] = [
+const WANTED: [&str; 14] = [
     "bin/busybox",
     "boot/",
     "etc/xen/",
@@ -32,6 +32,7 @@ const WANTED: [&str; 13] = [
     "usr/lib64/",
     "usr/sbin/",
     "usr/share/",
+    "usr/src/",
 ];
 
 const UNWANTED: [&str; 14] = [

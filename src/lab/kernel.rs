@@ -40,7 +40,17 @@ pub(super) fn vmlinux(image: &[u8]) -> Result<Vec<u8>, String> {
     Ok(kernel)
 }
 
-/// Undoes gzip, xz or zstd, told apart by their first bytes. What follows the first stream (Linux
+/// The loaded part of a Linux kernel, as a bzImage or as the ELF file inside one.
+///
+/// # Errors
+///
+/// A sentence about what is wrong with the file.
+pub(crate) fn uncompressed(file: Vec<u8>) -> Result<Vec<u8>, String> {
+    let kernel = if file.starts_with(b"\x7fELF") { file } else { vmlinux(&file)? };
+    super::elf::loaded_part(kernel)
+}
+
+/// Undoes gzip, xz, zstd or lz4, told apart by their first bytes. What follows the first stream (Linux
 /// appends the uncompressed size) is left alone.
 ///
 /// # Errors
@@ -56,14 +66,40 @@ pub(super) fn decompress(data: &[u8]) -> Result<Vec<u8>, String> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             unzstd(data).and_then(|mut decoder| decoder.read_to_end(&mut out))
         }
+        [0x02, 0x21, 0x4c, 0x18, ..] => unlz4(&data[4..]).map(|bytes| {
+            out = bytes;
+            out.len()
+        }),
         _ => {
             let magic = data.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>();
             return Err(format!(
-                "compressed in a way the lab does not know (first bytes {magic}); gzip, xz and zstd it does"
+                "compressed in a way the lab does not know (first bytes {magic}); gzip, xz, zstd and lz4 it does"
             ));
         }
     };
     read.map_err(|error| format!("does not decompress: {error}"))?;
+    Ok(out)
+}
+
+/// Reads the blocks of lz4's old frame, which Linux' build uses: a length of 4 bytes before each, 8 MiB when
+/// unpacked. Behind the last one stands what Linux appends, whose length is no block's.
+fn unlz4(mut data: &[u8]) -> io::Result<Vec<u8>> {
+    const BLOCK: usize = 8 << 20;
+    let mut out = Vec::new();
+    while let Some((length, rest)) = data.split_first_chunk() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let Some((block, rest)) = rest.split_at_checked(length) else { break };
+        let unpacked = lz4_flex::block::decompress(block, BLOCK).map_err(io::Error::other)?;
+        let last = unpacked.len() < BLOCK;
+        out.extend(unpacked);
+        if last {
+            break;
+        }
+        data = rest;
+    }
+    if out.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(out)
 }
 

@@ -28,6 +28,7 @@ mod error;
 mod fairness;
 mod initramfs;
 mod kernel;
+mod linux;
 mod lockstep;
 mod machine;
 mod modules;
@@ -41,7 +42,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+pub(crate) use self::cpio::Archive;
 pub use self::error::Error;
+pub(crate) use self::kernel::uncompressed as uncompressed_linux;
 pub use self::overlay::{Content, Overlay};
 
 use self::cache::Cache;

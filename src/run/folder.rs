@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use experiment::Policy;
+use experiment::Lock;
 use rustix::fs::{Access, access, statvfs};
 use serde_json::Value;
 
@@ -105,7 +105,7 @@ impl Folder {
         let (out, place) = (&self.out, &self.place);
         for policy in earlier.plan.policies.iter().chain(&record.plan.policies) {
             // The name comes from a file: it must not lead out of the folder.
-            if policy.parse::<Policy>().is_ok() {
+            if policy.parse::<Lock>().is_ok() {
                 gone(fs::remove_dir_all(out.join(policy)), out)?;
             }
         }

@@ -1,0 +1,672 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pvlab's workload on the spin lock of the running Linux: the loop of pvlab's own guest around spin_lock(),
+ * a kernel thread bound to each vCPU, so that Linux stands in the table as one lock among others.
+ *
+ * Owns the whole life of a measured Linux domain: reads the workload's line, tells pvlab of its state through
+ * xenstore, waits for the start line, runs, and writes the same report that the guest writes. It changes
+ * nothing of the kernel, and while the window runs it touches neither console nor xenstore.
+ *
+ * Loading it runs the workload; insmod returns when the report is written.
+ */
+#include <linux/completion.h>
+#include <linux/hrtimer.h>
+#include <linux/kthread.h>
+#include <linux/ktime.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/utsname.h>
+#include <linux/vmalloc.h>
+#include <asm/msr.h>
+#include <asm/xen/hypercall.h>
+#include <asm/xen/hypervisor.h>
+#include <xen/interface/vcpu.h>
+#include <xen/xen.h>
+#include <xen/xen-ops.h>
+#include <xen/xenbus.h>
+
+static char *line = "";
+module_param(line, charp, 0);
+MODULE_PARM_DESC(line, "the workload: key=value words with commas between them");
+
+#define SCHEMA 1			/* of the report: results/src/lib.rs */
+#define MOST_VCPUS 64
+#define MOST_LOCKS 64
+#define PIECE 1500			/* bytes of the report in one node */
+#define SUB_BITS 4			/* the histogram's buckets: results/src/histogram.rs */
+#define BUCKETS ((64 - SUB_BITS + 1) << SUB_BITS)
+#define REPORT_BYTES (256 << 10)
+
+/* Xen's account of a vCPU, in the order of its states. */
+enum { RUNNING, RUNNABLE, BLOCKED };
+
+struct guarded {
+	spinlock_t lock;
+	u64 counter ____cacheline_aligned;
+} ____cacheline_aligned;
+
+struct stream { u64 s[4]; };
+
+struct share {
+	struct task_struct *thread;
+	struct stream random;
+	u64 acquisitions, late, longest, last, state[4];
+	u32 histogram[BUCKETS];
+	/* Xen writes this vCPU's clock here; in the direct map, where it is mapped at any time. */
+	struct pvclock_vcpu_time_info *clock;
+	int number, error;
+} ____cacheline_aligned;
+
+/* What is to be done; times in nanoseconds until they are turns. */
+static struct {
+	char policy[32];
+	int hog, spread;
+	u32 vcpus, locks, jitter;
+	u64 critical_ns, outside_ns, critical_turns, outside_turns;
+	bool critical_in_turns, outside_in_turns, wait;
+	u64 acquisitions, duration_ns, seed, spin_turns;
+} plan = {
+	.vcpus = 0, .locks = 0, .jitter = 50, .critical_ns = 2000, .outside_ns = 4000, .seed = 1,
+};
+
+static struct share *shares[MOST_VCPUS];
+static struct guarded *locks;
+static u64 start_at, end_at;		/* in Xen's system time */
+static u64 turns_per_ms, loop_ns;
+static DECLARE_COMPLETION(arrived);
+static DECLARE_COMPLETION(finished);
+static DECLARE_COMPLETION(changed);
+static bool released;
+
+/* Time of a vCPU: Xen public/xen.h, "struct vcpu_time_info". */
+static __always_inline u64 now(const struct pvclock_vcpu_time_info *t)
+{
+	for (;;) {
+		u32 version = READ_ONCE(t->version);
+		u64 ticks, ns;
+		s8 shift;
+
+		rmb();
+		ticks = rdtsc() - t->tsc_timestamp;
+		shift = t->tsc_shift;
+		ticks = shift < 0 ? ticks >> -shift : ticks << shift;
+		ns = t->system_time + mul_u64_u32_shr(ticks, t->tsc_to_system_mul, 32);
+		rmb();
+		if (!(version & 1) && READ_ONCE(t->version) == version)
+			return ns;
+		cpu_relax();
+	}
+}
+
+/* Two instructions a turn, as work() of the guest. */
+static __always_inline void work(u64 turns)
+{
+	if (turns)
+		asm volatile("1: dec %0\n\tjnz 1b" : "+r" (turns) : : "cc");
+}
+
+/* xoshiro256++ by D. Blackman and S. Vigna (public domain), seeded by splitmix64: the guest's numbers. */
+static u64 next(struct stream *r)
+{
+	u64 *s = r->s, t = s[1] << 17, x = rol64(s[0] + s[3], 23) + s[0];
+
+	s[2] ^= s[0]; s[3] ^= s[1]; s[1] ^= s[2]; s[0] ^= s[3]; s[2] ^= t; s[3] = rol64(s[3], 45);
+	return x;
+}
+
+static void jump(struct stream *r)
+{
+	static const u64 by[4] = {
+		0x180ec6d33cfd0abaULL, 0xd5a61266f0c9392cULL, 0xa9582618e03fc9aaULL, 0x39abdc4529b1661cULL
+	};
+	struct stream to = { };
+	int i, bit, k;
+
+	for (i = 0; i < 4; i++)
+		for (bit = 0; bit < 64; bit++) {
+			if (by[i] >> bit & 1)
+				for (k = 0; k < 4; k++)
+					to.s[k] ^= r->s[k];
+			next(r);
+		}
+	*r = to;
+}
+
+static void seed(struct stream *r, u64 seed, u32 stream)
+{
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		u64 z = seed += 0x9e3779b97f4a7c15ULL;
+
+		z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+		z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+		r->s[i] = z ^ (z >> 31);
+	}
+	while (stream--)
+		jump(r);
+}
+
+static __always_inline u64 below(struct stream *r, u64 n)
+{
+	return (u64)(((unsigned __int128)next(r) * n) >> 64);
+}
+
+static __always_inline u64 around(struct stream *r, u64 mean, u32 percent)
+{
+	u64 reach = (u64)((unsigned __int128)mean * percent / 100);
+
+	return mean - reach + below(r, 2 * reach + 1);
+}
+
+static __always_inline int bucket_of(u64 value)
+{
+	int shift;
+
+	if (value < 1 << SUB_BITS)
+		return value;
+	shift = ilog2(value) - SUB_BITS;
+	return (shift << SUB_BITS) + (value >> shift);
+}
+
+static u64 lower_bound(int bucket)
+{
+	int shift;
+
+	if (bucket < 2 << SUB_BITS)
+		return bucket;
+	shift = (bucket >> SUB_BITS) - 1;
+	return (u64)(bucket - (shift << SUB_BITS)) << shift;
+}
+
+static void take_account(struct share *share, int sign)
+{
+	struct vcpu_runstate_info info = { };
+	int i;
+
+	share->error |= HYPERVISOR_vcpu_op(VCPUOP_get_runstate_info, xen_vcpu_nr(share->number), &info);
+	for (i = 0; i < 4; i++)
+		share->state[i] += sign * info.time[i];
+}
+
+/* The guest's loop (lab-guest, workload.rs), with spin_lock. */
+static __always_inline void contend(struct share *share, struct guarded *on, u32 n, u64 most, u64 end,
+				    u64 critical, u64 outside)
+{
+	while (share->acquisitions < most) {
+		struct guarded *g;
+		u64 asked, owned, counter, wait;
+
+		work(around(&share->random, outside, plan.jitter));
+		g = n == 1 ? on : &on[below(&share->random, n)];
+		asked = now(share->clock);
+		if (asked >= end)
+			break;
+		spin_lock(&g->lock);
+		owned = now(share->clock);
+		counter = READ_ONCE(g->counter);
+		work(critical);
+		WRITE_ONCE(g->counter, counter + 1);
+		spin_unlock(&g->lock);
+		wait = owned > asked ? owned - asked : 0;
+		share->histogram[bucket_of(wait)]++;
+		if (wait > share->longest)
+			share->longest = wait;
+		share->acquisitions++;
+		share->late += owned >= end;
+	}
+}
+
+/* The neighbour that only computes: a unit of work a turn, no lock. */
+static __always_inline void compute(struct share *share, struct guarded *mine, u64 end)
+{
+	while (now(share->clock) < end) {
+		work(plan.critical_turns);
+		mine->counter++;
+		share->acquisitions++;
+	}
+}
+
+static int perform(void *data)
+{
+	struct share *share = data;
+	struct vcpu_register_time_memory_area area = { .addr.v = share->clock };
+	ktime_t at;
+	u64 ns;
+
+	share->error = HYPERVISOR_vcpu_op(VCPUOP_register_vcpu_time_memory_area, xen_vcpu_nr(share->number), &area);
+	complete(&arrived);
+	for (;;) {
+		set_current_state(TASK_UNINTERRUPTIBLE);
+		if (smp_load_acquire(&released))	/* pairs with the release in run() */
+			break;
+		schedule();
+	}
+	ns = now(share->clock);
+	at = ktime_add_ns(ktime_get(), start_at > ns ? start_at - ns : 0);
+	schedule_hrtimeout(&at, HRTIMER_MODE_ABS);
+	take_account(share, -1);
+	if (plan.hog)
+		compute(share, &locks[share->number], end_at);
+	else
+		contend(share, locks, plan.locks, plan.acquisitions ?: U64_MAX, end_at, plan.critical_turns,
+			plan.outside_turns);
+	share->last = now(share->clock);
+	take_account(share, 1);
+	complete(&finished);
+	while (!kthread_should_stop()) {
+		set_current_state(TASK_INTERRUPTIBLE);
+		if (!kthread_should_stop())
+			schedule();
+		__set_current_state(TASK_RUNNING);
+	}
+	return 0;
+}
+
+/*
+ * The fastest of many tries, until three tries agree with it within a percent: a disturbance only makes a
+ * measurement longer, and a speed that was seen once may be an accident.
+ */
+static u64 fastest(struct share *share, u64 (*measure)(struct share *, u64), u64 n)
+{
+	u64 best = U64_MAX;
+	int tries, agree = 0;
+
+	for (tries = 0; tries < 2000 && agree < 3; tries++) {
+		unsigned long flags;
+		u64 ns;
+
+		local_irq_save(flags);
+		ns = measure(share, n);
+		local_irq_restore(flags);
+		if (ns < best) {
+			agree = ns + ns / 100 >= best ? agree + 1 : 0;
+			best = ns;
+		} else if (ns <= best + best / 100) {
+			agree++;
+		}
+	}
+	return agree < 3 ? 0 : max(best, 1ULL);
+}
+
+static u64 time_of_work(struct share *share, u64 turns)
+{
+	u64 begin = now(share->clock);
+
+	work(turns);
+	return now(share->clock) - begin;
+}
+
+static u64 time_of_loop(struct share *share, u64 n)
+{
+	u64 begin = now(share->clock);
+
+	share->acquisitions = 0;
+	contend(share, &locks[MOST_LOCKS], 1, n, U64_MAX, 0, 0);
+	return now(share->clock) - begin;
+}
+
+/* On this vCPU alone, before any thread runs. */
+static const char *calibrate(void)
+{
+	struct share *share = shares[0];
+	struct vcpu_register_time_memory_area area = { .addr.v = share->clock };
+	const u64 turns = 2000, loops = 20;
+	u64 ns;
+
+	if (HYPERVISOR_vcpu_op(VCPUOP_register_vcpu_time_memory_area, xen_vcpu_nr(0), &area))
+		return "Xen gives this domain no second clock (VCPUOP_register_vcpu_time_memory_area)";
+	ns = fastest(share, time_of_work, turns);
+	if (!ns)
+		return "no two measurements of the work loop agree within 1 %: this vCPU is disturbed";
+	/* What reading the clock costs is no work. */
+	ns -= min(ns - 1, fastest(share, time_of_work, 0));
+	turns_per_ms = div64_u64(turns * 1000000, ns);
+	ns = fastest(share, time_of_loop, loops);
+	if (!ns)
+		return "no two measurements of the empty loop agree within 1 %: this vCPU is disturbed";
+	loop_ns = div64_u64(ns, loops);
+	if (!plan.critical_in_turns)
+		plan.critical_turns = div64_u64(plan.critical_ns * turns_per_ms + 500000, 1000000);
+	if (!plan.outside_in_turns)
+		plan.outside_turns = div64_u64(plan.outside_ns * turns_per_ms + 500000, 1000000);
+	/* What calibrating has left. */
+	share->acquisitions = share->late = share->longest = 0;
+	memset(share->histogram, 0, sizeof(share->histogram));
+	seed(&share->random, plan.seed, 0);
+	return NULL;
+}
+
+static int number(const char *text, const char *unit, u64 *value)
+{
+	char digits[24];
+	size_t length = strspn(text, "0123456789");
+
+	if (!length || length >= sizeof(digits) || strcmp(text + length, unit))
+		return -EINVAL;
+	memcpy(digits, text, length);
+	digits[length] = 0;
+	return kstrtou64(digits, 10, value);
+}
+
+static int time_or_turns(const char *text, u64 *ns, u64 *turns, bool *in_turns)
+{
+	static const struct { const char *unit; u64 ns; } units[] = {
+		{ "ns", 1 }, { "us", 1000 }, { "ms", 1000000 }, { "s", 1000000000 },
+	};
+	int i;
+
+	if (turns && !number(text, "turns", turns)) {
+		*in_turns = true;
+		return 0;
+	}
+	for (i = 0; i < ARRAY_SIZE(units); i++)
+		if (!number(text, units[i].unit, ns)) {
+			*ns *= units[i].ns;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+/* Reads one word; keys that mean nothing to Linux (its own budget, the ABI of events) are taken and left. */
+static int take(char *key, char *value)
+{
+	u64 n = 0;
+	int error = 0;
+
+	if (!strcmp(key, "workload")) {
+		plan.hog = !strcmp(value, "hog");
+		plan.spread = !strcmp(value, "spread");
+		return plan.hog || plan.spread || !strcmp(value, "handoff") ? 0 : -EINVAL;
+	}
+	if (!strcmp(key, "policy"))
+		return strscpy(plan.policy, value, sizeof(plan.policy)) < 0 ? -EINVAL : 0;
+	if (!strcmp(key, "critical"))
+		return time_or_turns(value, &plan.critical_ns, &plan.critical_turns, &plan.critical_in_turns);
+	if (!strcmp(key, "outside"))
+		return time_or_turns(value, &plan.outside_ns, &plan.outside_turns, &plan.outside_in_turns);
+	if (!strcmp(key, "duration"))
+		return time_or_turns(value, &plan.duration_ns, NULL, NULL);
+	if (!strcmp(key, "start")) {
+		plan.wait = !strcmp(value, "wait");
+		return 0;
+	}
+	if (!strcmp(key, "spin")) {
+		/* Set in the kernel's code before it booted; a time is another lock's. */
+		if (number(value, "turns", &plan.spin_turns))
+			plan.spin_turns = 0;
+		return 0;
+	}
+	if (!strcmp(key, "deadline") || !strcmp(key, "events") || !strcmp(key, "trace"))
+		return 0;
+	if (!strcmp(key, "fault") || !strcmp(key, "control"))
+		return strcmp(value, "off") ? -EINVAL : 0;
+	error = number(value, "", &n);
+	if (!strcmp(key, "vcpus"))
+		plan.vcpus = n;
+	else if (!strcmp(key, "locks"))
+		plan.locks = n;
+	else if (!strcmp(key, "jitter"))
+		plan.jitter = n;
+	else if (!strcmp(key, "acquisitions"))
+		plan.acquisitions = n;
+	else if (!strcmp(key, "seed"))
+		plan.seed = n;
+	else
+		return -ENOENT;
+	return error;
+}
+
+static const char *read_line(void)
+{
+	static char why[160];
+	char *rest = line, *word;
+
+	while ((word = strsep(&rest, ", "))) {
+		char *key = strsep(&word, "=");
+		int error;
+
+		if (!*key)
+			continue;
+		error = word ? take(key, word) : -EINVAL;
+		if (error) {
+			snprintf(why, sizeof(why), error == -ENOENT ?
+				 "policy linux knows no parameter %.40s" : "policy linux does not take this value of %.40s", key);
+			return why;
+		}
+	}
+	if (!plan.vcpus)
+		plan.vcpus = num_online_cpus();
+	if (plan.vcpus > num_online_cpus() || plan.vcpus > MOST_VCPUS)
+		return "policy linux: vcpus is larger than the domain has, or than 64";
+	if (!plan.locks || !plan.spread)
+		plan.locks = plan.spread ? max(plan.vcpus / 2, 1U) : 1;
+	if (plan.locks > MOST_LOCKS || plan.jitter > 100)
+		return "policy linux: locks is at most 64, jitter at most 100";
+	if (!plan.acquisitions == !plan.duration_ns || (plan.hog && !plan.duration_ns))
+		return "policy linux: give acquisitions or duration; workload=hog takes a duration";
+	return NULL;
+}
+
+static void tell(const char *node, const char *value)
+{
+	xenbus_write(XBT_NIL, "data/pvlab", node, value);
+}
+
+static void on_change(struct xenbus_watch *watch, const char *path, const char *token)
+{
+	complete(&changed);
+}
+
+/*
+ * The start line. The host asks one domain for Xen's time (`clock`), and then gives all of them the same moment.
+ * `1`: as soon as possible.
+ */
+static const char *wait_for_go(void)
+{
+	static struct xenbus_watch watch = { .node = "data/pvlab/go", .callback = on_change };
+	const char *why = NULL;
+
+	if (register_xenbus_watch(&watch))
+		return "xenstore takes no watch";
+	for (;;) {
+		char *word, text[24];
+		unsigned int length;
+		u64 at;
+
+		wait_for_completion(&changed);
+		word = xenbus_read(XBT_NIL, "data/pvlab", "go", &length);
+		if (IS_ERR(word))
+			continue;
+		if (!strcmp(word, "clock")) {
+			snprintf(text, sizeof(text), "%llu", now(shares[0]->clock));
+			tell("clock", text);
+		} else if (!kstrtou64(word, 10, &at)) {
+			start_at = at == 1 ? now(shares[0]->clock) + 40000000 : at;
+			if (now(shares[0]->clock) >= start_at)
+				why = "the start line was in the past when it came: the host is too slow for it";
+			kfree(word);
+			break;
+		}
+		kfree(word);
+	}
+	unregister_xenbus_watch(&watch);
+	return why;
+}
+
+struct text { char *at; size_t used; };
+
+static __printf(2, 3) void say(struct text *text, const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	text->used += vscnprintf(text->at + text->used, REPORT_BYTES - text->used, format, arguments);
+	va_end(arguments);
+}
+
+static const char *report(const char *failure)
+{
+	struct text text = { .at = vzalloc(REPORT_BYTES) };
+	u64 counter = 0, acquisitions = 0, elapsed = 0, longest = 0;
+	unsigned int domid = 0;
+	char piece[PIECE + 1], name[32];
+	size_t at = 0;
+	bool first = true;
+	int i, b, n = 0;
+
+	if (!text.at)
+		return "no memory for the report";
+	xenbus_scanf(XBT_NIL, "domid", "", "%u", &domid);
+	for (i = 0; i < max_t(u32, MOST_LOCKS, plan.vcpus); i++)
+		counter += locks[i].counter;
+	for (i = 0; i < plan.vcpus; i++) {
+		acquisitions += shares[i]->acquisitions;
+		elapsed = max(elapsed, shares[i]->last - start_at);
+		longest = max(longest, shares[i]->longest);
+		if (shares[i]->error && !failure)
+			failure = "Xen refused a vCPU's clock or account";
+	}
+	say(&text, "{\"schema\":%d,\"domid\":%u,\"domain_type\":\"%s\",\"image\":\"Linux %s\",", SCHEMA, domid,
+	    xen_pv_domain() ? "pv" : "pvh", utsname()->release);
+	say(&text, "\"parameters\":{\"workload\":\"%s\",\"policy\":\"%s\",\"vcpus\":%u,\"locks\":%u,",
+	    plan.hog ? "hog" : plan.spread ? "spread" : "handoff", plan.policy, plan.vcpus, plan.locks);
+	say(&text, "\"critical_ns\":%llu,\"outside_ns\":%llu,\"jitter_percent\":%u,\"spin_ns\":0,",
+	    plan.critical_in_turns ? 0 : plan.critical_ns, plan.outside_in_turns ? 0 : plan.outside_ns, plan.jitter);
+	say(&text, "\"acquisitions\":%llu,\"duration_ns\":%llu,\"seed\":%llu,\"markers\":false},", plan.acquisitions,
+	    plan.duration_ns, plan.seed);
+	if (counter != acquisitions)
+		say(&text, "\"outcome\":{\"kind\":\"failure\",\"reason\":\"mutual exclusion is broken: %llu acquisitions raised "
+		    "the counter to %llu\"},", acquisitions, counter);
+	else if (failure)
+		say(&text, "\"outcome\":{\"kind\":\"error\",\"reason\":\"%s\"},", failure);
+	else
+		say(&text, "\"outcome\":{\"kind\":\"success\"},");
+	say(&text, "\"calibration\":{\"work_turns_per_ms\":%llu,\"spin_turns_per_ms\":0,\"spin_turns\":%llu,"
+	    "\"critical_turns\":%llu,\"outside_turns\":%llu,\"loop_ns\":%llu},", turns_per_ms, plan.spin_turns, plan.critical_turns,
+	    plan.outside_turns, loop_ns);
+	say(&text, "\"window\":{\"start_ns\":%llu,\"end_ns\":%llu},", start_at, end_at == U64_MAX ? 0 : end_at);
+	say(&text, "\"elapsed_ns\":%llu,\"counter\":%llu,\"acquisitions\":%llu,\"vcpus\":[", elapsed, counter, acquisitions);
+	for (i = 0; i < plan.vcpus; i++) {
+		struct share *s = shares[i];
+
+		say(&text, "%s{\"id\":%d,\"acquisitions\":%llu,\"late_acquisitions\":%llu,\"blocked_acquisitions\":0,"
+		    "\"waits\":0,\"longest_wait_ns\":%llu,\"stolen_ns\":%llu,\"running_ns\":%llu,\"blocked_ns\":%llu}",
+		    i ? "," : "", i, s->acquisitions, s->late, s->longest, s->state[RUNNABLE], s->state[RUNNING],
+		    s->state[BLOCKED]);
+	}
+	say(&text, "],\"latency\":{\"max\":%llu,\"buckets\":[", longest);
+	for (b = 0; b < BUCKETS; b++) {
+		u64 count = 0;
+
+		for (i = 0; i < plan.vcpus; i++)
+			count += shares[i]->histogram[b];
+		if (count) {
+			say(&text, "%s[%llu,%llu]", first ? "" : ",", lower_bound(b), count);
+			first = false;
+		}
+	}
+	say(&text, "]},\"counters\":{}}");
+	while (at < text.used) {
+		size_t length = min_t(size_t, PIECE, text.used - at);
+
+		memcpy(piece, text.at + at, length);
+		piece[length] = 0;
+		snprintf(name, sizeof(name), "result/%d", n++);
+		tell(name, piece);
+		at += length;
+	}
+	snprintf(name, sizeof(name), "%d", n);
+	tell("result/count", name);
+	vfree(text.at);
+	return counter == acquisitions ? failure : "mutual exclusion is broken";
+}
+
+static const char *prepare(void)
+{
+	int i;
+
+	locks = vzalloc((MOST_LOCKS + 1) * sizeof(*locks));
+	if (!locks)
+		return "no memory";
+	for (i = 0; i <= MOST_LOCKS; i++)
+		spin_lock_init(&locks[i].lock);
+	for (i = 0; i < plan.vcpus; i++) {
+		struct share *share = shares[i] = vzalloc(sizeof(*share));
+
+		if (!share)
+			return "no memory";
+		share->number = i;
+		share->clock = kzalloc(sizeof(*share->clock), GFP_KERNEL);
+		if (!share->clock)
+			return "no memory";
+		seed(&share->random, plan.seed, i);
+	}
+	return NULL;
+}
+
+static const char *run(void)
+{
+	const char *why;
+	int i;
+
+	why = read_line();
+	if (!why)
+		why = prepare();
+	if (!why) {
+		/* insmod may move; it must not, while it calibrates. */
+		struct cpumask before;
+
+		cpumask_copy(&before, current->cpus_ptr);
+		set_cpus_allowed_ptr(current, cpumask_of(0));
+		why = calibrate();
+		set_cpus_allowed_ptr(current, &before);
+	}
+	if (why)
+		return why;
+	for (i = 0; i < plan.vcpus; i++) {
+		shares[i]->thread = kthread_create(perform, shares[i], "pvlab/%d", i);
+		if (IS_ERR(shares[i]->thread))
+			return "a kernel thread could not be made";
+		kthread_bind(shares[i]->thread, i);
+		wake_up_process(shares[i]->thread);
+	}
+	for (i = 0; i < plan.vcpus; i++)
+		wait_for_completion(&arrived);
+	tell("state", "ready");
+	if (plan.wait)
+		why = wait_for_go();
+	else
+		start_at = now(shares[0]->clock) + 40000000;
+	end_at = plan.duration_ns ? start_at + plan.duration_ns : U64_MAX;
+	tell("state", "running");
+	smp_store_release(&released, true);	/* pairs with the acquire in perform() */
+	for (i = 0; i < plan.vcpus; i++)
+		wake_up_process(shares[i]->thread);
+	for (i = 0; i < plan.vcpus; i++)
+		wait_for_completion(&finished);
+	why = report(why);
+	for (i = 0; i < plan.vcpus; i++)
+		kthread_stop(shares[i]->thread);
+	return why;
+}
+
+static int __init pvlab_init(void)
+{
+	const char *why;
+
+	tell("state", "booting");
+	why = run();
+	if (why) {
+		pr_emerg("pvlab: guest error: %s\n", why);
+		tell("error", why);
+	}
+	tell("state", why ? "failed" : "done");
+	/* The domain ends now: nothing is given back, and Xen may still write the clocks. */
+	return why ? -EINVAL : 0;
+}
+
+module_init(pvlab_init);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("pvlab's workload on Linux' own spin lock");
