@@ -7,9 +7,11 @@
 //! scenario --> plan --> [lab: make a Xen host, where this machine is none] --> host --> report
 //! ```
 //!
+//! - [`bench`]: every lock in every topology: many cells, one report
 //! - [`scenario`]: what to run, read from `xl-configs/`
 //! - [`plan`]: a scenario made ready for a Xen host, the one document that crosses into dom0
 //! - [`lab`]: makes a Xen host out of a plain Linux machine
+//! - [`linux`]: Linux' own spin lock as one of the locks that run
 //! - [`host`]: drives a Xen host from its dom0: `xl`, `xentrace`, xenstore
 //! - [`report`]: results as a table and as JSON
 //! - [`run`]: one run from request to results
@@ -24,12 +26,14 @@
 //!
 //! This library is the program's inside, split off for its tests; its interface is not stable.
 
+pub mod bench;
 pub mod doctor;
 pub mod host;
 pub mod image;
 pub mod interrupt;
 pub mod lab;
 mod leash;
+pub mod linux;
 pub mod output;
 pub mod plan;
 pub mod progress;

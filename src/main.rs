@@ -13,7 +13,8 @@ use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use experiment::{DomainType, EventAbi, Policy, Setting};
+use experiment::{DomainType, EventAbi, Lock, Policy, Setting};
+use pvlab::bench::{self, compare::Condition};
 use pvlab::host::{self, Event, Toolstack};
 use pvlab::lab::{Boot, Hypervisor, Lab, Mode, Overlay, Release, Repeatable, commands};
 use pvlab::plan::{Choices, Plan};
@@ -52,6 +53,9 @@ enum Command {
         after_help = "Example: pvlab run overcommit-2x --policy kick-at-unlock --policy spin --out here"
     )]
     Run(RunArguments),
+    #[command(after_help = "Example: pvlab bench --quick --out quick")]
+    /// Run every lock in every topology with every section, and say which lock a Xen guest should have.
+    Bench(Box<bench::cli::Arguments>),
     /// List the scenarios.
     #[command(after_help = "Example: pvlab scenarios --configs my-configs")]
     Scenarios {
@@ -78,6 +82,10 @@ enum Command {
         a: PathBuf,
         /// The other's.
         b: PathBuf,
+        /// Of two experiments (`pvlab bench`): exit code 1 only where a figure has changed so, such as rate<-5% or
+        /// p999_ns>10%; may be given several times.
+        #[arg(long, value_name = "FIGURE<PERCENT%")]
+        fail_if: Vec<Condition>,
     },
     /// Pause, pin, save, restore, trigger, hot-plug a domain in random order while it tortures its locks.
     #[command(after_help = "Example: pvlab storm --type pvh --seconds 1200 --policy adaptive")]
@@ -113,6 +121,14 @@ enum Command {
         /// The folder to write them into; it is made.
         #[arg(value_name = "DIR")]
         folder: PathBuf,
+    },
+    /// Carry out the cells of an experiment on this Xen host (what `bench` does inside the lab).
+    #[command(hide = true)]
+    BenchHost {
+        #[arg(long, value_name = "FILE")]
+        batch: PathBuf,
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Carry out a plan on this Xen host (what `run` does inside the lab).
     #[command(hide = true)]
@@ -215,7 +231,7 @@ struct RunArguments {
     /// The scenario's name; `pvlab scenarios` lists them.
     scenario: String,
     /// A lock or policy to run; may be given several times. Without it: kick-twice and kick-at-unlock.
-    #[arg(long = "policy", value_name = "POLICY", value_parser = PossibleValuesParser::new(Policy::NAMES))]
+    #[arg(long = "policy", value_name = "POLICY", value_parser = lock)]
     policies: Vec<String>,
     #[command(flatten)]
     emulation: Emulation,
@@ -227,6 +243,12 @@ struct RunArguments {
     /// Print results.json on standard output instead of the table.
     #[arg(long)]
     json: bool,
+    /// With --policy linux on a Xen host: the kernel of its domains, as in /boot.
+    #[arg(long, value_name = "FILE", requires = "linux_tree")]
+    linux_kernel: Option<PathBuf>,
+    /// With --linux-kernel: the tree to build its modules in, as in /lib/modules/VERSION/build.
+    #[arg(long, value_name = "DIR", requires = "linux_kernel")]
+    linux_tree: Option<PathBuf>,
     /// Boot this guest image instead of the built-in one.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
@@ -239,6 +261,9 @@ struct RunArguments {
     /// Do not record the hypervisor's trace, for runs too long to keep it.
     #[arg(long)]
     no_trace: bool,
+    /// How long after they were asked for the time the domains start, together.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    start_after: u64,
     /// How long one policy may take, instead of the scenario's own deadline.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     deadline: Option<u64>,
@@ -298,6 +323,8 @@ fn perform(command: Command, progress: &Progress) -> Result<ExitCode> {
             Ok(if diagnosis.is_good() { ExitCode::SUCCESS } else { ExitCode::from(2) })
         }
         Command::Run(arguments) => run_scenario(arguments, progress),
+        Command::Bench(arguments) => bench::cli::perform(*arguments, progress),
+        Command::BenchHost { batch, out } => bench::cli::carry_out(&batch, &out),
         Command::Scenarios { configs } => {
             let library = library(configs);
             for name in library.names()? {
@@ -310,7 +337,16 @@ fn perform(command: Command, progress: &Progress) -> Result<ExitCode> {
             results.write(&folder)?;
             show(&results, json)
         }
-        Command::Compare { a, b } => compare(&a, &b),
+        Command::Compare { a, b, fail_if } => {
+            if [&a, &b].iter().any(|path| is_experiment(path)) {
+                return compare_experiments(&a, &b, &fail_if);
+            }
+            anyhow::ensure!(
+                fail_if.is_empty(),
+                "--fail-if is for experiments (pvlab bench), and these are runs"
+            );
+            compare(&a, &b)
+        }
         Command::Storm(arguments) => storm(arguments, progress),
         Command::Image { output } if output == Path::new("-") => {
             output::bytes(&image::load(None)?)?;
@@ -358,10 +394,12 @@ fn run_scenario(arguments: RunArguments, progress: &Progress) -> Result<ExitCode
             settings: arguments.settings,
             markers: !arguments.no_markers,
             trace: !arguments.no_trace,
+            start_after: Duration::from_millis(arguments.start_after),
         },
         repeatable: arguments.emulation.repeatable(),
         release: arguments.packages.release,
         image: arguments.image,
+        linux: arguments.linux_kernel.zip(arguments.linux_tree),
         out,
     };
     interrupt::install().context("cannot install signal handlers")?;
@@ -403,6 +441,18 @@ fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
     differences.iter().for_each(|difference| text += &format!("  {difference}\n"));
     output::print(text)?;
     Ok(ExitCode::from(1))
+}
+
+/// Whether `path` is an experiment's folder, or its results.
+fn is_experiment(path: &Path) -> bool {
+    path.is_file() || path.join(bench::run::SETUP).is_file()
+}
+
+fn compare_experiments(a: &Path, b: &Path, fail_if: &[Condition]) -> Result<ExitCode> {
+    let (old, new) = (bench::Report::read(a)?, bench::Report::read(b)?);
+    let (text, met) = bench::compare::compare(&old, &new, fail_if);
+    output::print(&text)?;
+    Ok(if met == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 /// Exit code 1 where the domain did not survive, or a lock did not; 2 where too little was tried to say.
@@ -542,6 +592,11 @@ fn carry_out(plan: &Path, out: &Path) -> Result<ExitCode> {
         tell(Event::Error { message: format!("{error:#}") });
     }
     ran.map(|()| ExitCode::SUCCESS)
+}
+
+/// The name of a lock, checked.
+fn lock(text: &str) -> std::result::Result<String, String> {
+    text.parse::<Lock>().map(|lock| lock.to_string())
 }
 
 fn library(configs: Option<PathBuf>) -> Library {

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use compare::differences;
+pub(crate) use figures::{duration, grouped};
 pub use page::page;
 pub use table::table;
 

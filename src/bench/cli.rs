@@ -1,0 +1,235 @@
+//! The command line of `pvlab bench`.
+//!
+//! Owns its options and what goes to standard output. Running and reporting are its neighbours' business.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use experiment::Lock;
+
+use super::matrix::{Cell, Matrix, Section, Selection};
+use super::report::Report;
+use super::run::{self, Batch, Request, SCHEMA, Setup};
+use crate::host;
+use crate::interrupt;
+use crate::lab::Repeatable;
+use crate::output;
+use crate::progress::Progress;
+use crate::report::Mode;
+use crate::scenario::Library;
+
+/// `pvlab bench`
+#[derive(Args)]
+pub struct Arguments {
+    /// A topology; may be given several times. Without it: all.
+    #[arg(long = "topology", value_name = "NAME")]
+    topologies: Vec<String>,
+    /// A lock; may be given several times. Without it: all of the guest's, linux, linux-nopvspin, linux-50us.
+    #[arg(long = "lock", value_name = "LOCK")]
+    locks: Vec<Lock>,
+    /// Work inside and outside the lock in microseconds, such as 2/4; may be given several times. Without it: 0.2/0.4,
+    /// 2/4, 20/40, 500/100.
+    #[arg(long = "section", value_name = "IN/OUT")]
+    sections: Vec<Section>,
+    /// A seed; may be given several times. Without it: 1, 2, 3.
+    #[arg(long = "seed", value_name = "N")]
+    seeds: Vec<u64>,
+    /// One seed, one- and two-pCPU topologies.
+    #[arg(long)]
+    quick: bool,
+    /// Emulate in parallel, each pCPU on a core of this machine: noisy, with real concurrency. Without it, on a machine
+    /// that is no Xen host, instructions are counted, and the same command gives the same figures.
+    #[arg(long)]
+    parallel: bool,
+    /// In repeatable mode: an instruction lasts 2^SHIFT nanoseconds of virtual time.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=10))]
+    shift: u8,
+    /// In repeatable mode: the longest turn of a pCPU, in microseconds of virtual time.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    slice: u64,
+    /// Xen's scheduler in the lab, such as credit. Without it: Xen's own choice.
+    #[arg(long, value_name = "NAME", value_parser = ["credit", "credit2"])]
+    scheduler: Option<String>,
+    /// How long each cell is measured.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    window: u64,
+    /// How long after the last order to the domains the window begins.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    start_after: u64,
+    /// Do not count kicks in the hypervisor's trace.
+    #[arg(long)]
+    no_trace: bool,
+    /// Run cells again that failed before.
+    #[arg(long)]
+    again: bool,
+    /// What the others are compared with.
+    #[arg(long, value_name = "LOCK", default_value = "linux")]
+    baseline: Lock,
+    /// Print a command a cell instead of running them: for GNU parallel, Slurm, or by hand.
+    #[arg(long)]
+    list: bool,
+    /// Make one report, in --out, of the folders given here, wherever they were run.
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    collect: Vec<PathBuf>,
+    /// Where cells and report go. With --list: the folder in which each cell gets one of its own.
+    #[arg(long, value_name = "DIR", default_value = "pvlab-out/bench")]
+    out: PathBuf,
+    /// Boot this guest image instead of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// On a Xen host, for the locks of Linux: the kernel of its domains, as in /boot.
+    #[arg(long, value_name = "FILE", requires = "linux_tree")]
+    linux_kernel: Option<PathBuf>,
+    /// With --linux-kernel: the tree to build its modules in, as in /lib/modules/VERSION/build.
+    #[arg(long, value_name = "DIR", requires = "linux_kernel")]
+    linux_tree: Option<PathBuf>,
+    /// A folder of scenarios to use instead of the built-in ones; a topology NAME is its scenario bench-NAME.
+    #[arg(long, value_name = "DIR")]
+    configs: Option<PathBuf>,
+}
+
+/// Runs, lists or collects. Exit code 1 where a cell has failed.
+///
+/// # Errors
+///
+/// If the input or the surroundings do not allow it.
+pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
+    if !arguments.collect.is_empty() {
+        let folders: Vec<&Path> = arguments.collect.iter().map(PathBuf::as_path).collect();
+        return show(&Report::collect(&folders, arguments.baseline)?, &arguments.out);
+    }
+    let matrix = Matrix::new(&Selection {
+        topologies: arguments.topologies.clone(),
+        locks: arguments.locks.clone(),
+        sections: arguments.sections.clone(),
+        seeds: arguments.seeds.clone(),
+        quick: arguments.quick,
+    });
+    let on_host = host::is_xen_host();
+    if arguments.list {
+        for cell in &matrix.cells {
+            output::print(format_args!("{}\n", command(cell, &arguments)))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let repeatable = (!on_host && !arguments.parallel).then(|| Repeatable {
+        shift: arguments.shift,
+        slice: Duration::from_micros(arguments.slice),
+        ..Repeatable::default()
+    });
+    if on_host && (arguments.parallel || arguments.scheduler.is_some()) {
+        bail!(
+            "--parallel and --scheduler are the lab's, and this machine is a Xen host; leave them out"
+        );
+    }
+    let mode = match (on_host, repeatable.is_some()) {
+        (true, _) => Mode::Host,
+        (false, true) => Mode::Repeatable,
+        (false, false) => Mode::Parallel,
+    };
+    let request = Request {
+        matrix,
+        setup: Setup {
+            schema: SCHEMA,
+            mode,
+            shift: repeatable.map(|settings| settings.shift),
+            slice_us: repeatable.map(|_| arguments.slice),
+            window: Duration::from_millis(arguments.window),
+            start_after: Duration::from_millis(arguments.start_after),
+            scheduler: arguments.scheduler,
+            trace: !arguments.no_trace,
+        },
+        repeatable,
+        library: arguments.configs.map_or(Library::Embedded, Library::Folder),
+        image: arguments.image,
+        linux: arguments.linux_kernel.zip(arguments.linux_tree),
+        again: arguments.again,
+        out: arguments.out,
+    };
+    interrupt::install().context("cannot install signal handlers")?;
+    let ran = run::run(&request, progress);
+    // Whatever ended it: what is done is told.
+    let report = Report::collect(&[&request.out], arguments.baseline)?;
+    if let Err(error) = ran {
+        report.write(&request.out)?;
+        let there = report.cells.len();
+        return Err(error.context(format!(
+            "{there} cells are kept in {}; the same command goes on with the rest",
+            request.out.display()
+        )));
+    }
+    show(&report, &request.out)
+}
+
+fn show(report: &Report, out: &Path) -> Result<ExitCode> {
+    report.write(out)?;
+    let page = out.join("report.html");
+    output::print(format_args!("{}report: {}\n", report.tables(), page.display()))?;
+    let failed = report.cells.iter().any(|done| done.outcome.is_err());
+    Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// The command of one cell, in a folder of its own, with all that is not a default.
+fn command(cell: &Cell, arguments: &Arguments) -> String {
+    let mut text = super::page::command(cell);
+    let mut add = |words: String| {
+        text.push(' ');
+        text.push_str(&words);
+    };
+    if arguments.parallel {
+        add("--parallel".to_owned());
+    }
+    for (name, value, default) in [
+        ("shift", u64::from(arguments.shift), 3),
+        ("slice", arguments.slice, 100),
+        ("window", arguments.window, 400),
+        ("start-after", arguments.start_after, 1000),
+    ] {
+        if value != default {
+            add(format!("--{name} {value}"));
+        }
+    }
+    if let Some(name) = &arguments.scheduler {
+        add(format!("--scheduler {name}"));
+    }
+    if arguments.no_trace {
+        add("--no-trace".to_owned());
+    }
+    for (name, path) in [
+        ("image", &arguments.image),
+        ("linux-kernel", &arguments.linux_kernel),
+        ("linux-tree", &arguments.linux_tree),
+        ("configs", &arguments.configs),
+    ] {
+        if let Some(path) = path {
+            add(format!("--{name} {}", path.display()));
+        }
+    }
+    add(format!("--out {}", arguments.out.join(cell.to_string()).display()));
+    text
+}
+
+/// `pvlab bench-host`: what `bench` does inside the lab. What is told goes to standard output, line by line.
+///
+/// # Errors
+///
+/// As [`run::carry_out`].
+pub fn carry_out(batch: &Path, out: &Path) -> Result<ExitCode> {
+    interrupt::install().context("cannot install signal handlers")?;
+    let text =
+        fs::read_to_string(batch).with_context(|| format!("cannot read {}", batch.display()))?;
+    let batch: Batch =
+        serde_json::from_str(&text).with_context(|| format!("{} is no batch", batch.display()))?;
+    let mut told = Ok(());
+    run::carry_out(&batch, out, &mut |line| {
+        if told.is_ok() {
+            told = output::print(format_args!("{line}\n"));
+        }
+    })?;
+    told?;
+    Ok(ExitCode::SUCCESS)
+}
