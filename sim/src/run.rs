@@ -121,12 +121,25 @@ struct Machine<const CPUS: usize, const LINES: usize, K: pvlock::Policy> {
     config: Config,
     name: Name,
     tally: Rc<RefCell<Tally>>,
-    locks: Rc<Arena<Guarded<CPUS, K>>>,
     guest: &'static Guest,
     host: Host,
     vcpus: Vec<VcpuCode>,
+    /// After the coroutines, which refer to it.
+    locks: Box<Arena<Guarded<CPUS, K>>>,
     /// Last: it goes after everything that refers to it.
     _installed: Installed,
+}
+
+/// A simulation that ends with a failure leaves vCPUs where they stand. Unwound, one in a lock's queue would
+/// wait for its turn there, as it must in a kernel, and here nobody lets it have one.
+impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Drop for Machine<CPUS, LINES, K> {
+    fn drop(&mut self) {
+        for code in self.vcpus.iter_mut().filter(|code| code.started() && !code.done()) {
+            // SAFETY: as a longjmp over its frames, of which none has to be dropped: they hold counted
+            // references, which leak, and nothing outside refers to them once the guest is gone.
+            unsafe { code.force_reset() };
+        }
+    }
 }
 
 impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LINES, K> {
@@ -139,7 +152,9 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             owner: Cell::new(None),
             count: Cell::new(0),
         });
-        let locks = Rc::new(locks.unwrap_or_else(|error| panic!("{error}")));
+        let locks = Box::new(locks.unwrap_or_else(|error| panic!("{error}")));
+        // SAFETY: the machine owns it and keeps it in its place until its coroutines are gone.
+        let shared: &'static Arena<_> = unsafe { &*core::ptr::from_ref(&*locks) };
         let installed = Guest::install::<CPUS, LINES>(config, mode, stream());
         let guest = installed.guest();
         let host = Host::new(config, guest, stream());
@@ -148,8 +163,8 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
         let codes = tasks.into_iter().enumerate().map(|(vcpu, task)| {
             let random = RefCell::new(task);
             let upcalls = RefCell::new(stream());
-            let (config, locks, tally) = (config.clone(), locks.clone(), tally.clone());
-            Rc::new(Vcpu { vcpu, random, upcalls, config, guest, locks, tally })
+            let (config, tally) = (config.clone(), tally.clone());
+            Rc::new(Vcpu { vcpu, random, upcalls, config, guest, locks: shared, tally })
         });
         let codes: Vec<_> = codes.collect();
         if config.interrupt_every != Dist::Never {
@@ -303,7 +318,7 @@ struct Vcpu<const CPUS: usize, K: pvlock::Policy> {
     upcalls: RefCell<Random>,
     config: Config,
     guest: &'static Guest,
-    locks: Rc<Arena<Guarded<CPUS, K>>>,
+    locks: &'static Arena<Guarded<CPUS, K>>,
     tally: Rc<RefCell<Tally>>,
 }
 
