@@ -7,7 +7,7 @@
 //! scenario --> plan --> [lab: make a Xen host, where this machine is none] --> host --> report
 //! ```
 //!
-//! - [`bench`]: every lock in every topology: many cells, one report
+//! - [`bench`](mod@bench): every lock in every topology: many cells, one report
 //! - [`scenario`]: what to run, read from `xl-configs/`
 //! - [`plan`]: a scenario made ready for a Xen host, the one document that crosses into dom0
 //! - [`lab`]: makes a Xen host out of a plain Linux machine

@@ -1,7 +1,7 @@
 //! The locks behind `lock_api` 0.4, which kernels and the crates they use are written for. The crate's own face: its root
 //! has the names below.
 //!
-//! Owns the impls and the aliases. [`v05`](crate::v05) is the same for `lock_api` 0.5.
+//! Owns the impls and the aliases. `v05` is the same for `lock_api` 0.5.
 
 use lock_api::{
     GuardNoSend, RawMutex, RawMutexFair, RawRwLock, RawRwLockDowngrade, RawRwLockRecursive,

@@ -46,7 +46,7 @@ impl core::fmt::Display for Disturbed {
 }
 
 impl Speed {
-    /// Measures a loop: `spin(turns)` is timed by `now` (nanoseconds) again and again until [`WITNESSES`] tries
+    /// Measures a loop: `spin(turns)` is timed by `now` (nanoseconds) again and again until `WITNESSES` tries
     /// agree with the fastest one. A disturbance only makes a try slower, so the fastest counts; and a single fast
     /// one may be an accident, of the clock or of the emulator.
     ///
@@ -95,7 +95,7 @@ impl Speed {
     }
 }
 
-/// The fastest of the times that `measure` answers, once [`WITNESSES`] of them agree with it.
+/// The fastest of the times that `measure` answers, once `WITNESSES` of them agree with it.
 ///
 /// # Errors
 ///
