@@ -36,6 +36,7 @@ extern crate std;
 
 mod abi;
 mod channel;
+mod chosen;
 mod errno;
 #[cfg(any(feature = "fake", test))]
 pub mod fake;
@@ -46,11 +47,12 @@ mod port;
 mod two_level;
 mod vcpu_info;
 
-pub use abi::{Abi, ChosenAbi, Taken, move_port, take_own};
+pub use abi::{Abi, Taken, move_port, take_own};
 pub use channel::{
     Connection, Status, alloc_unbound, bind_interdomain, bind_ipi, bind_vcpu, bind_virq, close,
     poll, reset, reset_keeping, send, status, unmask,
 };
+pub use chosen::ChosenAbi;
 pub use errno::Errno;
 pub use fifo::{Fifo, FifoVcpu, Priority, set_priority};
 pub use hypercalls::{EventChannelOp, Hypercalls, SchedOp};

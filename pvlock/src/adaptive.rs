@@ -3,7 +3,8 @@
 //! Owns what is learned and how. Like every policy it decides only; see [`policy`](crate::policy).
 
 use crate::Platform;
-use crate::counters::{Counter, count};
+use crate::counters::count;
+use crate::counts::Counter;
 use crate::node::CpuNodes;
 use crate::policy::{Policy, Spin, Stage, wait_early};
 

@@ -18,6 +18,7 @@
 
 mod adaptive;
 mod counters;
+mod counts;
 pub mod debug;
 mod hash;
 #[cfg(not(loom))]
@@ -48,7 +49,8 @@ pub mod v05;
 mod word;
 
 pub use adaptive::Adaptive;
-pub use counters::{Counter, add as add_to_counter, counters};
+pub use counters::{add as add_to_counter, counters};
+pub use counts::Counter;
 pub use hash::{HashStorage, HashTable};
 #[cfg(not(loom))]
 pub use irq::{Interrupts, Preemption, PreemptionOff, RawIrqLock};

@@ -3,7 +3,8 @@
 //! Owns the transitions of native mode. Nobody sleeps here, nobody kicks.
 
 use crate::Platform;
-use crate::counters::{Counter, count};
+use crate::counters::count;
+use crate::counts::Counter;
 use crate::queue::{self, Discipline, Taken, Waiter};
 use crate::word::{FREE, Snapshot, Steps, Tail, Word};
 

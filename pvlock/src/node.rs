@@ -4,7 +4,7 @@
 
 use core::sync::atomic::compiler_fence;
 
-use crate::counters::Counts;
+use crate::counts::Counts;
 use crate::sync::{AtomicU8, AtomicU32, Ordering::Relaxed, const_fn, ord};
 use crate::word::{LEVELS, Tail};
 

@@ -4,7 +4,8 @@
 //! slow path in [`pv`](crate::pv) acts, so that a policy cannot break mutual exclusion.
 
 use crate::Platform;
-use crate::counters::{Counter, count};
+use crate::counters::count;
+use crate::counts::Counter;
 use crate::node::{CpuNodes, State};
 use crate::queue;
 use crate::word::Tail;

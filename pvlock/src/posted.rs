@@ -13,7 +13,8 @@
 use core::marker::PhantomData;
 
 use crate::Platform;
-use crate::counters::{Counter, count, timed_wait};
+use crate::counters::{count, timed_wait};
+use crate::counts::Counter;
 use crate::node::State;
 use crate::policy::Policy;
 use crate::pv::{self, Pv, enter, forget, spin_as_head};

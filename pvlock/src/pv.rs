@@ -47,7 +47,8 @@
 
 use core::marker::PhantomData;
 
-use crate::counters::{Counter, add, count, timed_kick, timed_wait};
+use crate::counters::{add, count, timed_kick, timed_wait};
+use crate::counts::Counter;
 use crate::node::State;
 use crate::policy::{Handover, Policy, Spin, Stage};
 use crate::queue::{self, Discipline, Taken, Waiter};
@@ -61,21 +62,16 @@ use crate::{HashTable, Platform};
 /// # Panics
 ///
 /// When the hash table has room for less than four entries for each CPU, before anything is done.
-pub(crate) fn acquire<P: Platform, K: Policy>(word: &Word, seen: Snapshot) {
+pub(crate) fn acquire<P: Platform, K: Policy, D: Discipline>(word: &Word, seen: Snapshot) {
     assert!(
         cfg!(loom) || P::hash().capacity() >= LEVELS * P::MAX_CPUS,
         "pvlock: Platform::hash() has {} entries, {} CPUs need {LEVELS} each",
         P::hash().capacity(),
         P::MAX_CPUS
     );
-    if try_as_newcomer::<P, K>(word, seen) {
-        return;
+    if !try_as_newcomer::<P, K>(word, seen) {
+        queue::acquire::<P, D>(word);
     }
-    #[cfg(any(loom, shuttle, feature = "posted-patch"))]
-    if K::AS_POSTED {
-        return queue::acquire::<P, crate::posted::Posted<K>>(word);
-    }
-    queue::acquire::<P, Pv<K>>(word);
 }
 
 /// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.

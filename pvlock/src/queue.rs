@@ -5,7 +5,8 @@
 use core::marker::PhantomData;
 
 use crate::Platform;
-use crate::counters::{Counter, count};
+use crate::counters::count;
+use crate::counts::Counter;
 use crate::node::{CpuNodes, Node};
 use crate::sync::step;
 use crate::word::{LEVELS, Snapshot, Steps, Tail, Word};

@@ -45,7 +45,11 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     #[inline(never)]
     fn lock_slow(&self, seen: Snapshot) {
         match P::mode() {
-            Mode::Pv => pv::acquire::<P, K>(&self.word, seen),
+            #[cfg(any(loom, shuttle, feature = "posted-patch"))]
+            Mode::Pv if K::AS_POSTED => {
+                pv::acquire::<P, K, crate::posted::Posted<K>>(&self.word, seen);
+            }
+            Mode::Pv => pv::acquire::<P, K, pv::Pv<K>>(&self.word, seen),
             Mode::Native => native::acquire::<P>(&self.word, seen),
             Mode::TestAndSet => queue::acquire_unqueued::<P>(&self.word),
         }

@@ -5,7 +5,8 @@
 
 use core::marker::PhantomData;
 
-use crate::counters::{Counter, count, timed_kick, timed_wait};
+use crate::counters::{count, timed_kick, timed_wait};
+use crate::counts::Counter;
 use crate::policy::{Spin, Stage};
 use crate::sync::{AtomicU32, Ordering::Relaxed, const_fn, ord, step};
 use crate::word::LEVELS;

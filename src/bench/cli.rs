@@ -12,6 +12,7 @@ use clap::Args;
 use experiment::Lock;
 
 use super::matrix::{Cell, Matrix, Section, Selection};
+use super::page;
 use super::report::Report;
 use super::run::{self, Batch, Request, SCHEMA, Setup};
 use crate::host;
@@ -155,7 +156,7 @@ pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
     // Whatever ended it: what is done is told.
     let report = Report::collect(&[&request.out], arguments.baseline)?;
     if let Err(error) = ran {
-        report.write(&request.out)?;
+        page::write(&report, &request.out)?;
         let there = report.cells.len();
         return Err(error.context(format!(
             "{there} cells are kept in {}; the same command goes on with the rest",
@@ -166,7 +167,7 @@ pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
 }
 
 fn show(report: &Report, out: &Path) -> Result<ExitCode> {
-    report.write(out)?;
+    page::write(report, out)?;
     let page = out.join("report.html");
     output::print(format_args!("{}report: {}\n", report.tables(), page.display()))?;
     let failed = report.cells.iter().any(|done| done.outcome.is_err());
@@ -175,7 +176,7 @@ fn show(report: &Report, out: &Path) -> Result<ExitCode> {
 
 /// The command of one cell, in a folder of its own, with all that is not a default.
 fn command(cell: &Cell, arguments: &Arguments) -> String {
-    let mut text = super::page::command(cell);
+    let mut text = page::command(cell);
     let mut add = |words: String| {
         text.push(' ');
         text.push_str(&words);

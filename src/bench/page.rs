@@ -3,6 +3,10 @@
 //! Owns what is shown and in which order: who wins, how throughput falls with load, how long one waits, what that
 //! costs in kicks, and what the neighbour loses. The figures are the report's; nothing is computed here.
 
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use experiment::Lock;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -25,6 +29,32 @@ td.best{background:var(--best);font-weight:bold}.soft,small{color:var(--soft)}.f
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;padding:0;list-style:none;position:sticky;top:0;
 background:var(--paper)}.legend svg{vertical-align:middle}
 pre{white-space:pre-wrap}";
+
+/// Writes `results.json`, `report.html` and the plots as SVG files of their own into `folder`.
+///
+/// # Errors
+///
+/// If one of them cannot be written.
+pub fn write(report: &Report, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let json = serde_json::to_string_pretty(report)? + "\n";
+    let mut files =
+        vec![("results.json".to_owned(), json), ("report.html".to_owned(), page(report))];
+    for section in report.sections() {
+        let name = section.to_string().replace('/', "-");
+        let plot = overcommit(report, section);
+        files.push((format!("overcommit_{name}.svg"), plot.into_string()));
+        for topology in report.topologies() {
+            let plot = tradeoff(report, topology, section);
+            files.push((format!("tradeoff_{topology}_{name}.svg"), plot.into_string()));
+        }
+    }
+    for (name, text) in files {
+        let file = folder.join(name);
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
 
 /// The whole page.
 pub fn page(report: &Report) -> String {

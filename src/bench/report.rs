@@ -142,35 +142,6 @@ impl Report {
         Ok(report)
     }
 
-    /// Writes `results.json`, `report.html` and the plots as SVG files of their own into `folder`.
-    ///
-    /// # Errors
-    ///
-    /// If one of them cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        let mut files = vec![
-            ("results.json".to_owned(), json),
-            ("report.html".to_owned(), super::page::page(self)),
-        ];
-        for section in self.sections() {
-            let name = section.to_string().replace('/', "-");
-            let plot = super::page::overcommit(self, section);
-            files.push((format!("overcommit_{name}.svg"), plot.into_string()));
-            for topology in self.topologies() {
-                let plot = super::page::tradeoff(self, topology, section);
-                files.push((format!("tradeoff_{topology}_{name}.svg"), plot.into_string()));
-            }
-        }
-        for (name, text) in files {
-            let file = folder.join(name);
-            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        }
-        Ok(())
-    }
-
     /// Topologies in the order of the report.
     pub fn topologies(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.rows.iter().map(|row| row.topology.as_str()).collect();
@@ -366,7 +337,7 @@ pub(super) mod tests {
     fn a_document_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let report = report(&[("linux", 1000.0), ("adaptive", 2000.0)]);
-        report.write(folder.path()).unwrap();
+        super::super::page::write(&report, folder.path()).unwrap();
         let back = Report::read(folder.path()).unwrap();
         assert_eq!(back.cells, report.cells);
         assert_eq!(back.locks(), report.locks());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::Failure;
-use crate::analysis::{Fixed, VcpuId};
+use crate::analysis::{Bounds, Fixed, VcpuId};
 use crate::error::Error;
 use crate::reader::{Drift, ReadOptions};
 use crate::{Options, Summary};
@@ -221,6 +221,14 @@ pub(super) fn parse_vcpu(text: &str) -> Result<VcpuId, String> {
             Some(VcpuId { domain: domain.parse().ok()?, vcpu: vcpu.parse().ok()? })
         })
         .ok_or_else(|| "a vCPU as d1v0: domain 1, vCPU 0".into())
+}
+
+/// A window that begins behind the end of the trace.
+pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
+    Failure::Usage(format!(
+        "{}: the trace ends before --from ({} ticks after its first record)",
+        input.file, bounds.from
+    ))
 }
 
 #[cfg(test)]

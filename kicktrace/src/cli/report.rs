@@ -5,9 +5,8 @@ use std::collections::BinaryHeap;
 use std::path::Path;
 
 use super::Failure;
-use super::input::{Input, Window};
+use super::input::{Input, Window, beyond};
 use super::sink;
-use super::summary::beyond;
 use super::timeline::Windowed;
 use crate::Summary;
 use crate::analysis::{

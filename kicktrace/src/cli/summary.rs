@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::input::{Input, Window};
+use super::input::{Input, Window, beyond};
 use super::sink;
 use super::{Failure, all_read, finished, judged};
 use crate::analysis::{Bounds, Fixed, Observe, Phases, complete};
@@ -147,13 +147,6 @@ pub(super) fn phases<O: Observe, F: FnMut(Summary, &mut O)>(
         read(input.open()?, &options.read, &mut phases).map_err(|source| input.failure(source))?;
     let (observer, clock) = phases.finish(reading.clone());
     Ok((reading, observer, clock))
-}
-
-pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
-    Failure::Usage(format!(
-        "{}: the trace ends before --from ({} ticks after its first record)",
-        input.file, bounds.from
-    ))
 }
 
 fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
