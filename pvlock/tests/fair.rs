@@ -34,12 +34,19 @@ fn bumps_until_the_waiter_ran<K: Policy>() -> u32 {
 
 #[test]
 fn a_bump_lets_a_waiter_go_first_under_every_policy() {
+    let _one = one_test();
     for _ in 0..100 {
         assert_eq!(bumps_until_the_waiter_ran::<KickTwice>(), 1);
         assert_eq!(bumps_until_the_waiter_ran::<KickAtUnlock>(), 1);
         assert_eq!(bumps_until_the_waiter_ran::<Hybrid>(), 1);
         assert_eq!(bumps_until_the_waiter_ran::<Adaptive>(), 1);
     }
+}
+
+/// The threads of one test at a time: they share nodes and hash table, and some tests look into these.
+fn one_test() -> std::sync::MutexGuard<'static, ()> {
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 thread_local!(static FAULTY: Cell<bool> = const { Cell::new(false) });
@@ -106,6 +113,7 @@ fn a_panic_leaves_the_lock_whole<const STEALS: u32>(bump: bool) {
 
 #[test]
 fn a_policy_that_panics_leaves_the_lock_whole() {
+    let _one = one_test();
     for bump in [false, true] {
         a_panic_leaves_the_lock_whole::<0>(bump);
         a_panic_leaves_the_lock_whole::<4>(bump);
@@ -116,6 +124,7 @@ fn a_policy_that_panics_leaves_the_lock_whole() {
 /// unlocked again.
 #[test]
 fn a_bump_that_panics_makes_no_second_owner() {
+    let _one = one_test();
     static LOCK: Mutex<(), Threads, MayPanic<0>> = Mutex::new(());
     static INSIDE: AtomicU32 = AtomicU32::new(0);
     std::thread::scope(|scope| {
