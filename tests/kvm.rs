@@ -60,7 +60,7 @@ for name in a b; do
 done
 exec 3> /a 4> /b
 for name in a b; do
-    until grep -q ready /out/domain-$name.console; do usleep 50000; done
+    until grep -q ready /out/domain-$name.console || [ -e /out/domain-$name.end ]; do usleep 50000; done
 done
 echo >&3; echo >&4
 exec 3>&- 4>&-
