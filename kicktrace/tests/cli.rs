@@ -91,6 +91,81 @@ fn what_cannot_be_meant_is_refused_before_reading() {
     }
 }
 
+/// Whatever name an output has, and whatever links lead to it, the trace that is read stays as it is.
+#[test]
+fn no_output_overwrites_its_input() {
+    let trace = std::fs::read(TWICE).unwrap();
+    let (file, soft, hard) = (temporary("own.bin"), temporary("own.soft"), temporary("own.hard"));
+    std::fs::write(&file, &trace).unwrap();
+    for link in [&soft, &hard] {
+        let _ = std::fs::remove_file(link);
+    }
+    std::os::unix::fs::symlink(&file, &soft).unwrap();
+    std::fs::hard_link(&file, &hard).unwrap();
+    for (input, output) in [(&file, &file), (&file, &soft), (&file, &hard), (&soft, &file)] {
+        for command in [["summary", "--html"], ["timeline", "--perfetto"]] {
+            let message = bad(&[&command[..], &[output, input]].concat(), 2);
+            assert!(message.contains("destroy it"), "{message}");
+        }
+    }
+    // Read from standard input, it is the same file.
+    for command in [&["summary", "--html"][..], &["timeline", "--cpu-hz", "2.6G", "--perfetto"]] {
+        let stdin = std::fs::File::open(&file).unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_kicktrace"));
+        let out = program.args(command).args([&file, "-"]).stdin(stdin).output().unwrap();
+        assert_eq!(out.status.code(), Some(2), "{command:?}");
+    }
+    assert!(std::fs::read(&file).unwrap() == trace, "the trace is as it was");
+}
+
+#[test]
+fn a_dash_is_standard_output_for_every_file_that_is_written() {
+    let page = good(&["summary", "--html", "-", TWICE]);
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    let out = kicktrace(&["timeline", "--perfetto", "-", TWICE]);
+    assert!(out.status.success());
+    check_perfetto(&out.stdout);
+    let file = temporary("generated.bin");
+    good(&["generate", "--mb", "1", "-o", &file]);
+    let out = kicktrace(&["generate", "--mb", "1", "-o", "-"]);
+    assert!(out.status.success() && out.stdout == std::fs::read(&file).unwrap());
+}
+
+/// Ticks are never told as nanoseconds.
+#[test]
+fn what_needs_a_frequency_is_refused_or_left_out_without_one() {
+    let stdin = || std::fs::File::open(MINI).unwrap();
+    let perfetto = temporary("no-clock.pftrace");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_kicktrace"));
+    let mut cat = Command::new("cat").stdin(stdin()).stdout(Stdio::piped()).spawn().unwrap();
+    let pipe = cat.stdout.take().unwrap();
+    let out =
+        program.args(["timeline", "--perfetto", &perfetto, "-"]).stdin(pipe).output().unwrap();
+    // It holds the reading end, too: `cat` would wait for it for ever.
+    drop(program);
+    let _ = cat.wait();
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("--cpu-hz"));
+    // A trace without the records that tell nanoseconds beside one that has them.
+    let unknown = temporary("no-clock.bin");
+    let case = include_bytes!("data/cases/47_unpause_wake.bin");
+    std::fs::write(&unknown, case).unwrap();
+    for pair in [[&unknown[..], TWICE], [TWICE, &unknown]] {
+        let out = kicktrace(&["diff", "--json", pair[0], pair[1]]);
+        let changes: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).unwrap();
+        assert!(!changes.is_empty());
+        let timed =
+            changes.iter().find(|of| ["us", "ticks", "/s"].contains(&of["unit"].as_str().unwrap()));
+        assert_eq!(timed, None);
+        let message = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(message.contains("no-clock.bin: frequency unknown"), "{message}");
+    }
+    // One trace tells nothing of how its shares would differ in another.
+    let same = good(&["diff", TWICE, UNLOCK]);
+    let stolen = same.lines().find(|line| line.starts_with("stolen_percent")).unwrap();
+    assert!(stolen.contains("+-?") && stolen.contains("nothing tells how much"), "{stolen}");
+}
+
 #[test]
 fn locks_as_table_json_and_csv_one_by_one_and_each() {
     let table = good(&["locks", TWICE]);
