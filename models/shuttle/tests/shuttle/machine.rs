@@ -5,6 +5,7 @@
 //! interrupts come wherever a vCPU spins or waits.
 
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use evtchn::fake::{FakeVcpu, FakeXen};
@@ -41,6 +42,8 @@ std::thread_local! {
     pub(crate) static USE_FIFO: Cell<bool> = const { Cell::new(false) };
     /// A defect: half of the kicks get lost.
     pub(crate) static DROPS_KICKS: Cell<bool> = const { Cell::new(false) };
+    /// What a waiter found first, in a schedule that has failed.
+    pub(crate) static FOUND: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 shuttle::thread_local! {
@@ -84,10 +87,21 @@ pub(crate) fn wait<M: Vm>(still_blocked: impl Fn() -> bool) {
         blocked
     };
     let kicker = &M::kickers()[current()];
-    match &*FIFO {
+    let waited = catch_unwind(AssertUnwindSafe(|| match &*FIFO {
         Some(fifo) => kicker.wait(&vcpu(), fifo, 0, looked),
         None => kicker.wait(&vcpu(), &XEN.two_level(), 0, looked),
-    };
+    }));
+    if let Err(panic) = waited {
+        // A waiter that unwinds goes on through the queue, where nobody comes any more: it would spin until
+        // shuttle gives up, and say that instead. It stays where it is.
+        let told = panic.downcast_ref::<String>().cloned();
+        FOUND.with(|found| {
+            found.borrow_mut().get_or_insert(told.unwrap_or_default());
+        });
+        loop {
+            shuttle::thread::park();
+        }
+    }
 }
 
 pub(crate) fn kick<M: Vm>(cpu: usize) {

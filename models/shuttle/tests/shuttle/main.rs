@@ -19,7 +19,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner, thread};
 
 use machine::{
-    CPU, CPUS, DROPS_KICKS, INTERRUPTS, USE_FIFO, Vm, XEN, machine, with_interrupts_off,
+    CPU, CPUS, DROPS_KICKS, FOUND, INTERRUPTS, USE_FIFO, Vm, XEN, machine, with_interrupts_off,
 };
 
 /// The patch as posted in 2015, for the negative control.
@@ -162,7 +162,10 @@ fn run_batch<M: Vm, K: Policy>(
         // "shuttle::adaptive::four_vcpus::Machine": a platform stands in its test.
         let test = type_name::<M>().trim_start_matches("shuttle::").trim_end_matches("::Machine");
         println!("replay: REPLAY={kind:?}:{seed}{COMMAND}{test} -- --exact --nocapture");
-        resume_unwind(panic);
+        match FOUND.take() {
+            Some(found) => resume_unwind(Box::new(found)),
+            None => resume_unwind(panic),
+        }
     }
 }
 
