@@ -246,16 +246,18 @@ impl<H: XenHost> PolicyRun<'_, H> {
     /// One moment of Xen's own time for all domains, late enough that this host and its toolstack are at rest by
     /// then. Only a domain can read that time, so one of them is asked.
     fn start_line(&mut self, deadline: Instant) -> Result<String> {
-        let Some(asked) = self.domains.iter().find(|domain| !domain.is_over()) else {
-            return Ok(String::new());
-        };
-        let (go, clock) = (asked.node("go"), asked.node("clock"));
+        let mut racing = self.domains.iter().filter(|domain| !domain.is_over());
+        let Some(first) = racing.next() else { return Ok(String::new()) };
+        let domains = 1 + racing.count() as u32;
+        let (go, clock) = (first.node("go"), first.node("clock"));
+        let asked = Instant::now();
         self.host.write(&go, "clock")?;
         loop {
             if let Some(now) = self.host.read(&clock)? {
                 let now: u64 =
                     now.parse().with_context(|| format!("{clock} is `{now}`, no time"))?;
-                return Ok((now + self.plan.start_after.as_nanos() as u64).to_string());
+                let after = self.plan.start_line_after(asked.elapsed(), domains);
+                return Ok((now + after.as_nanos() as u64).to_string());
             }
             interrupt::check()?;
             let left = deadline.saturating_duration_since(Instant::now());

@@ -66,7 +66,7 @@ pub struct Plan {
     pub trace: bool,
     /// How long one policy may take.
     pub deadline: Duration,
-    /// How long after a domain was asked for the time its start line is.
+    /// How long after a domain was asked for the time its start line is, at least.
     #[serde(default = "start_after")]
     pub start_after: Duration,
 }
@@ -104,6 +104,12 @@ pub struct PlannedDomain {
 }
 
 impl Plan {
+    /// How long after its answer the start line is, when a domain took `answered` to say what time it is, and
+    /// `domains` are to be told: a busy dom0 gets the time it needs. Without it the line had passed when it came.
+    pub fn start_line_after(&self, answered: Duration, domains: u32) -> Duration {
+        self.start_after.max(4 * answered.saturating_mul(domains))
+    }
+
     /// Plans `scenario` with the guest image at `image`.
     ///
     /// # Errors
@@ -303,6 +309,14 @@ mod tests {
             start_after: start_after(),
         };
         Plan::new(&scenario, &choices, Path::new("/pvlab/image.elf")).unwrap()
+    }
+
+    /// On a loaded machine a domain was told of its start 0.3 ms after it.
+    #[test]
+    fn a_slow_host_gets_a_later_start_line() {
+        let (plan, ms) = (plan(), Duration::from_millis);
+        assert_eq!(plan.start_line_after(ms(20), 3), start_after());
+        assert_eq!(plan.start_line_after(ms(600), 2), ms(4_800));
     }
 
     #[test]
