@@ -165,6 +165,68 @@ fn the_search_for_circles_sees_one() {
     assert!(Crate::read(&folder.path().join("lib.rs")).circles().is_empty());
 }
 
+/// Each lock, workload and other choice has its name in one place of the code, and so has each key of the
+/// command line with its default: whoever needs one takes it from there.
+#[test]
+fn each_word_of_an_experiment_stands_once() {
+    use experiment::{Key, Policy, Workload};
+    let Some(files) = tracked() else { return };
+    let names: BTreeSet<&str> = [Policy::NAMES, Workload::NAMES].concat().into_iter().collect();
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in files.iter().filter(|file| is_code(file)) {
+        let parsed = syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap();
+        for literal in literals(&parsed.items) {
+            let key = literal.split_once('=').filter(|(key, _)| Key::NAMES.contains(key));
+            let word = match key {
+                Some((key, _)) => format!("{key}="),
+                None if names.contains(literal.as_str()) => literal,
+                None => continue,
+            };
+            places.entry(word).or_default().push(file.clone());
+        }
+    }
+    let twice = places.iter().filter(|(word, files)| {
+        // A key is an identifier of its table, and no text elsewhere.
+        files.len() > usize::from(!word.ends_with('='))
+    });
+    let twice: Vec<_> = twice.collect();
+    assert!(twice.is_empty(), "written down once more: {twice:#?}");
+    assert_eq!(places.len(), names.len(), "a name that stands nowhere: {names:?}\n{places:?}");
+}
+
+/// Whether a file is code that runs for people: not a test, an example, a benchmark or a build script.
+fn is_code(file: &str) -> bool {
+    let apart = ["tests", "examples", "benches", "models", "tests.rs", "build.rs"];
+    file.ends_with(".rs") && !file.split('/').any(|part| apart.contains(&part))
+}
+
+/// The texts in the code of `items`, tests and documentation aside.
+fn literals(items: &[Item]) -> Vec<String> {
+    fn collect(tokens: TokenStream, found: &mut Vec<String>) {
+        let mut tokens = tokens.into_iter().peekable();
+        while let Some(token) = tokens.next() {
+            match (token, tokens.peek()) {
+                // An attribute.
+                (TokenTree::Punct(punct), Some(TokenTree::Group(_))) if punct.as_char() == '#' => {
+                    tokens.next();
+                }
+                (TokenTree::Group(group), _) => collect(group.stream(), found),
+                (TokenTree::Literal(literal), _) => {
+                    if let syn::Lit::Str(text) = syn::Lit::new(literal) {
+                        found.push(text.value());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for item in items.iter().filter(|item| !is_test(item)) {
+        collect(item.to_token_stream(), &mut found);
+    }
+    found
+}
+
 /// The modules of one crate, by their path from its root.
 #[derive(Default)]
 struct Crate {

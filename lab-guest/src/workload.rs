@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use experiment::record::Histogram;
-use experiment::{Fault, Limit};
+use experiment::{Fault, Key, Limit};
 
 use self::rng::Stream;
 use self::work::work;
@@ -273,7 +273,7 @@ fn commit<L: TestedLock<Guarded>>(fault: Fault, vcpu: &impl Vcpu, lock: &L, shar
             }
         }),
         Fault::Panic => {
-            lock.with(|_| panic!("fault=panic: asked to panic in the critical section"))
+            lock.with(|_| panic!("{}={fault}: asked to panic in the critical section", Key::fault))
         }
         Fault::Null => lock.with(|_| read_through_null()),
         Fault::Overflow => lock.with(|_| {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use experiment::Lock;
+use experiment::{Lock, Workload};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::matrix::{Cell, Section};
@@ -231,7 +231,9 @@ pub fn overcommit(report: &Report, section: Section) -> Markup {
             .topologies()
             .into_iter()
             // A neighbour without a lock is load of another kind, and PVH's clock does not compare with PV's.
-            .filter(|topology| !topology.ends_with("-pvh") && !topology.contains("hog"))
+            .filter(|topology| {
+                !topology.ends_with("-pvh") && !topology.contains(Workload::Hog.name())
+            })
             .filter_map(|topology| {
                 let cell = Cell { topology: topology.to_owned(), section, lock, seed: 0 };
                 Some((

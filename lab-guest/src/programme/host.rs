@@ -6,6 +6,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
+use experiment::{Key, Start};
 use xen_guest::daemons::xenstore::{Client, Error, StorePort};
 use xen_guest::kernel::machine::{Machine, ShutdownReason};
 
@@ -129,7 +130,12 @@ impl Host {
     /// with Xen's, in [`path::CLOCK`]: the host has no other way to know it.
     pub(super) fn wait_for_go(&mut self) -> Result<Go, String> {
         let Some(store) = &mut self.store else {
-            return Err("start=wait: this domain has no xenstore; accepted: start=now".into());
+            return Err(format!(
+                "{key}={}: this domain has no xenstore; accepted: {key}={}",
+                Start::Wait,
+                Start::Now,
+                key = Key::start,
+            ));
         };
         let mut wait = || -> Result<Go, Error> {
             // The watch fires once at once, so a host that was faster is not missed.
@@ -153,7 +159,7 @@ impl Host {
                 return Ok(go);
             }
         };
-        wait().map_err(|error| format!("start=wait: {error}"))
+        wait().map_err(|error| format!("{}={}: {error}", Key::start, Start::Wait))
     }
 
     /// Asks xenstored; a refusal is worth a line and no more.
