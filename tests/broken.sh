@@ -6,7 +6,7 @@
 #
 # A patch begins with lines that say what it is about:
 #   breaks: what no longer works, in a few words
-#   test:   the test that must fail: its file in tests/, and its function
+#   test:   the test that must fail: its file in tests/on_xen/, and its function
 #   only:   what of that test is run (PVLAB_ONLY); may be left out
 #   says:   what the test must say then, as an extended regular expression
 #
@@ -58,7 +58,7 @@ for name in "${names[@]}"; do
         cd "$tree"
         if [ -n "$only" ]; then export PVLAB_ONLY=$only; fi
         CARGO_TARGET_DIR=$work/target timeout 1500 \
-            cargo test --locked --test "$file" "$function" -- --exact
+            cargo test --locked --test on_xen "$file::$function" -- --exact
     ) >"$work/$name.log" 2>&1 </dev/null || status=$?
     said=$(grep -E -m 1 -o -e "($says).{0,60}" "$work/$name.log" || true)
     if ! grep -q '^running 1 test' "$work/$name.log"; then
@@ -73,7 +73,7 @@ for name in "${names[@]}"; do
     else
         said=$(printf '%s' "$said" | tr -d '\r' | sed 's/\\n.*//;s/|/\\|/g;s/[[:space:]]*$//')
         # shellcheck disable=SC2016
-        printf '| `%s` | %s | `%s` | %s |\n' "$name" "$(field breaks "$patch")" "tests/$file.rs" "$said"
+        printf '| `%s` | %s | `%s` | %s |\n' "$name" "$(field breaks "$patch")" "tests/on_xen/$file.rs" "$said"
     fi
 done
 copy

@@ -1,19 +1,12 @@
 //! The guest's boot half on real Xen: each test of the selftest image in a domain of its own, as PV
 //! and as PVH.
-//!
-//! Needs Xen and makes it itself: the first run downloads about 130 MB into pvlab's cache.
-
-#![cfg(not(no_guest_image))]
-
-#[path = "common/domains.rs"]
-mod domains;
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use domains::{RUN, wanted};
+use crate::domains::{RUN, wanted};
 use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
 

@@ -1,6 +1,4 @@
 //! A signal or a deadline ends a run of the lab with everything it started.
-//!
-//! Needs Xen and makes it itself, like `lab_boot`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

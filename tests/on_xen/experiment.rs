@@ -1,10 +1,4 @@
 //! End to end: `pvlab run` on real Xen, checked on the table's own figures.
-//!
-//! Needs Xen and makes it itself: on a machine that is no Xen host the lab is built on first use
-//! (130 MB of Debian packages) and booted for each test. One boot serves many checks.
-
-#[path = "common/alone.rs"]
-mod alone;
 
 use std::fs;
 use std::path::Path;
@@ -14,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alone::alone;
+use ::experiment::{DomainType, EventAbi};
 use assert_cmd::cargo::CommandCargoExt;
-use experiment::{DomainType, EventAbi};
 use kicktrace::summary::{Acquisitions, Domain};
 use pvlab::host::{DomainResult, End};
 use pvlab::report::{PolicyResult, Results};
@@ -98,7 +91,6 @@ fn check_run(results: &Results, acquisitions: u64, events: EventAbi) {
 
 #[test]
 fn kick_at_unlock_wakes_once_where_kick_twice_wakes_twice() {
-    let _alone = alone();
     let out = tempfile::tempdir().unwrap();
     let output = run(&["overcommit-2x"], out.path());
     let table = text(&output.stdout);
@@ -151,7 +143,6 @@ impl Drop for Busy {
 
 #[test]
 fn a_repeatable_run_repeats_every_figure_on_a_busy_machine() {
-    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     // Names of one length: they end up in the memory of dom0.
     let [a, b] = ["a", "b"].map(|name| {
@@ -212,7 +203,6 @@ fn ends(results: &Results) -> Vec<(&str, End)> {
 
 #[test]
 fn crashes_and_a_hang_are_told_and_what_the_others_found_is_kept() {
-    let _alone = alone();
     let folder = trouble(&[
         ("endless", "critical=9s acquisitions=100 deadline=1000s"),
         ("null", "critical=10us acquisitions=50 fault=null"),
@@ -276,7 +266,6 @@ fn crashes_and_a_hang_are_told_and_what_the_others_found_is_kept() {
 
 #[test]
 fn a_broken_lock_is_told_with_exit_code_1() {
-    let _alone = alone();
     let folder = trouble(&[
         ("lose", "critical=10us acquisitions=50 fault=lose"),
         ("stuck", "critical=10us acquisitions=50 fault=hang deadline=5s"),
@@ -299,7 +288,6 @@ fn a_broken_lock_is_told_with_exit_code_1() {
 
 #[test]
 fn ctrl_c_leaves_no_process_and_keeps_the_folder() {
-    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run-to-be-interrupted");
     let mut child = pvlab(&["overcommit-2x", "--set", "acquisitions=1000000"], &out)

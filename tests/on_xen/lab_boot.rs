@@ -1,6 +1,4 @@
 //! Boots a real Xen host from nothing but Debian packages.
-//!
-//! Needs Xen and makes it itself: the first run downloads about 130 MB into pvlab's cache.
 
 use std::fs;
 use std::process::Command;

@@ -3,22 +3,13 @@
 //!
 //! Needs a KVM host and makes it itself: the lab's Linux without Xen.
 
-// Where there are no sources of a guest, there are none of this kernel.
-#![cfg(not(no_guest_image))]
-
-#[path = "common/domains.rs"]
-#[expect(dead_code, reason = "it makes domains of Xen, too")]
-mod domains;
-#[path = "common/kernel.rs"]
-mod kernel;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use experiment::Policy;
-use experiment::record::framing::Decoder;
-use experiment::record::{DomainReport, Outcome};
+use ::experiment::Policy;
+use ::experiment::record::framing::Decoder;
+use ::experiment::record::{DomainReport, Outcome};
 use pvlab::lab::{Boot, Hypervisor, Lab, Overlay};
 use pvlab::progress::Progress;
 
@@ -142,17 +133,20 @@ fn kicks_are_told_from_the_trace() {
 
 #[test]
 fn the_lock_sleeps_and_is_kicked_on_kvm_as_it_says() {
-    let policies: Vec<Policy> =
-        Policy::ALL.iter().copied().filter(|policy| domains::wanted(policy.name())).collect();
+    let policies: Vec<Policy> = Policy::ALL
+        .iter()
+        .copied()
+        .filter(|policy| crate::domains::wanted(policy.name()))
+        .collect();
     let names = policies.iter().map(|policy| policy.name()).collect::<Vec<_>>().join(" ");
     let script =
         SCRIPT.replace("POLICIES", &names).replace("ACQUISITIONS", &ACQUISITIONS.to_string());
-    let rest = if domains::wanted("the-rest") { "yes" } else { "" };
+    let rest = if crate::domains::wanted("the-rest") { "yes" } else { "" };
     let script = script.replace("REST", rest);
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(script, out.path());
     boot.hypervisor = Hypervisor::Kvm;
-    boot.files.push(Overlay::bytes("/kernel", 0o644, kernel::build("example-kernel-kvm")));
+    boot.files.push(Overlay::bytes("/kernel", 0o644, crate::kernel::build("example-kernel-kvm")));
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
 
@@ -194,7 +188,7 @@ fn the_lock_sleeps_and_is_kicked_on_kvm_as_it_says() {
             assert_eq!((waits, sent), (0, 0), "{told}");
         }
     }
-    if !domains::wanted("the-rest") {
+    if !crate::domains::wanted("the-rest") {
         return;
     }
     let twice = |name: &str| Machine::read(out.path(), name).report().counters["pv_kick_wake"];

@@ -1,6 +1,4 @@
 //! The lab of another release of Debian than the machine's: its Xen runs a scenario too.
-//!
-//! Needs Xen and makes it itself: the first run downloads up to 180 MB into pvlab's cache.
 
 use assert_cmd::Command;
 use predicates::prelude::*;

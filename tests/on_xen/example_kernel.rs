@@ -1,13 +1,5 @@
 //! The kernel outside the workspace that puts `pvlock` on `evtchn` by itself: built as its reader would
 //! build it, and booted on real Xen.
-//!
-//! Needs Xen and makes it itself: the first run downloads about 130 MB into pvlab's cache.
-
-// Where there are no sources of a guest, there are none of this kernel.
-#![cfg(not(no_guest_image))]
-
-#[path = "common/kernel.rs"]
-mod kernel;
 
 use std::fs;
 
@@ -33,8 +25,8 @@ xl destroy example
 
 #[test]
 fn a_kernel_with_boot_code_of_its_own_counts_exactly_and_its_vcpus_sleep_and_are_kicked() {
-    let kernel = kernel::build("example-kernel");
-    let config = include_bytes!("../example-kernel/domain.cfg");
+    let kernel = crate::kernel::build("example-kernel");
+    let config = include_bytes!("../../example-kernel/domain.cfg");
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(SCRIPT, out.path());
     boot.files.push(Overlay::bytes("/guest/kernel", 0o644, kernel));

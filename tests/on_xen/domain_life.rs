@@ -1,23 +1,13 @@
 //! A domain's life on real Xen: all that a toolstack does to it while its vCPUs torture their locks, as PV
 //! and as PVH, with timers and NMIs that take locks too.
-//!
-//! Needs Xen and makes it itself: the first run downloads about 130 MB into pvlab's cache.
-
-#![cfg(not(no_guest_image))]
-
-#[path = "common/alone.rs"]
-mod alone;
-#[path = "common/domains.rs"]
-mod domains;
 
 use std::fmt::Write;
 use std::fs;
 
-use alone::alone;
-use domains::{RUN, wanted};
-use experiment::record::framing::Decoder;
-use experiment::record::{DomainReport, Outcome};
-use experiment::{DomainType, EventAbi};
+use crate::domains::{RUN, wanted};
+use ::experiment::record::framing::Decoder;
+use ::experiment::record::{DomainReport, Outcome};
+use ::experiment::{DomainType, EventAbi};
 use pvlab::image;
 use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
@@ -69,7 +59,6 @@ fn storm(
 
 #[test]
 fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
-    let _alone = alone();
     let (pv, pvh) = (DomainType::Pv, DomainType::Pvh);
     let (two_level, fifo) = (EventAbi::TwoLevel, EventAbi::Fifo);
     let mut storms = vec![
@@ -101,7 +90,6 @@ fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
 
 #[test]
 fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
-    let _alone = alone();
     // Name, vCPUs, command line, and of those that crash the one line.
     let domains = [
         (

@@ -1,0 +1,24 @@
+//! What is tested on a booted host: real Xen, and for one test KVM.
+//!
+//! One program, so that as many hosts run side by side as this machine has cores; a host of the lab keeps
+//! little more than one of them busy. Tests begin in the order of their names: the longest first. The
+//! tests need Xen and make it themselves: the first run downloads about 180 MB into pvlab's cache. One boot
+//! serves many checks.
+
+#[cfg(not(no_guest_image))]
+mod domain_life;
+#[cfg(not(no_guest_image))]
+mod domains;
+// Where there are no sources of a guest, there are none of the kernels outside the workspace.
+#[cfg(not(no_guest_image))]
+mod example_kernel;
+mod experiment;
+#[cfg(not(no_guest_image))]
+mod guest;
+#[cfg(not(no_guest_image))]
+mod kernel;
+#[cfg(not(no_guest_image))]
+mod kvm;
+mod lab_boot;
+mod lab_interrupt;
+mod release;
