@@ -8,43 +8,17 @@
 #   models/check.sh NAME...    those whose name contains one of the words
 #   models/check.sh -t NAME    also prints the steps that lead to what was found
 #
-# Each search ends after LIMIT seconds (default 300) at the latest; 2 GiB of memory are enough.
+# Each search ends after LIMIT seconds (default 300) at the latest, and JOBS of them (default: as many as this
+# machine has cores) run at a time; 2 GiB of memory are enough for one. Lines come in the order of their ends.
 # Exit codes: 0 all as expected; 1 one was not; 2 a program is missing.
 set -u
 LIMIT=${LIMIT:-300}
+JOBS=${JOBS:-$(nproc)}
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-for program in spin gcc; do
-    if ! command -v "$program" >/dev/null 2>&1; then
-        echo "check.sh: $program is missing: install the Debian package \"$program\"" >&2
-        exit 2
-    fi
-done
-trail=no
-if [ "${1:-}" = -t ]; then
-    trail=yes
-    shift
-fi
-wanted=$*
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
-failed=0
-printf '%-34s %-26s %10s %6s\n' configuration result states seconds
 
-# check NAME EXPECTED KIND SWITCHES
-#   EXPECTED: holds, or a word of what the search must report
-#   KIND: safety (assertions, and no state in which everybody sleeps), liveness (weak fairness), or
-#         breadth (safety, with the shortest way to what is found; for what is too deep otherwise)
-check() {
+# run NAME EXPECTED KIND SWITCHES: one configuration, in the folder this is called in.
+run() {
     name=$1 expected=$2 kind=$3 switches=$4
-    if [ -n "$wanted" ]; then
-        found=no
-        for word in $wanted; do
-            case $name in *"$word"*) found=yes ;; esac
-        done
-        [ $found = yes ] || return 0
-    fi
-    rm -rf "$work/run" && mkdir "$work/run" && cd "$work/run" || exit 1
     case $kind in
         safety) compile="-DSAFETY -DNOCLAIM" search="" ;;
         liveness) compile="-DNFAIR=2" search="-a -f" ;;
@@ -74,15 +48,55 @@ check() {
     seconds=$(($(date +%s) - begin))
     states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' pan.log 2>/dev/null)
     verdict=$result
-    if [ "$result" != "$expected" ]; then
-        verdict="$result, NOT $expected"
-        failed=1
-    fi
+    [ "$result" = "$expected" ] || verdict="$result, NOT $expected"
     printf '%-34s %-26s %10s %6s\n' "$name" "$verdict" "${states:--}" "$seconds"
-    if [ $trail = yes ] && [ -e pvlock.pml.trail ]; then
+    if [ "$TRAIL" = yes ] && [ -e pvlock.pml.trail ]; then
         # shellcheck disable=SC2086
         spin $switches -t -p -g -k pvlock.pml.trail "$here/pvlock.pml"
     fi
+    [ "$result" = "$expected" ]
+}
+
+# Called by the lines at the end, once for each configuration.
+if [ "${1:-}" = --run ]; then
+    shift
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 130' INT TERM
+    cd "$work" || exit 1
+    run "$@"
+    exit
+fi
+
+for program in spin gcc; do
+    if ! command -v "$program" >/dev/null 2>&1; then
+        echo "check.sh: $program is missing: install the Debian package \"$program\"" >&2
+        exit 2
+    fi
+done
+TRAIL=no
+if [ "${1:-}" = -t ]; then
+    TRAIL=yes
+    shift
+fi
+wanted=$*
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
+trap 'exit 130' INT TERM
+
+# check NAME EXPECTED KIND SWITCHES
+#   EXPECTED: holds, or a word of what the search must report
+#   KIND: safety (assertions, and no state in which everybody sleeps), liveness (weak fairness), or
+#         breadth (safety, with the shortest way to what is found; for what is too deep otherwise)
+check() {
+    if [ -n "$wanted" ]; then
+        found=no
+        for word in $wanted; do
+            case $1 in *"$word"*) found=yes ;; esac
+        done
+        [ $found = yes ] || return 0
+    fi
+    printf '%s\0' "$@" >>"$list"
 }
 
 # What holds. "ever": each context takes the lock again and again; "once": one time each.
@@ -121,4 +135,8 @@ check slow-first "$assertion" safety "-DCPUS=3 -DSLOW_FIRST"
 check unbounded-theft-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DUNBOUNDED"
 check endless-patience-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DPATIENT -DPATIENT_FOR_EVER"
 check early-permission-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DCLEARS_AFTER_SPIN"
-exit $failed
+
+printf '%-34s %-26s %10s %6s\n' configuration result states seconds
+export LIMIT TRAIL
+# A configuration is four words.
+xargs -0 -n 4 -P "$JOBS" sh "$here/check.sh" --run <"$list" || exit 1
