@@ -7,7 +7,8 @@
  * xenstore, waits for the start line, runs, and writes the same report that the guest writes. It changes
  * nothing of the kernel, and while the window runs it touches neither console nor xenstore.
  *
- * Loading it runs the workload; insmod returns when the report is written.
+ * Loading it runs the workload; insmod returns when the report is written. With `stay=1` it waits then for the
+ * host's next workload, in the node `next`, so that a kernel boots once for many of them.
  */
 #include <linux/completion.h>
 #include <linux/hrtimer.h>
@@ -59,16 +60,20 @@ struct share {
 } ____cacheline_aligned;
 
 /* What is to be done; times in nanoseconds until they are turns. */
-static struct {
+struct plan {
 	char policy[32];
 	int hog, spread;
 	u32 vcpus, locks, jitter;
 	u64 critical_ns, outside_ns, critical_turns, outside_turns;
-	bool critical_in_turns, outside_in_turns, wait;
+	bool critical_in_turns, outside_in_turns, wait, stay;
 	u64 acquisitions, duration_ns, seed, spin_turns;
-} plan = {
+};
+
+static const struct plan defaults = {
 	.vcpus = 0, .locks = 0, .jitter = 50, .critical_ns = 2000, .outside_ns = 4000, .seed = 1,
 };
+
+static struct plan plan;
 
 static struct share *shares[MOST_VCPUS];
 static struct guarded *locks;
@@ -388,6 +393,10 @@ static int take(char *key, char *value)
 		return time_or_turns(value, &plan.outside_ns, &plan.outside_turns, &plan.outside_in_turns);
 	if (!strcmp(key, "duration"))
 		return time_or_turns(value, &plan.duration_ns, NULL, NULL);
+	if (!strcmp(key, "stay")) {
+		plan.stay = !strcmp(value, "1");
+		return 0;
+	}
 	if (!strcmp(key, "start")) {
 		plan.wait = !strcmp(value, "wait");
 		return 0;
@@ -423,6 +432,7 @@ static const char *read_line(void)
 	static char why[160];
 	char *rest = line, *word;
 
+	plan = defaults;
 	while ((word = strsep(&rest, ", "))) {
 		char *key = strsep(&word, "=");
 		int error;
@@ -459,6 +469,36 @@ static void on_change(struct xenbus_watch *watch, const char *path, const char *
 	complete(&changed);
 }
 
+/* The value of a node of the host's, once it is there; its watch fires at once, and then with every change. */
+static char *wait_for(const char *node)
+{
+	for (;;) {
+		char *word;
+
+		wait_for_completion(&changed);
+		word = xenbus_read(XBT_NIL, "data/pvlab", node, NULL);
+		if (!IS_ERR(word))
+			return word;
+	}
+}
+
+/* Takes the host's next workload, and what the last one has left in xenstore with it. */
+static const char *wait_for_next(void)
+{
+	static const char *const old[] = { "next", "go", "clock", "result" };
+	static struct xenbus_watch watch = { .node = "data/pvlab/next", .callback = on_change };
+	int i;
+
+	reinit_completion(&changed);
+	if (register_xenbus_watch(&watch))
+		return "xenstore takes no watch";
+	line = wait_for("next");
+	unregister_xenbus_watch(&watch);
+	for (i = 0; i < ARRAY_SIZE(old); i++)
+		xenbus_rm(XBT_NIL, "data/pvlab", old[i]);
+	return NULL;
+}
+
 /*
  * The start line. The host asks one domain for Xen's time (`clock`), and then gives all of them the same moment.
  * `1`: as soon as possible.
@@ -468,17 +508,13 @@ static const char *wait_for_go(void)
 	static struct xenbus_watch watch = { .node = "data/pvlab/go", .callback = on_change };
 	const char *why = NULL;
 
+	reinit_completion(&changed);
 	if (register_xenbus_watch(&watch))
 		return "xenstore takes no watch";
 	for (;;) {
-		char *word, text[24];
-		unsigned int length;
+		char *word = wait_for("go"), text[24];
 		u64 at;
 
-		wait_for_completion(&changed);
-		word = xenbus_read(XBT_NIL, "data/pvlab", "go", &length);
-		if (IS_ERR(word))
-			continue;
 		if (!strcmp(word, "clock")) {
 			snprintf(text, sizeof(text), "%llu", now(shares[0]->clock));
 			tell("clock", text);
@@ -583,26 +619,34 @@ static const char *report(const char *failure)
 	return counter == acquisitions ? failure : "mutual exclusion is broken";
 }
 
+/* Makes what a run needs, or has the run before this one leave it as new. */
 static const char *prepare(void)
 {
 	int i;
 
-	locks = vzalloc((MOST_LOCKS + 1) * sizeof(*locks));
+	if (!locks)
+		locks = vmalloc((MOST_LOCKS + 1) * sizeof(*locks));
 	if (!locks)
 		return "no memory";
+	memset(locks, 0, (MOST_LOCKS + 1) * sizeof(*locks));
 	for (i = 0; i <= MOST_LOCKS; i++)
 		spin_lock_init(&locks[i].lock);
 	for (i = 0; i < plan.vcpus; i++) {
-		struct share *share = shares[i] = vzalloc(sizeof(*share));
+		struct share *share = shares[i] = shares[i] ?: vzalloc(sizeof(*share));
+		struct pvclock_vcpu_time_info *clock;
 
 		if (!share)
 			return "no memory";
-		share->number = i;
-		share->clock = kzalloc(sizeof(*share->clock), GFP_KERNEL);
-		if (!share->clock)
+		/* Xen writes there until the domain ends. */
+		clock = share->clock ?: kzalloc(sizeof(*clock), GFP_KERNEL);
+		if (!clock)
 			return "no memory";
+		memset(share, 0, sizeof(*share));
+		share->number = i;
+		share->clock = clock;
 		seed(&share->random, plan.seed, i);
 	}
+	released = false;
 	return NULL;
 }
 
@@ -656,13 +700,19 @@ static int __init pvlab_init(void)
 {
 	const char *why;
 
-	tell("state", "booting");
-	why = run();
+	do {
+		tell("state", "booting");
+		why = run();
+		if (!why) {
+			tell("state", "done");
+			why = plan.stay ? wait_for_next() : NULL;
+		}
+	} while (plan.stay && !why);
 	if (why) {
 		pr_emerg("pvlab: guest error: %s\n", why);
 		tell("error", why);
+		tell("state", "failed");
 	}
-	tell("state", why ? "failed" : "done");
 	/* The domain ends now: nothing is given back, and Xen may still write the clocks. */
 	return why ? -EINVAL : 0;
 }

@@ -445,7 +445,7 @@ fn compare(a: &Path, b: &Path) -> Result<ExitCode> {
 
 /// Whether `path` is an experiment's folder, or its results.
 fn is_experiment(path: &Path) -> bool {
-    path.is_file() || path.join(bench::run::SETUP).is_file()
+    path.is_file() || path.join(bench::folder::SETUP).is_file()
 }
 
 fn compare_experiments(a: &Path, b: &Path, fail_if: &[Condition]) -> Result<ExitCode> {

@@ -3,18 +3,23 @@
 //! Owns its options and what goes to standard output. Running and reporting are its neighbours' business.
 
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use experiment::Lock;
 
+use super::boot::Request;
+use super::dom0::{self, Batch};
+use super::folder::{SCHEMA, Setup};
 use super::matrix::{Cell, Matrix, Section, Selection};
 use super::page;
 use super::report::Report;
-use super::run::{self, Batch, Request, SCHEMA, Setup};
+use super::run;
 use crate::host;
 use crate::interrupt;
 use crate::lab::Repeatable;
@@ -52,6 +57,10 @@ pub struct Arguments {
     /// In repeatable mode: the longest turn of a pCPU, in microseconds of virtual time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     slice: u64,
+    /// In repeatable mode: how many hosts are emulated at once; the figures are the same. Without it: one for each core
+    /// of this machine.
+    #[arg(long, value_name = "N", conflicts_with = "parallel", value_parser = clap::value_parser!(u8).range(1..))]
+    jobs: Option<u8>,
     /// Xen's scheduler in the lab, such as credit. Without it: Xen's own choice.
     #[arg(long, value_name = "NAME", value_parser = ["credit", "credit2"])]
     scheduler: Option<String>,
@@ -122,11 +131,18 @@ pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
         slice: Duration::from_micros(arguments.slice),
         ..Repeatable::default()
     });
-    if on_host && (arguments.parallel || arguments.scheduler.is_some()) {
+    if on_host && (arguments.parallel || arguments.scheduler.is_some() || arguments.jobs.is_some())
+    {
         bail!(
-            "--parallel and --scheduler are the lab's, and this machine is a Xen host; leave them out"
+            "--parallel, --jobs and --scheduler are the lab's, and this machine is a Xen host; leave them out"
         );
     }
+    // Instructions are counted: only then do hosts not disturb each other.
+    let jobs = match (repeatable, arguments.jobs) {
+        (None, _) => 1,
+        (Some(_), Some(jobs)) => usize::from(jobs),
+        (Some(_), None) => thread::available_parallelism().map_or(1, NonZero::get),
+    };
     let mode = match (on_host, repeatable.is_some()) {
         (true, _) => Mode::Host,
         (false, true) => Mode::Repeatable,
@@ -145,6 +161,7 @@ pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
             trace: !arguments.no_trace,
         },
         repeatable,
+        jobs,
         library: arguments.configs.map_or(Library::Embedded, Library::Folder),
         image: arguments.image,
         linux: arguments.linux_kernel.zip(arguments.linux_tree),
@@ -218,7 +235,7 @@ fn command(cell: &Cell, arguments: &Arguments) -> String {
 ///
 /// # Errors
 ///
-/// As [`run::carry_out`].
+/// As [`dom0::carry_out`].
 pub fn carry_out(batch: &Path, out: &Path) -> Result<ExitCode> {
     interrupt::install().context("cannot install signal handlers")?;
     let text =
@@ -226,7 +243,7 @@ pub fn carry_out(batch: &Path, out: &Path) -> Result<ExitCode> {
     let batch: Batch =
         serde_json::from_str(&text).with_context(|| format!("{} is no batch", batch.display()))?;
     let mut told = Ok(());
-    run::carry_out(&batch, out, &mut |line| {
+    dom0::carry_out(&batch, out, &mut |line| {
         if told.is_ok() {
             told = output::print(format_args!("{line}\n"));
         }

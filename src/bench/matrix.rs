@@ -42,8 +42,8 @@ pub struct Cell {
 /// A file's name and a person's handle: `4-on-1_2-4_adaptive_s1`.
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let section = self.section.to_string().replace('/', "-");
-        write!(f, "{}_{section}_{}_s{}", self.topology, self.lock, self.seed)
+        let Cell { topology, section, lock, seed } = self;
+        write!(f, "{topology}_{}_{lock}_s{seed}", section.file_name())
     }
 }
 
@@ -83,6 +83,11 @@ impl Section {
 
     const fn new(critical: u32, outside: u32) -> Section {
         Section { critical, outside }
+    }
+
+    /// As part of a file's name: `0.2-0.4`.
+    pub fn file_name(self) -> String {
+        self.to_string().replace('/', "-")
     }
 
     /// Turns of work inside and outside, on a machine that makes so many in a microsecond.

@@ -41,7 +41,7 @@ pub fn write(report: &Report, folder: &Path) -> Result<()> {
     let mut files =
         vec![("results.json".to_owned(), json), ("report.html".to_owned(), page(report))];
     for section in report.sections() {
-        let name = section.to_string().replace('/', "-");
+        let name = section.file_name();
         let plot = overcommit(report, section);
         files.push((format!("overcommit_{name}.svg"), plot.into_string()));
         for topology in report.topologies() {

@@ -12,8 +12,8 @@ use experiment::Lock;
 use serde::{Deserialize, Serialize};
 
 use super::figures::Figures;
+use super::folder::{self, Done, SCHEMA, Setup};
 use super::matrix::{Cell, Section, TOPOLOGIES};
-use super::run::{self, Done, SCHEMA, Setup};
 use super::stats::{Spread, permutation};
 use crate::report::duration;
 
@@ -89,7 +89,7 @@ impl Report {
         let mut cells: BTreeMap<Cell, Done> = BTreeMap::new();
         let mut versions = serde_json::Value::Null;
         for folder in folders {
-            let (own, done) = run::read(folder)?;
+            let (own, done) = folder::read(folder)?;
             let first = setup.get_or_insert_with(|| own.clone());
             if *first != own {
                 bail!(
@@ -115,8 +115,9 @@ impl Report {
                     _ => drop(cells.insert(done.cell.clone(), done)),
                 }
             }
-            if let Ok(text) = fs::read_to_string(folder.join("lab/versions.json")) {
-                versions = serde_json::from_str(&text).unwrap_or_default();
+            let own = folder::versions(folder);
+            if !own.is_null() {
+                versions = own;
             }
         }
         let setup = setup.context("name at least one folder")?;
