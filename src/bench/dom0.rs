@@ -204,4 +204,33 @@ mod tests {
         assert_eq!(Line::in_line(&format!("{}\r", line.text())), Some(line));
         assert_eq!(Line::in_line("(XEN) @bench"), None);
     }
+
+    /// A recorded trace, and the same with a record in front which says that Xen dropped some.
+    #[test]
+    fn a_trace_with_lost_records_counts_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("trace.bin");
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("kicktrace/tests/data/kick-twice-pv.xentrace.bin");
+        let whole = fs::read(recorded).unwrap();
+        fs::write(&file, &whole).unwrap();
+        let counts = count(&file).unwrap();
+        assert!(counts.values().any(|counts| counts.waking_kicks > 0), "{counts:?}");
+
+        // Behind the first record (of 12 bytes: which pCPU comes, and how many bytes of it): TRC_LOST_RECORDS with a
+        // TSC and four words, of which the first is how many.
+        let tsc = &whole[16..24];
+        let lost: Vec<u8> = [
+            &0xc001_f001_u32.to_le_bytes()[..],
+            tsc,
+            &7u32.to_le_bytes(),
+            &0u32.to_le_bytes(),
+            tsc,
+        ]
+        .concat();
+        let window = u32::from_le_bytes(whole[8..12].try_into().unwrap()) + lost.len() as u32;
+        let spoilt = [&whole[..8], &window.to_le_bytes(), &lost, &whole[12..]].concat();
+        fs::write(&file, spoilt).unwrap();
+        assert_eq!(count(&file).unwrap_err().to_string(), "7 records were lost");
+    }
 }
