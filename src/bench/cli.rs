@@ -15,7 +15,7 @@ use experiment::Lock;
 
 use super::boot::Request;
 use super::dom0::{self, Batch};
-use super::folder::{SCHEMA, Setup};
+use super::folder::{SCHEMA, SHIFT, SLICE_US, START_AFTER_MS, Setup, WINDOW_MS};
 use super::matrix::{Cell, Matrix, Section, Selection};
 use super::page;
 use super::report::Report;
@@ -52,10 +52,10 @@ pub struct Arguments {
     #[arg(long)]
     parallel: bool,
     /// In repeatable mode: an instruction lasts 2^SHIFT nanoseconds of virtual time.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=10))]
+    #[arg(long, default_value_t = SHIFT, value_parser = clap::value_parser!(u8).range(0..=10))]
     shift: u8,
     /// In repeatable mode: the longest turn of a pCPU, in microseconds of virtual time.
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = SLICE_US, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     slice: u64,
     /// In repeatable mode: how many hosts are emulated at once; the figures are the same. Without it: one for each core
     /// of this machine.
@@ -65,10 +65,10 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", value_parser = ["credit", "credit2"])]
     scheduler: Option<String>,
     /// How long each cell is measured.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = WINDOW_MS, value_parser = clap::value_parser!(u64).range(10..=600_000))]
     window: u64,
     /// How long after the last order to the domains the window begins.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = START_AFTER_MS, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     start_after: u64,
     /// Do not count kicks in the hypervisor's trace.
     #[arg(long)]
@@ -120,17 +120,32 @@ pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
         quick: arguments.quick,
     });
     let on_host = host::is_xen_host();
-    if arguments.list {
-        for cell in &matrix.cells {
-            output::print(format_args!("{}\n", command(cell, &arguments)))?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
     let repeatable = (!on_host && !arguments.parallel).then(|| Repeatable {
         shift: arguments.shift,
         slice: Duration::from_micros(arguments.slice),
         ..Repeatable::default()
     });
+    let mode = match (on_host, repeatable.is_some()) {
+        (true, _) => Mode::Host,
+        (false, true) => Mode::Repeatable,
+        (false, false) => Mode::Parallel,
+    };
+    let setup = Setup {
+        schema: SCHEMA,
+        mode,
+        shift: repeatable.map(|settings| settings.shift),
+        slice_us: repeatable.map(|_| arguments.slice),
+        window: Duration::from_millis(arguments.window),
+        start_after: Duration::from_millis(arguments.start_after),
+        scheduler: arguments.scheduler.clone(),
+        trace: !arguments.no_trace,
+    };
+    if arguments.list {
+        for cell in &matrix.cells {
+            output::print(format_args!("{}\n", command(cell, &setup, &arguments)))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     if on_host && (arguments.parallel || arguments.scheduler.is_some() || arguments.jobs.is_some())
     {
         bail!(
@@ -143,23 +158,9 @@ pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
         (Some(_), Some(jobs)) => usize::from(jobs),
         (Some(_), None) => thread::available_parallelism().map_or(1, NonZero::get),
     };
-    let mode = match (on_host, repeatable.is_some()) {
-        (true, _) => Mode::Host,
-        (false, true) => Mode::Repeatable,
-        (false, false) => Mode::Parallel,
-    };
     let request = Request {
         matrix,
-        setup: Setup {
-            schema: SCHEMA,
-            mode,
-            shift: repeatable.map(|settings| settings.shift),
-            slice_us: repeatable.map(|_| arguments.slice),
-            window: Duration::from_millis(arguments.window),
-            start_after: Duration::from_millis(arguments.start_after),
-            scheduler: arguments.scheduler,
-            trace: !arguments.no_trace,
-        },
+        setup,
         repeatable,
         jobs,
         library: arguments.configs.map_or(Library::Embedded, Library::Folder),
@@ -191,32 +192,9 @@ fn show(report: &Report, out: &Path) -> Result<ExitCode> {
     Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
 
-/// The command of one cell, in a folder of its own, with all that is not a default.
-fn command(cell: &Cell, arguments: &Arguments) -> String {
-    let mut text = page::command(cell);
-    let mut add = |words: String| {
-        text.push(' ');
-        text.push_str(&words);
-    };
-    if arguments.parallel {
-        add("--parallel".to_owned());
-    }
-    for (name, value, default) in [
-        ("shift", u64::from(arguments.shift), 3),
-        ("slice", arguments.slice, 100),
-        ("window", arguments.window, 400),
-        ("start-after", arguments.start_after, 1000),
-    ] {
-        if value != default {
-            add(format!("--{name} {value}"));
-        }
-    }
-    if let Some(name) = &arguments.scheduler {
-        add(format!("--scheduler {name}"));
-    }
-    if arguments.no_trace {
-        add("--no-trace".to_owned());
-    }
+/// The command of one cell, in a folder of its own.
+fn command(cell: &Cell, setup: &Setup, arguments: &Arguments) -> String {
+    let mut text = setup.command(cell);
     for (name, path) in [
         ("image", &arguments.image),
         ("linux-kernel", &arguments.linux_kernel),
@@ -224,10 +202,10 @@ fn command(cell: &Cell, arguments: &Arguments) -> String {
         ("configs", &arguments.configs),
     ] {
         if let Some(path) = path {
-            add(format!("--{name} {}", path.display()));
+            text.push_str(&format!(" --{name} {}", path.display()));
         }
     }
-    add(format!("--out {}", arguments.out.join(cell.to_string()).display()));
+    text.push_str(&format!(" --out {}", arguments.out.join(cell.to_string()).display()));
     text
 }
 

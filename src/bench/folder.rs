@@ -35,6 +35,15 @@ pub struct Setup {
     pub trace: bool,
 }
 
+/// Without another choice: an instruction lasts 8 ns of virtual time,
+pub(super) const SHIFT: u8 = 3;
+/// a pCPU's turn 100 us at most,
+pub(super) const SLICE_US: u64 = 100;
+/// a window 400 ms,
+pub(super) const WINDOW_MS: u64 = 400;
+/// and it begins a second after the last order.
+pub(super) const START_AFTER_MS: u64 = 1000;
+
 /// Version of the files in an experiment's folder.
 pub const SCHEMA: u32 = 1;
 
@@ -82,6 +91,39 @@ pub(super) fn open(out: &Path, setup: &Setup) -> Result<()> {
 }
 
 impl Setup {
+    /// A command line that runs `cell` in this way, with all that is not a default.
+    pub fn command(&self, cell: &Cell) -> String {
+        let Cell { topology, section, lock, seed } = cell;
+        let mut text = format!(
+            "pvlab bench --topology {topology} --lock {lock} --section {section} --seed {seed}"
+        );
+        let mut add = |words: String| {
+            text.push(' ');
+            text.push_str(&words);
+        };
+        if self.mode == Mode::Parallel {
+            add("--parallel".to_owned());
+        }
+        let ms = |time: Duration| time.as_millis() as u64;
+        for (name, value, default) in [
+            ("shift", self.shift.map(u64::from), u64::from(SHIFT)),
+            ("slice", self.slice_us, SLICE_US),
+            ("window", Some(ms(self.window)), WINDOW_MS),
+            ("start-after", Some(ms(self.start_after)), START_AFTER_MS),
+        ] {
+            if let Some(value) = value.filter(|value| *value != default) {
+                add(format!("--{name} {value}"));
+            }
+        }
+        if let Some(name) = &self.scheduler {
+            add(format!("--scheduler {name}"));
+        }
+        if !self.trace {
+            add("--no-trace".to_owned());
+        }
+        text
+    }
+
     /// For a person.
     pub fn words(&self) -> String {
         let mode = match (self.mode, self.shift, self.slice_us) {

@@ -47,12 +47,10 @@ impl fmt::Display for Cell {
     }
 }
 
-impl Cell {
-    /// Runnable vCPUs for each pCPU that the domains share; `None` for a topology of a person's own.
-    pub fn overcommit(&self) -> Option<f64> {
-        let name = self.topology.trim_end_matches(PVH);
-        TOPOLOGIES.iter().find(|(known, _)| *known == name).map(|(_, load)| *load)
-    }
+/// Runnable vCPUs for each pCPU that the domains of a topology share; `None` for one of a person's own.
+pub fn load(topology: &str) -> Option<f64> {
+    let name = topology.trim_end_matches(PVH);
+    TOPOLOGIES.iter().find(|(known, _)| *known == name).map(|(_, load)| *load)
 }
 
 /// Work inside and outside the lock, in tenths of a microsecond, so that it compares exactly.

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use experiment::{Lock, Workload};
+use experiment::Lock;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::matrix::{Cell, Section};
+use super::matrix::{Cell, Section, load};
 use super::plot::{Axis, Look, Series, chart};
 use super::report::{Report, Row};
 use super::stats::Spread;
@@ -42,14 +42,16 @@ pub fn write(report: &Report, folder: &Path) -> Result<()> {
         vec![("results.json".to_owned(), json), ("report.html".to_owned(), page(report))];
     for section in report.sections() {
         let name = section.file_name();
-        let plot = overcommit(report, section);
-        files.push((format!("overcommit_{name}.svg"), plot.into_string()));
+        for pcpus in PCPUS {
+            let plot = overcommit(report, section, pcpus);
+            files.push((format!("overcommit{pcpus}_{name}.svg"), plot.into_string()));
+        }
         for topology in report.topologies() {
             let plot = tradeoff(report, topology, section);
             files.push((format!("tradeoff_{topology}_{name}.svg"), plot.into_string()));
         }
     }
-    for (name, text) in files {
+    for (name, text) in files.into_iter().filter(|(_, text)| !text.is_empty()) {
         let file = folder.join(name);
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
@@ -71,7 +73,7 @@ pub fn page(report: &Report) -> String {
             }
             body {
                 h1 { "Which lock should a Xen guest have?" }
-                p { (report.setup.words()) ". " (report.cells.len()) " cells, " (failed.len()) " of them failed. "
+                p { "How: " (report.setup.words()) ". " (report.cells.len()) " cells, " (failed.len()) " of them failed. "
                     "Compared with " b { (report.baseline) } "." }
                 @if report.setup.mode != Mode::Host { p class="soft" { (caution(report.setup.mode)) } }
                 h2 { "Winners" }
@@ -81,7 +83,7 @@ pub fn page(report: &Report) -> String {
                 (legend(report))
                 h2 { "Throughput against overcommit" }
                 p class="soft" { "Runnable vCPUs for each pCPU; median of the seeds. PV topologies." }
-                div class="charts" { @for section in report.sections() { (overcommit(report, section)) } }
+                div class="charts" { @for pcpus in PCPUS { @for section in report.sections() { (overcommit(report, section, pcpus)) } } }
                 h2 { "Throughput against the longest wait" }
                 p class="soft" { "Down and to the right is better: more acquisitions, shorter waits." }
                 div class="charts" { @for (topology, section) in places(report) { (tradeoff(report, topology, section)) } }
@@ -97,19 +99,13 @@ pub fn page(report: &Report) -> String {
                 }
                 h2 { "Repeat it" }
                 p { "One cell by itself:" }
-                pre { @for done in report.cells.iter().take(1) { (command(&done.cell)) } }
+                pre { @for done in report.cells.iter().take(1) { (report.setup.command(&done.cell)) } }
                 p { (grounds(report)) }
                 details { summary { "Versions" } pre { (serde_json::to_string_pretty(&report.versions).unwrap_or_default()) } }
             }
         }
     };
     page.into_string()
-}
-
-/// A command line that runs one cell.
-pub fn command(cell: &Cell) -> String {
-    let Cell { topology, section, lock, seed } = cell;
-    format!("pvlab bench --topology {topology} --lock {lock} --section {section} --seed {seed}")
 }
 
 fn caution(mode: Mode) -> &'static str {
@@ -202,6 +198,9 @@ fn legend(report: &Report) -> Markup {
     }
 }
 
+/// What the names of topologies end with that are compared for their load: on one pCPU, and on two.
+const PCPUS: [&str; 2] = ["-on-1", "-on-2"];
+
 const RATE: Axis = Axis { name: "acquisitions/s", label: count, decades: true };
 const LOAD: Axis = Axis { name: "vCPUs a pCPU", label: count, decades: false };
 const WAIT: Axis = Axis { name: "waited longer than", label: time, decades: true };
@@ -224,28 +223,28 @@ fn percent(share: f64) -> String {
     format!("{}%", (share * 1e8).round() / 1e6)
 }
 
-/// Throughput against overcommit for one section.
-pub fn overcommit(report: &Report, section: Section) -> Markup {
+/// Throughput against overcommit for one section, on so many pCPUs as `pcpus` says (the end of a topology's name).
+/// Nothing where there is only one load to show.
+pub fn overcommit(report: &Report, section: Section, pcpus: &str) -> Markup {
+    // A neighbour without a lock is load of another kind, and PVH's clock does not compare with PV's.
+    let topologies: Vec<&str> =
+        report.topologies().into_iter().filter(|topology| topology.ends_with(pcpus)).collect();
     let series = looks(report).into_iter().map(|(lock, look)| {
-        let mut points: Vec<(f64, f64)> = report
-            .topologies()
-            .into_iter()
-            // A neighbour without a lock is load of another kind, and PVH's clock does not compare with PV's.
-            .filter(|topology| {
-                !topology.ends_with("-pvh") && !topology.contains(Workload::Hog.name())
-            })
+        let mut points: Vec<(f64, f64)> = topologies
+            .iter()
             .filter_map(|topology| {
-                let cell = Cell { topology: topology.to_owned(), section, lock, seed: 0 };
-                Some((
-                    cell.overcommit()?,
-                    report.row(topology, section, lock)?.figures.get("rate")?.median,
-                ))
+                let load = load(topology)?;
+                Some((load, report.row(topology, section, lock)?.figures.get("rate")?.median))
             })
             .collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         Series { name: lock.to_string(), look, points, line: true }
     });
-    chart(&format!("{section} us"), &LOAD, &RATE, &series.collect::<Vec<_>>())
+    if topologies.len() < 2 {
+        return html! {};
+    }
+    let many = pcpus.trim_start_matches("-on-");
+    chart(&format!("{section} us · {many} pCPU"), &LOAD, &RATE, &series.collect::<Vec<_>>())
 }
 
 /// Throughput against the longest wait, of one topology and section.

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use experiment::Key;
 
 use crate::host::{Change, Life, XenHost};
 use crate::interrupt;
@@ -18,7 +19,7 @@ use crate::interrupt;
 /// What divides the kernel's words from the workload's on a command line.
 const WORKLOAD: &str = " -- ";
 /// Words of a workload that a kernel was made for: these stay.
-const OF_THE_KERNEL: [&str; 2] = ["policy=", "spin="];
+const OF_THE_KERNEL: [Key; 2] = [Key::policy, Key::spin];
 /// How long a domain may take to begin with its next workload.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -96,7 +97,9 @@ fn wanted(config: &str) -> Option<Wanted<'_>> {
     config.lines().find(|line| line.starts_with("ramdisk = "))?;
     let extra = config.lines().rfind(|line| line.starts_with("extra = "))?;
     let (words, workload) = extra.trim_end_matches('"').split_once(WORKLOAD)?;
-    let own = |word: &&str| OF_THE_KERNEL.iter().any(|key| word.starts_with(key));
+    let own = |word: &&str| {
+        word.split_once('=').is_some_and(|(key, _)| OF_THE_KERNEL.iter().any(|k| k.name() == key))
+    };
     let own: Vec<&str> = workload.split(' ').filter(own).collect();
     let rest: Vec<&str> = config.lines().filter(|line| !line.starts_with("extra = ")).collect();
     Some(Wanted { kernel: [&rest[..], &[words], &own[..]].concat().join("\n"), workload })
