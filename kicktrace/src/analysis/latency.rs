@@ -29,64 +29,57 @@ const fn shortest(class: usize) -> u64 {
     ((class - (doubling << BITS)) as u64) << doubling
 }
 
-/// A distribution. Few times are kept one by one, so that a host's many vCPUs that hardly wait take
-/// little memory.
-#[derive(Clone, Debug)]
-pub(super) enum Latency {
-    Few(Vec<u16>),
-    Many(Box<[u32; CLASSES]>),
+/// A distribution. The last few times are kept one by one. So a host's many vCPUs that hardly wait take
+/// little memory; and where many do, their counters, which lie all over the memory, are fetched all at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Latency {
+    /// Classes of the last times.
+    few: Vec<u16>,
+    /// How many times of each class came before.
+    many: Option<Box<[u32; CLASSES]>>,
 }
 
 /// Times kept one by one at most.
 const FEW: usize = 128;
 
-impl Default for Latency {
-    fn default() -> Self {
-        Self::Few(Vec::new())
-    }
-}
-
 impl Latency {
     #[inline]
     pub(super) fn record(&mut self, ticks: u64) {
-        self.count(class(ticks.min(LONGEST)), 1);
+        self.record_class(class(ticks.min(LONGEST)) as u16);
     }
 
     #[inline]
-    fn count(&mut self, class: usize, times: u32) {
-        if let Self::Few(few) = self {
-            if times == 1 && few.len() < FEW {
-                return few.push(class as u16);
-            }
-            self.grow();
+    fn record_class(&mut self, class: u16) {
+        if self.few.len() >= FEW {
+            self.count_few();
         }
-        if let Self::Many(counts) = self {
-            counts[class] = counts[class].saturating_add(times);
-        }
+        self.few.push(class);
     }
 
     #[cold]
-    fn grow(&mut self) {
-        if let Self::Few(few) = self {
-            let mut counts = zeroes();
-            few.iter().for_each(|&class| counts[usize::from(class)] += 1);
-            *self = Self::Many(counts);
+    fn count_few(&mut self) {
+        let counts = self.many.get_or_insert_with(zeroes);
+        for class in self.few.drain(..) {
+            let count = &mut counts[usize::from(class)];
+            *count = count.saturating_add(1);
         }
     }
 
     /// Each class that holds something, and how many times; a class may come more than once.
-    fn classes(&self) -> Box<dyn Iterator<Item = (usize, u32)> + '_> {
-        match self {
-            Self::Few(few) => Box::new(few.iter().map(|&class| (usize::from(class), 1))),
-            Self::Many(counts) => {
-                let counts = counts.iter().enumerate().filter(|(_, count)| **count > 0);
-                Box::new(counts.map(|(class, &count)| (class, count)))
-            }
-        }
+    fn classes(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        let many = self.many.iter().flat_map(|counts| counts.iter().copied().enumerate());
+        let many = many.filter(|&(_, count)| count > 0);
+        many.chain(self.few.iter().map(|&class| (usize::from(class), 1)))
     }
 
     pub(super) fn add(&mut self, other: &Self) {
-        other.classes().for_each(|(class, times)| self.count(class, times));
+        if let Some(many) = &other.many {
+            let counts = self.many.get_or_insert_with(zeroes);
+            for (count, times) in counts.iter_mut().zip(many.iter()) {
+                *count = count.saturating_add(*times);
+            }
+        }
+        other.few.iter().for_each(|&class| self.record_class(class));
     }
 
     /// As a histogram that knows quantiles; `None` if it is empty.

@@ -21,6 +21,9 @@ use crate::reader::words::{LONGEST, payload, record_words, wide};
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
 const AHEAD: usize = 32;
 
+/// How many lines are fetched.
+const LINES: usize = 3;
+
 /// Words of a cache line.
 const LINE: usize = 16;
 
@@ -353,8 +356,10 @@ impl Stream {
             at += payload.end;
         }
         // With many pCPUs it is long until this one's turn comes again: have its records ready.
-        prefetch(words, at + AHEAD);
-        prefetch(words, at + AHEAD + LINE);
+        for line in 0..LINES {
+            prefetch(words, at + AHEAD + line * LINE);
+        }
+        prefetch(&self.block.stops, self.stop + AHEAD);
         (self.at, self.tsc) = (at, tsc);
         self.stop += 1;
         self.settle(buffer);

@@ -3,6 +3,8 @@
 //! Owns nothing but keys. Updating one stream costs one comparison for each level of the tree, and
 //! those comparisons are of neighbours in memory, which a heap of pairs cannot offer.
 
+use std::hint::select_unpredictable;
+
 /// The key of a stream with nothing to deliver.
 pub(super) const NOTHING: u64 = u64::MAX;
 
@@ -49,7 +51,8 @@ impl Tournament {
         let mut winner = pack(key, stream);
         self.nodes[node] = winner;
         while node > 1 {
-            winner = winner.min(self.nodes[node ^ 1]);
+            let other = self.nodes[node ^ 1];
+            winner = select_unpredictable(winner < other, winner, other);
             node /= 2;
             self.nodes[node] = winner;
         }

@@ -38,7 +38,7 @@ pub(super) struct Block {
     pub(super) end: usize,
     /// Words where those records start that need their place among all pCPUs'
     /// ([`Visit::is_local`]), and the format's own.
-    stops: Vec<u32>,
+    pub(super) stops: Vec<u32>,
     /// Records, padding of the ring left out.
     pub(super) records: u64,
     /// Records whose TSC is before that of their predecessor on this pCPU.
