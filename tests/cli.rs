@@ -425,6 +425,47 @@ fn every_command_has_an_example_a_man_page_and_completions() {
     }
 }
 
+/// What pvlab writes on a terminal that is so wide.
+fn on_a_terminal(columns: usize, arguments: &str, no_color: bool) -> String {
+    let command = std::process::Command::cargo_bin("pvlab").unwrap();
+    let line = format!("stty cols {columns}; {} {arguments}", command.get_program().display());
+    let mut script = std::process::Command::new("script");
+    script.args(["-qc", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
+    if no_color {
+        script.env("NO_COLOR", "1");
+    }
+    let output = script.stdin(std::process::Stdio::null()).output().expect("util-linux' script");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn colours_honour_no_color() {
+    // Without colours neither an error nor a help text has an escape sequence.
+    for arguments in ["run", "help run"] {
+        assert!(on_a_terminal(80, arguments, false).contains("\x1b["), "{arguments}");
+        assert!(!on_a_terminal(80, arguments, true).contains('\x1b'), "{arguments}");
+    }
+}
+
+#[test]
+fn tables_fit_a_narrow_terminal_and_lose_nothing() {
+    let (folder, _) = run_folder("kick-at-unlock", |_| ());
+    let arguments = format!("report {}", folder.path().display());
+    let cells = |table: &str| -> String {
+        let rows = table.lines().filter(|line| line.starts_with('│'));
+        let first = rows.filter_map(|row| row[3..].split('┆').next());
+        first.flat_map(str::split_whitespace).collect()
+    };
+    let wide = on_a_terminal(200, &arguments, true);
+    for columns in [40, 60, 80] {
+        let narrow = on_a_terminal(columns, &arguments, true);
+        for line in narrow.lines().filter(|line| line.starts_with(['┌', '│', '╞', '└'])) {
+            assert!(line.trim_end().chars().count() <= columns, "{columns}: {line}");
+        }
+        assert_eq!(cells(&narrow), cells(&wide), "{columns}: {narrow}");
+    }
+}
+
 #[test]
 fn quiet_is_silent_and_verbose_is_not_both() {
     let (folder, _) = run_folder("spin", |_| ());

@@ -1,10 +1,10 @@
 //! The table on the terminal: a line a figure, a column a policy.
 //!
 //! Owns how it fits: where the terminal is too narrow for all policies, there are several tables, one below
-//! another.
+//! another; and where it is too narrow for one, names of figures take two lines.
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::Results;
 use super::figures::{Column, ROWS, notes, sentence};
@@ -17,10 +17,14 @@ pub fn table(results: &Results, columns: Option<usize>) -> String {
     let mut rest = policies.as_slice();
     loop {
         // As many as fit; one in any case.
-        let (mut many, mut part) = (rest.len(), of(results, rest));
-        while many > 1 && columns.is_some_and(|columns| wide(&part) > columns) {
+        let fits = |part: &str| columns.is_none_or(|columns| wide(part) <= columns);
+        let (mut many, mut part) = (rest.len(), of(results, rest, None));
+        while many > 1 && !fits(&part) {
             many -= 1;
-            part = of(results, &rest[..many]);
+            part = of(results, &rest[..many], None);
+        }
+        if !fits(&part) {
+            part = of(results, &rest[..many], columns);
         }
         text += &part;
         text.push('\n');
@@ -34,9 +38,14 @@ pub fn table(results: &Results, columns: Option<usize>) -> String {
     format!("{text}{}\n", notes.join("\n"))
 }
 
-fn of(results: &Results, policies: &[Column]) -> String {
+/// One table, as wide as it needs or as `width` allows.
+fn of(results: &Results, policies: &[Column], width: Option<usize>) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
+    }
     let mut head = vec![results.scenario.clone(), "source".to_owned()];
     head.extend(policies.iter().map(|column| column.result.policy.clone()));
     table.set_header(head);
