@@ -160,6 +160,40 @@ pub fn to_console(document: &str, mut write: impl FnMut(&[u8])) {
     });
 }
 
+/// The report in one line, for whoever looks at the console.
+pub fn sentence(report: &DomainReport) -> String {
+    let lock = &report.parameters.policy;
+    let reason = match &report.outcome {
+        Outcome::Success => None,
+        Outcome::Skip(why) => Some(("skipped", why)),
+        Outcome::Error(why) => Some(("cannot run", why)),
+        Outcome::Failure(why) => Some(("FAILED", why)),
+    };
+    if let Some((word, why)) = reason {
+        return format!("guest: {lock}: {word}: {why}");
+    }
+    let sum = |of: fn(&VcpuReport) -> u64| report.vcpus.iter().map(of).sum::<u64>();
+    let lost = match report.counters.get("pv_poll_timeout") {
+        None | Some(0) => String::from("no wake-up lost"),
+        Some(n) => format!("{n} wake-ups LOST"),
+    };
+    format!(
+        "guest: {lock}: {} acquisitions by {} vCPUs in {} ms, all of them counted; {} slept, {} times in all; \
+         longest wait {} ms; {lost}",
+        report.acquisitions,
+        report.vcpus.len(),
+        milliseconds(report.elapsed_ns),
+        sum(|vcpu| vcpu.blocked_acquisitions),
+        sum(|vcpu| vcpu.waits),
+        milliseconds(report.latency.max()),
+    )
+}
+
+/// Nanoseconds as milliseconds, to the microsecond.
+fn milliseconds(ns: u64) -> String {
+    format!("{}.{:03}", ns / 1_000_000, ns / 1_000 % 1_000)
+}
+
 /// Writes the document into xenstore: the pieces, then their number.
 ///
 /// # Errors
@@ -246,6 +280,23 @@ mod tests {
         });
         let decoded: DomainReport = serde_json::from_str(&decoded.unwrap()).unwrap();
         assert_eq!(decoded, report);
+    }
+
+    #[test]
+    fn a_person_reads_one_line() {
+        let params = params("acquisitions=100 policy=adaptive");
+        let shares = [share(100), share(100)];
+        let mut report = assemble(Domain::default(), &params, &shares, 200, BTreeMap::new());
+        (report.elapsed_ns, report.latency) = (12_345_678, Histogram::default());
+        report.latency.record(7_000_999);
+        let line = "guest: adaptive: 200 acquisitions by 2 vCPUs in 12.345 ms, all of them counted; 4 slept, \
+                    6 times in all; longest wait ";
+        let told = sentence(&report);
+        assert!(told.starts_with(line) && told.ends_with(" ms; no wake-up lost"), "{told}");
+        report.counters.insert("pv_poll_timeout".into(), 2);
+        assert!(sentence(&report).ends_with("2 wake-ups LOST"));
+        report.outcome = Outcome::Failure("vCPU 1 is stuck".into());
+        assert_eq!(sentence(&report), "guest: adaptive: FAILED: vCPU 1 is stuck");
     }
 
     #[test]

@@ -258,6 +258,7 @@ impl Run {
             Err(error) => return log::error!("the report cannot be written: {error}"),
         };
         report::to_console(&document, |line| self.machine.console_write(line));
+        self.machine.console_write(format!("{}\n", report::sentence(report)).as_bytes());
         host.publish(&document);
     }
 
