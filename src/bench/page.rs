@@ -43,11 +43,11 @@ pub fn write(report: &Report, folder: &Path) -> Result<()> {
     for section in report.sections() {
         let name = section.file_name();
         for pcpus in PCPUS {
-            let plot = overcommit(report, section, pcpus);
+            let plot = overcommit(report, section, pcpus, true);
             files.push((format!("overcommit{pcpus}_{name}.svg"), plot.into_string()));
         }
         for topology in report.topologies() {
-            let plot = tradeoff(report, topology, section);
+            let plot = tradeoff(report, topology, section, true);
             files.push((format!("tradeoff_{topology}_{name}.svg"), plot.into_string()));
         }
     }
@@ -83,10 +83,10 @@ pub fn page(report: &Report) -> String {
                 (legend(report))
                 h2 { "Throughput against overcommit" }
                 p class="soft" { "Runnable vCPUs for each pCPU; median of the seeds. PV topologies." }
-                div class="charts" { @for pcpus in PCPUS { @for section in report.sections() { (overcommit(report, section, pcpus)) } } }
+                div class="charts" { @for pcpus in PCPUS { @for section in report.sections() { (overcommit(report, section, pcpus, false)) } } }
                 h2 { "Throughput against the longest wait" }
                 p class="soft" { "Down and to the right is better: more acquisitions, shorter waits." }
-                div class="charts" { @for (topology, section) in places(report) { (tradeoff(report, topology, section)) } }
+                div class="charts" { @for (topology, section) in places(report) { (tradeoff(report, topology, section, false)) } }
                 h2 { "Waits" }
                 p class="soft" { "The share of acquisitions that waited longer than a time; the first seed." }
                 div class="charts" { @for (topology, section) in places(report) { (waits(report, topology, section)) } }
@@ -225,7 +225,7 @@ fn percent(share: f64) -> String {
 
 /// Throughput against overcommit for one section, on so many pCPUs as `pcpus` says (the end of a topology's name).
 /// Nothing where there is only one load to show.
-pub fn overcommit(report: &Report, section: Section, pcpus: &str) -> Markup {
+pub fn overcommit(report: &Report, section: Section, pcpus: &str, names: bool) -> Markup {
     // A neighbour without a lock is load of another kind, and PVH's clock does not compare with PV's.
     let topologies: Vec<&str> =
         report.topologies().into_iter().filter(|topology| topology.ends_with(pcpus)).collect();
@@ -243,18 +243,24 @@ pub fn overcommit(report: &Report, section: Section, pcpus: &str) -> Markup {
     if topologies.len() < 2 {
         return html! {};
     }
-    let many = pcpus.trim_start_matches("-on-");
-    chart(&format!("{section} us · {many} pCPU"), &LOAD, &RATE, &series.collect::<Vec<_>>())
+    let many = if pcpus == PCPUS[0] { "one pCPU" } else { "two pCPUs" };
+    chart(&format!("{section} us · {many}"), &LOAD, &RATE, &series.collect::<Vec<_>>(), names)
 }
 
 /// Throughput against the longest wait, of one topology and section.
-pub fn tradeoff(report: &Report, topology: &str, section: Section) -> Markup {
+pub fn tradeoff(report: &Report, topology: &str, section: Section, names: bool) -> Markup {
     let series = looks(report).into_iter().filter_map(|(lock, look)| {
         let figures = &report.row(topology, section, lock)?.figures;
         let points = vec![(figures.get("rate")?.median, figures.get("longest_ns")?.median)];
         Some(Series { name: lock.to_string(), look, points, line: false })
     });
-    chart(&format!("{topology} · {section} us"), &RATE, &LONGEST, &series.collect::<Vec<_>>())
+    chart(
+        &format!("{topology} · {section} us"),
+        &RATE,
+        &LONGEST,
+        &series.collect::<Vec<_>>(),
+        names,
+    )
 }
 
 /// What share of the acquisitions waited longer than a time.
@@ -274,7 +280,7 @@ pub fn waits(report: &Report, topology: &str, section: Section) -> Markup {
         }
         Some(Series { name: lock.to_string(), look, points, line: true })
     });
-    chart(&format!("{topology} · {section} us"), &WAIT, &SHARE, &series.collect::<Vec<_>>())
+    chart(&format!("{topology} · {section} us"), &WAIT, &SHARE, &series.collect::<Vec<_>>(), false)
 }
 
 fn costs(report: &Report) -> Markup {

@@ -12,6 +12,8 @@ const WIDTH: f64 = 270.0;
 const HEIGHT: f64 = 170.0;
 const RIGHT: f64 = 24.0;
 const BOTTOM: f64 = 40.0;
+/// Room for the locks' names.
+const NAMES: f64 = 110.0;
 
 /// Okabe and Ito's colours, which colour-blind readers can tell apart, and darker ones of their kind.
 const COLOURS: [&str; 11] = [
@@ -82,8 +84,9 @@ pub struct Axis {
     pub decades: bool,
 }
 
-/// A chart; points that are not above zero on both axes are left out.
-pub fn chart(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Markup {
+/// A chart; points that are not above zero on both axes are left out. With `names` it says beside itself what each
+/// mark is, for a chart that stands alone.
+pub fn chart(title: &str, x: &Axis, y: &Axis, series: &[Series], names: bool) -> Markup {
     let all = || series.iter().flat_map(|s| &s.points).filter(|p| p.0 > 0.0 && p.1 > 0.0);
     let (Some(xs), Some(ys)) =
         (range(all().map(|p| p.0), x.decades), range(all().map(|p| p.1), y.decades))
@@ -93,7 +96,8 @@ pub fn chart(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Markup {
     let at_x = |value: f64| LEFT + (value.max(xs.0) / xs.0).ln() / (xs.1 / xs.0).ln() * WIDTH;
     let at_y =
         |value: f64| TOP + HEIGHT - (value.max(ys.0) / ys.0).ln() / (ys.1 / ys.0).ln() * HEIGHT;
-    let (width, height) = (LEFT + WIDTH + RIGHT, TOP + HEIGHT + BOTTOM);
+    let beside = if names { NAMES } else { 0.0 };
+    let (width, height) = (LEFT + WIDTH + RIGHT + beside, TOP + HEIGHT + BOTTOM);
     html! {
         svg xmlns="http://www.w3.org/2000/svg" viewBox=(format!("0 0 {width} {height}")) width=(width) role="img"
             aria-label=(title) {
@@ -109,6 +113,13 @@ pub fn chart(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Markup {
             }
             text class="soft" x=(LEFT + WIDTH) y=(height - 6.0) text-anchor="end" { (x.name) }
             text class="soft" x="0" y=(TOP - 8.0) { (y.name) }
+            @if names {
+                @for (n, s) in series.iter().filter(|s| !s.points.is_empty()).enumerate() {
+                    @let (x, y) = (LEFT + WIDTH + RIGHT, TOP + 6.0 + 16.0 * n as f64);
+                    (s.look.mark(x, y))
+                    text x=(num(x + 10.0)) y=(num(y + 4.0)) { (s.name) }
+                }
+            }
             @for s in series {
                 @let points: Vec<_> = s.points.iter().filter(|p| p.0 > 0.0 && p.1 > 0.0).collect();
                 g {
