@@ -133,12 +133,12 @@ pub struct RawIrqLock<R, I: Interrupts> {
 // SAFETY: `saved` belongs to the owner of `inner`.
 unsafe impl<R: Sync, I: Interrupts> Sync for RawIrqLock<R, I> {}
 
-/// Interrupts are off as long as this exists.
+/// Interrupts are off as long as this exists: if a lock fails or panics, they come back.
 pub(crate) struct Off<I: Interrupts>(I::Saved);
 
 impl<I: Interrupts> Off<I> {
     #[inline]
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let saved = I::save();
         I::disable();
         Self(saved)
@@ -171,23 +171,25 @@ impl<R, I: Interrupts> RawIrqLock<R, I> {
         &self.inner
     }
 
-    /// Turns interrupts off and takes the inner lock by `lock`; if that fails or panics, they come back.
-    #[inline]
-    pub(crate) fn lock_with<G>(&self, lock: impl FnOnce(&R) -> Option<G>) -> Option<G> {
-        let off = Off::<I>::new();
-        let guard = lock(&self.inner)?;
-        // SAFETY: the lock is ours, and the cell with it.
-        unsafe { *self.saved.get() = MaybeUninit::new(off.keep()) };
-        Some(guard)
-    }
-
-    /// Runs `bump`, during which others may own the lock and keep their state in it.
+    /// Keeps what was saved before the inner lock was taken, until [`off`](Self::off).
     ///
     /// # Safety
     ///
-    /// The calling context owns the lock, before `bump` and after it, even if it unwinds.
+    /// The calling context owns the inner lock.
     #[inline]
-    pub(crate) unsafe fn keeping(&self, bump: impl FnOnce(&R)) {
+    pub(crate) unsafe fn keep(&self, off: Off<I>) {
+        // SAFETY: the lock is ours, and the cell with it.
+        unsafe { *self.saved.get() = MaybeUninit::new(off.keep()) };
+    }
+
+    /// Takes out what is kept, and puts it back when the result is dropped. In between others may own
+    /// the lock and keep their state in it.
+    ///
+    /// # Safety
+    ///
+    /// The calling context owns the lock now, and when the result is dropped.
+    #[inline]
+    pub(crate) unsafe fn lend(&self) -> impl Drop {
         struct PutBack<'a, S: Copy>(&'a UnsafeCell<MaybeUninit<S>>, MaybeUninit<S>);
 
         impl<S: Copy> Drop for PutBack<'_, S> {
@@ -198,8 +200,7 @@ impl<R, I: Interrupts> RawIrqLock<R, I> {
         }
 
         // SAFETY: the lock is ours, and the cell with it.
-        let _put_back = PutBack(&self.saved, unsafe { *self.saved.get() });
-        bump(&self.inner);
+        PutBack(&self.saved, unsafe { *self.saved.get() })
     }
 
     /// What puts interrupts back when it is dropped, which is after the inner lock was released.

@@ -10,6 +10,7 @@
 //! - [`RwLock`] lets many readers in, or one writer.
 //! - [`IrqMutex`] keeps interrupts off while it is held.
 //! - [`Mode`] chooses at boot between sleeping waiters, a spinning queue, and test-and-set.
+//! - The feature `checker` finds locks that are used wrongly, and tells [`Platform::report`].
 //! - [`debug::Dump`] shows a stuck lock, [`counters()`] what happened.
 //!
 //! Inside: `word` has the four bytes and every step on them, `queue` what all waiters do, `native` and
@@ -17,10 +18,13 @@
 #![cfg_attr(not(any(loom, test)), no_std)]
 
 mod adaptive;
+mod checker;
 mod counters;
 mod counts;
 pub mod debug;
 mod hash;
+#[cfg(feature = "checker")]
+mod held;
 #[cfg(not(loom))]
 mod irq;
 mod mode;
@@ -42,6 +46,7 @@ mod queue;
 mod raw;
 mod rwlock;
 mod sync;
+mod trouble;
 #[cfg(not(loom))]
 pub mod v04;
 #[cfg(all(feature = "lock_api_05", not(loom)))]
@@ -60,6 +65,7 @@ pub use platform::{Platform, wait_for_kicks};
 pub use policy::{Handover, Hybrid, KickAtUnlock, KickTwice, Policy, Spin, Stage};
 pub use raw::RawPvLock;
 pub use rwlock::RawPvRwLock;
+pub use trouble::{Circle, Link, Trouble};
 #[cfg(not(loom))]
 pub use v04::{
     IrqMutex, IrqMutexGuard, MappedMutexGuard, Mutex, MutexGuard, RwLock, RwLockReadGuard,

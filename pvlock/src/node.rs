@@ -134,7 +134,7 @@ impl Node {
 
 /// The queue nodes of one CPU: 128 bytes, two nodes to a cache line.
 ///
-/// With the feature `counters`, this CPU's counts stand behind them.
+/// With the feature `counters`, this CPU's counts stand behind them; with `checker`, what it holds.
 ///
 /// ```
 /// # #[cfg(not(loom))] {
@@ -148,6 +148,8 @@ impl Node {
 pub struct CpuNodes {
     nodes: [Node; LEVELS],
     pub(crate) counts: Counts,
+    #[cfg(feature = "checker")]
+    pub(crate) held: crate::held::Held,
 }
 
 impl CpuNodes {
@@ -157,6 +159,8 @@ impl CpuNodes {
             Self {
                 nodes: [Node::new(), Node::new(), Node::new(), Node::new()],
                 counts: Counts::new(),
+                #[cfg(feature = "checker")]
+                held: crate::held::Held::new(),
             }
         }
     }
@@ -257,7 +261,7 @@ mod tests {
     #[test]
     fn a_node_has_32_bytes_and_a_cpu_128() {
         assert_eq!(size_of::<Node>(), 32);
-        if !cfg!(feature = "counters") {
+        if !cfg!(any(feature = "counters", feature = "checker")) {
             assert_eq!(size_of::<CpuNodes>(), 128);
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! This file owns the seam, and nothing else: no lock logic, no default for anything that costs.
 
+use crate::trouble::Trouble;
 use crate::{CpuNodes, HashTable, Mode};
 
 /// The kernel under the lock: who am I, where is per-CPU storage, how does a CPU sleep and wake.
@@ -39,6 +40,9 @@ pub unsafe trait Platform: 'static {
     const MAX_CPUS: usize;
 
     /// The number of the CPU this runs on.
+    ///
+    /// Asked by waiters, and by an unlock that wakes one; with the feature `checker` by every lock and
+    /// unlock. A number beyond `MAX_CPUS` is not checked: one for CPUs that have none yet.
     fn current_cpu() -> usize;
 
     /// The queue nodes of one CPU.
@@ -95,6 +99,29 @@ pub unsafe trait Platform: 'static {
     #[inline]
     fn plain_unlock() -> bool {
         Self::mode() != Mode::Pv
+    }
+
+    /// Told what the lock checker found, on the CPU that found it, in the context that waits. Called
+    /// with the feature `checker` alone. When it returns, the CPU goes on as if nothing had been found.
+    ///
+    /// What it does itself is not checked. So it may take locks, but it had better not need them: any
+    /// lock may be the one that is told of.
+    ///
+    /// # Panics
+    ///
+    /// By default, with the text of `trouble`, and does not unwind (clause 6).
+    fn report(trouble: &Trouble) {
+        crate::trouble::panic_with(trouble);
+    }
+
+    /// How long a CPU may wait for a lock before the checker reports it, in nanoseconds of
+    /// [`now`](Platform::now); 0 = for ever. Reported again after each such time.
+    ///
+    /// Looked at every 1,024 turns of a spin, before each [`wait`](Platform::wait), and when the lock is
+    /// taken after either. So a wait that nobody ends is found where `wait` returns now and then. The
+    /// time in which the CPU was interrupted, or its machine paused, counts where the clock goes on.
+    fn longest_wait() -> u64 {
+        10_000_000_000
     }
 
     /// One turn of a spin loop, which has done `turn` turns so far. The place to tell a hypervisor

@@ -4,6 +4,7 @@
 
 use core::marker::PhantomData;
 
+use crate::checker::{self, Checked, How};
 use crate::sync::const_fn;
 use crate::word::{Snapshot, Steps, Word};
 use crate::{Mode, Platform, Policy, native, pv, queue};
@@ -35,7 +36,22 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// When contended, if the CPU's number is not less than [`Platform::MAX_CPUS`] or the hash
     /// table has less than four entries for each CPU.
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock(&self) {
+        let wanted = checker::want::<P>(self.key(), How::Exclusive);
+        self.acquire();
+        checker::got::<P>(wanted);
+    }
+
+    /// What the hash table and the checker know this lock by.
+    #[inline]
+    fn key(&self) -> usize {
+        core::ptr::from_ref(&self.word).addr()
+    }
+
+    /// Takes the lock, unknown to the checker.
+    #[inline]
+    pub(crate) fn acquire(&self) {
         if let Err(seen) = self.word.try_acquire() {
             self.lock_slow(seen);
         }
@@ -44,21 +60,27 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     #[cold]
     #[inline(never)]
     fn lock_slow(&self, seen: Snapshot) {
+        checker::blocked::<P>(self.key());
         match P::mode() {
             #[cfg(any(loom, shuttle, feature = "posted-patch"))]
             Mode::Pv if K::AS_POSTED => {
-                pv::acquire::<P, K, crate::posted::Posted<K>>(&self.word, seen);
+                pv::acquire::<Checked<P>, K, crate::posted::Posted<K>>(&self.word, seen);
             }
-            Mode::Pv => pv::acquire::<P, K, pv::Pv<K>>(&self.word, seen),
-            Mode::Native => native::acquire::<P>(&self.word, seen),
-            Mode::TestAndSet => queue::acquire_unqueued::<P>(&self.word),
+            Mode::Pv => pv::acquire::<Checked<P>, K, pv::Pv<K>>(&self.word, seen),
+            Mode::Native => native::acquire::<Checked<P>>(&self.word, seen),
+            Mode::TestAndSet => queue::acquire_unqueued::<Checked<P>>(&self.word),
         }
     }
 
     /// Takes the lock if it is free and nobody waits for it.
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn try_lock(&self) -> bool {
-        self.word.try_acquire_seen_free()
+        let taken = self.word.try_acquire_seen_free();
+        if taken {
+            checker::got::<P>(checker::want::<P>(self.key(), How::Exclusive));
+        }
+        taken
     }
 
     /// Releases the lock, and wakes the head of the queue if it sleeps.
@@ -73,6 +95,13 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     #[inline]
     pub unsafe fn unlock(&self) {
         self.assert_owned();
+        checker::leave::<P>(self.key());
+        self.release();
+    }
+
+    /// Releases the lock, unknown to the checker.
+    #[inline]
+    pub(crate) fn release(&self) {
         if self.word.try_release_unqueued().is_err() {
             self.unlock_queued();
         }
@@ -102,11 +131,12 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// As [`unlock`](Self::unlock).
     pub unsafe fn unlock_fair(&self) {
         self.assert_owned();
+        checker::leave::<P>(self.key());
         // Where nobody steals, the order of the queue is the order in any case.
         if K::STEALS > 0 && !P::plain_unlock() && self.word.load().tail().is_some() {
             pv::release_reserved::<P>(&self.word);
-        } else if self.word.try_release_unqueued().is_err() {
-            self.unlock_queued();
+        } else {
+            self.release();
         }
     }
 
@@ -121,13 +151,16 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// # Panics
     ///
     /// As [`lock`](Self::lock).
+    #[cfg_attr(feature = "checker", track_caller)]
     pub unsafe fn bump(&self) {
         /// Takes the lock when it is dropped.
         struct Retake<'a, P: Platform, K: Policy>(&'a RawPvLock<P, K>);
 
         impl<P: Platform, K: Policy> Drop for Retake<'_, P, K> {
             fn drop(&mut self) {
-                queue::acquire_unqueued::<P>(&self.0.word);
+                let wanted = checker::want::<P>(self.0.key(), How::Exclusive);
+                queue::acquire_unqueued::<Checked<P>>(&self.0.word);
+                checker::got::<P>(wanted);
             }
         }
 

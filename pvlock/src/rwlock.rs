@@ -5,6 +5,7 @@
 
 use core::marker::PhantomData;
 
+use crate::checker::{self, Checked, How};
 use crate::counters::{count, timed_kick, timed_wait};
 use crate::counts::Counter;
 use crate::policy::{Spin, Stage};
@@ -92,10 +93,13 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     ///
     /// As [`RawPvLock::lock`].
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock_shared(&self) {
-        if !self.try_lock_shared() {
+        let wanted = checker::want::<P>(self.key(), How::Shared);
+        if !self.try_add_reader(WRITER | WAITING) {
             self.lock_slow(Want::Read);
         }
+        checker::got::<P>(wanted);
     }
 
     /// Takes the lock for reading, past whoever waits for it: for contexts that may hold it for reading already.
@@ -104,11 +108,14 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     ///
     /// As [`RawPvLock::lock`].
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock_shared_recursive(&self) {
-        if !self.try_lock_shared_recursive() {
+        let wanted = checker::want::<P>(self.key(), How::Shared);
+        if !self.try_add_reader(WRITER) {
             // There is a writer, so nobody holds it for reading, and the queue is no danger.
             self.lock_slow(Want::Read);
         }
+        checker::got::<P>(wanted);
     }
 
     /// Takes the lock for writing.
@@ -117,22 +124,37 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     ///
     /// As [`RawPvLock::lock`].
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock_exclusive(&self) {
-        if !self.try_lock_exclusive() {
+        let wanted = checker::want::<P>(self.key(), How::Exclusive);
+        if !self.try_add_writer() {
             self.lock_slow(Want::Write);
         }
+        checker::got::<P>(wanted);
     }
 
     /// Takes the lock for reading if there is no writer and nobody waits.
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn try_lock_shared(&self) -> bool {
-        self.try_add_reader(WRITER | WAITING)
+        self.noted(self.try_add_reader(WRITER | WAITING), How::Shared)
     }
 
     /// Takes the lock for reading if there is no writer.
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn try_lock_shared_recursive(&self) -> bool {
-        self.try_add_reader(WRITER)
+        self.noted(self.try_add_reader(WRITER), How::Shared)
+    }
+
+    /// Tells the checker of a try: whether it succeeded.
+    #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
+    fn noted(&self, taken: bool, how: How) -> bool {
+        if taken {
+            checker::got::<P>(checker::want::<P>(self.key(), how));
+        }
+        taken
     }
 
     #[inline]
@@ -151,7 +173,13 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
 
     /// Takes the lock for writing if it is free and nobody waits.
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     pub fn try_lock_exclusive(&self) -> bool {
+        self.noted(self.try_add_writer(), How::Exclusive)
+    }
+
+    #[inline]
+    fn try_add_writer(&self) -> bool {
         // The look first keeps a polled lock's cache line shared. Acquire, with all owners' releases.
         self.word.load(Relaxed) == 0
             && self.word.compare_exchange(0, WRITER, ord!("rw-write", Acquire), Relaxed).is_ok()
@@ -164,6 +192,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     /// The calling context holds the lock for reading.
     #[inline]
     pub unsafe fn unlock_shared(&self) {
+        checker::leave::<P>(self.key());
         self.leave(READER, 0);
     }
 
@@ -174,6 +203,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     /// The calling context holds the lock for writing.
     #[inline]
     pub unsafe fn unlock_exclusive(&self) {
+        checker::leave::<P>(self.key());
         // Release, with the next owner's acquire.
         let release = ord!("rw-unlock", Release);
         if self.word.compare_exchange(WRITER, 0, release, Relaxed).is_err() {
@@ -188,6 +218,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     /// The calling context holds the lock for writing.
     #[inline]
     pub unsafe fn downgrade(&self) {
+        checker::share::<P>(self.key());
         self.leave(WRITER, READER);
     }
 
@@ -203,7 +234,8 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
         self.word.load(Relaxed) & WRITER != 0
     }
 
-    /// What the hash table knows this lock by.
+    /// What the hash table and the checker know this lock by.
+    #[inline]
     fn key(&self) -> usize {
         core::ptr::from_ref(&self.word).addr()
     }
@@ -251,12 +283,12 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     #[cold]
     #[inline(never)]
     fn lock_slow(&self, want: Want) {
-        self.queue.lock();
+        checker::blocked::<P>(self.key());
+        self.queue.acquire();
         // The head from here on. Relaxed: it orders nothing, it keeps newcomers out.
         self.word.fetch_or(WAITING, Relaxed);
         self.wait_as_head(want);
-        // SAFETY: taken above.
-        unsafe { self.queue.unlock() };
+        self.queue.release();
     }
 
     /// Returns when the lock is taken as wanted.
@@ -282,9 +314,9 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 // In the table, or being taken out, and then the kick is still to come.
                 step!(cpu, "rw: the head sleeps");
                 count::<P>(cpu, Counter::WaitHead);
-                timed_wait::<P>(cpu, || self.word.load(Relaxed) & SLEEP != 0);
+                timed_wait::<Checked<P>>(cpu, || self.word.load(Relaxed) & SLEEP != 0);
             } else if P::mode() != Mode::Pv || K::keep_spinning::<P>(&mut spin) {
-                P::relax(spin.turn());
+                Checked::<P>::relax(spin.turn());
                 spin.advance();
             } else if *level.get_or_insert_with(|| nodes.enter()) < LEVELS {
                 step!(cpu, "rw: the head enters itself");
@@ -292,7 +324,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 // Release, with `rw-waking`: the entry comes first. If the lock has become free, the next look finds it.
                 self.word.fetch_or(ASLEEP, ord!("rw-asleep", Release));
             } else {
-                P::relax(0);
+                Checked::<P>::relax(0);
             }
         }
         if let Some(level) = level {

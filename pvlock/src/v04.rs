@@ -7,6 +7,7 @@ use lock_api::{
     GuardNoSend, RawMutex, RawMutexFair, RawRwLock, RawRwLockDowngrade, RawRwLockRecursive,
 };
 
+use crate::irq::Off;
 use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
 /// Data behind a [`RawPvLock`].
@@ -104,11 +105,13 @@ unsafe impl<P: Platform, K: Policy> RawMutex for RawPvLock<P, K> {
     type GuardMarker = GuardNoSend;
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock(&self) {
         Self::lock(self);
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock(&self) -> bool {
         Self::try_lock(self)
     }
@@ -134,16 +137,24 @@ unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
     type GuardMarker = GuardNoSend;
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock(&self) {
-        self.lock_with(|inner| {
-            inner.lock();
-            Some(())
-        });
+        let off = Off::new();
+        self.inner().lock();
+        // SAFETY: taken just now.
+        unsafe { self.keep(off) };
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock(&self) -> bool {
-        self.lock_with(|inner| inner.try_lock().then_some(())).is_some()
+        let off = Off::new();
+        let taken = self.inner().try_lock();
+        if taken {
+            // SAFETY: taken just now.
+            unsafe { self.keep(off) };
+        }
+        taken
     }
 
     #[inline]
@@ -168,11 +179,13 @@ unsafe impl<P: Platform, K: Policy> RawRwLock for RawPvRwLock<P, K> {
     type GuardMarker = GuardNoSend;
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock_shared(&self) {
         Self::lock_shared(self);
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock_shared(&self) -> bool {
         Self::try_lock_shared(self)
     }
@@ -184,11 +197,13 @@ unsafe impl<P: Platform, K: Policy> RawRwLock for RawPvRwLock<P, K> {
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock_exclusive(&self) {
         Self::lock_exclusive(self);
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock_exclusive(&self) -> bool {
         Self::try_lock_exclusive(self)
     }
@@ -222,11 +237,13 @@ unsafe impl<P: Platform, K: Policy> RawRwLockDowngrade for RawPvRwLock<P, K> {
 // SAFETY: while there is a reader it waits for nobody.
 unsafe impl<P: Platform, K: Policy> RawRwLockRecursive for RawPvRwLock<P, K> {
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock_shared_recursive(&self) {
         Self::lock_shared_recursive(self);
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock_shared_recursive(&self) -> bool {
         Self::try_lock_shared_recursive(self)
     }
@@ -242,6 +259,7 @@ unsafe impl<P: Platform, K: Policy> RawMutexFair for RawPvLock<P, K> {
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     unsafe fn bump(&self) {
         // SAFETY: the caller owns the lock.
         unsafe { Self::bump(self) }
@@ -259,10 +277,11 @@ unsafe impl<R: RawMutexFair, I: Interrupts> RawMutexFair for RawIrqLock<R, I> {
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     unsafe fn bump(&self) {
-        // SAFETY: the caller owns the lock.
-        let bump = |inner: &R| unsafe { inner.bump() };
-        // SAFETY: and owns it after a bump too, as `RawMutexFair` demands.
-        unsafe { self.keeping(bump) }
+        // SAFETY: the caller owns the lock, and after a bump too, as `RawMutexFair` demands.
+        let _put_back = unsafe { self.lend() };
+        // SAFETY: as above.
+        unsafe { self.inner().bump() }
     }
 }

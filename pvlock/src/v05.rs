@@ -15,6 +15,7 @@ use core::marker::PhantomData;
 
 use lock_api_05::{GuardNoSend, RawMutex, RawMutexFair, RawRwLock, RawRwLockDowngrade};
 
+use crate::irq::Off;
 use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
 /// Data behind a [`RawPvLock`].
@@ -53,12 +54,14 @@ unsafe impl<P: Platform, K: Policy> RawMutex for RawPvLock<P, K> {
     type Guard = GuardNoSend;
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock(&self) -> Self::Guard {
         Self::lock(self);
         GuardNoSend::new()
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock(&self) -> Option<Self::Guard> {
         Self::try_lock(self).then_some(GuardNoSend::new())
     }
@@ -88,14 +91,22 @@ unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
     type Guard = IrqGuard<R::Guard>;
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock(&self) -> Self::Guard {
-        let inner = self.lock_with(|inner| Some(inner.lock())).expect("`lock` takes it");
+        let off = Off::new();
+        let inner = self.inner().lock();
+        // SAFETY: taken just now.
+        unsafe { self.keep(off) };
         IrqGuard { inner, _not_send: PhantomData }
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock(&self) -> Option<Self::Guard> {
-        let inner = self.lock_with(RawMutex::try_lock)?;
+        let off = Off::new();
+        let inner = self.inner().try_lock()?;
+        // SAFETY: taken just now.
+        unsafe { self.keep(off) };
         Some(IrqGuard { inner, _not_send: PhantomData })
     }
 
@@ -121,12 +132,14 @@ unsafe impl<P: Platform, K: Policy> RawRwLock for RawPvRwLock<P, K> {
     type ExclusiveGuard = GuardNoSend;
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock_shared(&self) -> GuardNoSend {
         Self::lock_shared(self);
         GuardNoSend::new()
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock_shared(&self) -> Option<GuardNoSend> {
         Self::try_lock_shared(self).then_some(GuardNoSend::new())
     }
@@ -138,12 +151,14 @@ unsafe impl<P: Platform, K: Policy> RawRwLock for RawPvRwLock<P, K> {
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn lock_exclusive(&self) -> GuardNoSend {
         Self::lock_exclusive(self);
         GuardNoSend::new()
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     fn try_lock_exclusive(&self) -> Option<GuardNoSend> {
         Self::try_lock_exclusive(self).then_some(GuardNoSend::new())
     }
@@ -184,6 +199,7 @@ unsafe impl<P: Platform, K: Policy> RawMutexFair for RawPvLock<P, K> {
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     unsafe fn bump(&self, _guard: &mut Self::Guard) {
         // SAFETY: the guard state proves that this context owns the lock.
         unsafe { Self::bump(self) }
@@ -201,10 +217,11 @@ unsafe impl<R: RawMutexFair, I: Interrupts> RawMutexFair for RawIrqLock<R, I> {
     }
 
     #[inline]
+    #[cfg_attr(feature = "checker", track_caller)]
     unsafe fn bump(&self, guard: &mut Self::Guard) {
-        // SAFETY: the guard holds the inner lock's state of the same acquisition.
-        let bump = |inner: &R| unsafe { inner.bump(&mut guard.inner) };
         // SAFETY: the context owns the lock, and after a bump too, as `RawMutexFair` demands.
-        unsafe { self.keeping(bump) }
+        let _put_back = unsafe { self.lend() };
+        // SAFETY: the guard holds the inner lock's state of the same acquisition.
+        unsafe { self.inner().bump(&mut guard.inner) }
     }
 }

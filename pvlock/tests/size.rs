@@ -133,3 +133,25 @@ fn locked_adds(code: &[u8]) -> usize {
         .filter(|i| i.has_lock_prefix() && matches!(i.mnemonic(), Add | Inc | Xadd))
         .count()
 }
+
+/// With the checker off there is neither code nor storage of it, and each function is shorter.
+#[test]
+fn a_checker_that_is_off_is_no_code() {
+    let [off, on] = ["", "checker"].map(object_file);
+    let off = object::File::parse(&*off).expect("an object file");
+    let on = object::File::parse(&*on).expect("an object file");
+    for name in ["pv_lock", "pv_unlock", "native_lock", "native_unlock", "boot_lock", "boot_unlock"]
+    {
+        let length = |file| code(file, name).len();
+        assert!(length(&off) < length(&on), "{name}");
+    }
+    let mentions = |file: &object::File<'_>| {
+        let names = file.symbols().filter_map(|symbol| symbol.name().ok().map(str::to_owned));
+        names.filter(|name| name.contains("checker") || name.contains("trouble")).count()
+    };
+    assert_eq!(mentions(&off), 0);
+    assert!(mentions(&on) > 0);
+    let size = |file: &object::File<'_>| file.symbol_by_name("ONE_CPU").expect("a static").size();
+    assert_eq!(size(&off), 128);
+    assert!(size(&on) > 128);
+}
