@@ -11,7 +11,7 @@ use crate::counts::Counter;
 use crate::policy::{Spin, Stage};
 use crate::sync::{AtomicU32, Ordering::Relaxed, const_fn, ord, step};
 use crate::word::LEVELS;
-use crate::{Mode, Platform, Policy, RawPvLock};
+use crate::{CpuNodes, Mode, Platform, Policy, RawPvLock};
 
 /// Many readers or one writer: eight bytes, first come, first served, and waiters that sleep in the hypervisor.
 ///
@@ -34,8 +34,9 @@ use crate::{Mode, Platform, Policy, RawPvLock};
 /// alone, takes it, and gives the inner lock to the next. So a writer is not overtaken by readers that came
 /// after it, and readers in a row enter one after the other without waiting for each other to leave.
 ///
-/// A reader that is interrupted by a handler which reads the same lock would wait for itself if a writer came in between. Such a
-/// handler takes the lock by `read_recursive`, which passes everybody that waits.
+/// A reader, or a waiter, that is interrupted by a handler which reads the same lock would wait for
+/// itself if a writer came in between. Such a handler takes the lock by `read_recursive`, which passes
+/// everybody that waits.
 #[repr(C)]
 pub struct RawPvRwLock<P, K> {
     word: AtomicU32,
@@ -102,20 +103,33 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
         checker::got::<P>(wanted);
     }
 
-    /// Takes the lock for reading, past whoever waits for it: for contexts that may hold it for reading already.
+    /// Takes the lock for reading, past whoever waits for it: for contexts that may hold it for
+    /// reading already, and for handlers that may have interrupted one that waits for it.
     ///
-    /// # Panics
-    ///
-    /// As [`RawPvLock::lock`].
+    /// Waits for the writer that is in, and for nobody else: it is counted as a reader at once, and does
+    /// not queue, since the context below may stand in the queue. It spins, in every mode.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock_shared_recursive(&self) {
         let wanted = checker::want::<P>(self.key(), How::Shared);
-        if !self.try_add_reader(WRITER) {
-            // There is a writer, so nobody holds it for reading, and the queue is no danger.
-            self.lock_slow(Want::Read);
+        // Acquire, with the last writer's release. The next one waits for us.
+        let seen = self.word.fetch_add(READER, ord!("rw-recursive", Acquire));
+        if seen & WRITER != 0 {
+            self.wait_for_the_writer();
         }
         checker::got::<P>(wanted);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_for_the_writer(&self) {
+        step!(P::current_cpu(), "rw: reads after the writer");
+        let mut turn = 0_u32;
+        // Acquire, with the writer's release.
+        while self.word.load(ord!("rw-after-writer", Acquire)) & WRITER != 0 {
+            Checked::<P>::relax(turn);
+            turn = turn.saturating_add(1);
+        }
     }
 
     /// Takes the lock for writing.
@@ -283,11 +297,24 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     #[cold]
     #[inline(never)]
     fn lock_slow(&self, want: Want) {
+        /// A policy panics while its waiter is the head: the next one has to be, and says so in the word
+        /// by itself. The policy is asked by a head that is not in the hash table. Never dropped otherwise.
+        struct Unwinding<'a, P: Platform, K: Policy>(&'a RawPvRwLock<P, K>);
+
+        impl<P: Platform, K: Policy> Drop for Unwinding<'_, P, K> {
+            fn drop(&mut self) {
+                self.0.word.fetch_and(!WAITING, Relaxed);
+                self.0.queue.release();
+            }
+        }
+
         checker::blocked::<P>(self.key());
         self.queue.acquire();
+        let unwinding = Unwinding(self);
         // The head from here on. Relaxed: it orders nothing, it keeps newcomers out.
         self.word.fetch_or(WAITING, Relaxed);
         self.wait_as_head(want);
+        core::mem::forget(unwinding);
         self.queue.release();
     }
 
@@ -296,8 +323,9 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
         let cpu = P::current_cpu();
         let nodes = P::nodes(cpu);
         let mut spin = Spin::new(Stage::Head, cpu, None);
-        // The hash table has room for as many sleepers of a CPU as it has nodes: to sleep is to claim a node.
-        let mut level = None;
+        // The hash table has room for as many sleepers of a CPU as it has nodes: to sleep is to claim
+        // a node.
+        let mut level = Level { nodes, claimed: None };
         loop {
             let seen = self.word.load(Relaxed);
             if seen & want.blocked_by() == 0 && seen & SLEEP != WAKING {
@@ -318,7 +346,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
             } else if P::mode() != Mode::Pv || K::keep_spinning::<P>(&mut spin) {
                 Checked::<P>::relax(spin.turn());
                 spin.advance();
-            } else if *level.get_or_insert_with(|| nodes.enter()) < LEVELS {
+            } else if level.claim() < LEVELS {
                 step!(cpu, "rw: the head enters itself");
                 P::hash().insert(self.key(), cpu);
                 // Release, with `rw-waking`: the entry comes first. If the lock has become free, the next look finds it.
@@ -327,8 +355,25 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 Checked::<P>::relax(0);
             }
         }
-        if let Some(level) = level {
-            nodes.leave(level);
+    }
+}
+
+/// A node that is claimed when it is needed, and given back.
+struct Level {
+    nodes: &'static CpuNodes,
+    claimed: Option<usize>,
+}
+
+impl Level {
+    fn claim(&mut self) -> usize {
+        *self.claimed.get_or_insert_with(|| self.nodes.enter())
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        if let Some(level) = self.claimed {
+            self.nodes.leave(level);
         }
     }
 }

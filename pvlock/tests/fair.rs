@@ -7,7 +7,7 @@ mod machine;
 
 use machine::Threads;
 use pvlock::{
-    Adaptive, Hybrid, KickAtUnlock, KickTwice, Mutex, MutexGuard, Platform, Policy, Spin,
+    Adaptive, Hybrid, KickAtUnlock, KickTwice, Mutex, MutexGuard, Platform, Policy, RwLock, Spin,
 };
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -118,6 +118,61 @@ fn a_policy_that_panics_leaves_the_lock_whole() {
         a_panic_leaves_the_lock_whole::<0>(bump);
         a_panic_leaves_the_lock_whole::<4>(bump);
     }
+}
+
+/// The head of a readers-writer lock panics, while others stand behind it.
+#[test]
+fn a_policy_that_panics_leaves_a_rwlock_whole() {
+    let _one = one_test();
+    static LOCK: RwLock<(), Threads, MayPanic<0>> = RwLock::new(());
+    static PANICS: AtomicU32 = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let guard = LOCK.write();
+        for write in [false, true] {
+            scope.spawn(move || {
+                FAULTY.set(true);
+                let take = || if write { drop(LOCK.write()) } else { drop(LOCK.read()) };
+                catch_unwind(take).expect_err("a defect of a policy");
+                PANICS.fetch_add(1, SeqCst);
+            });
+        }
+        while PANICS.load(SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+        assert!(LOCK.try_read().is_none());
+        drop(guard);
+    });
+    drop(LOCK.try_read().expect("nobody waits"));
+    drop(LOCK.try_write().expect("nobody holds it"));
+    assert!(Threads::hash().is_empty());
+}
+
+/// Found by a reader: a handler that reads by `read_recursive` stood in the queue behind the context
+/// that it had interrupted.
+#[test]
+fn a_recursive_reader_does_not_wait_for_the_context_it_interrupts() {
+    let _one = one_test();
+    static LOCK: RwLock<u32, Threads> = RwLock::new(0);
+    static INTERRUPTED: AtomicU32 = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let mut guard = LOCK.write();
+        scope.spawn(|| {
+            machine::nest(|level| {
+                if level == 0 {
+                    assert_eq!(*LOCK.read(), 7);
+                } else {
+                    INTERRUPTED.fetch_add(1, SeqCst);
+                    assert_eq!(*LOCK.read_recursive(), 7);
+                }
+            });
+        });
+        while INTERRUPTED.load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        *guard = 7;
+        drop(guard);
+    });
+    assert!(!LOCK.is_locked());
 }
 
 /// Found by a reader: the panic came between the unlock and the lock of a bump, and the guard

@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// Every named ordering of the slow path, and a model that fails when it is one step weaker.
 /// `NAME/acquire` and `NAME/release` take one half from an `AcqRel`.
-const NEEDED: [(&str, &str); 30] = [
+const NEEDED: [(&str, &str); 32] = [
     ("word-load", "native_mode"),
     ("try-acquire", "native_mode"),
     ("release", "native_mode"),
@@ -32,6 +32,8 @@ const NEEDED: [(&str, &str); 30] = [
     ("hashed", "kick_at_unlock::two_cpus_that_sleep_at_once"),
     ("unhalt", "kick_at_unlock::spurious_wake_ups"),
     ("rw-read", "readers::two_cpus_read_and_write"),
+    ("rw-recursive", "readers::a_recursive_reader_passes_the_queue"),
+    ("rw-after-writer", "readers::a_recursive_reader_passes_the_queue"),
     ("rw-write", "readers::two_cpus_read_and_write"),
     ("rw-head", "readers::two_cpus_read_and_write"),
     ("rw-unlock", "readers::two_cpus_read_and_write"),

@@ -53,8 +53,8 @@ impl<K: Policy> Shared<K> {
     }
 }
 
-/// What each CPU does, one letter an acquisition: `r` reads, `w` writes, `n` reads and reads again inside, `d` writes and
-/// goes on reading.
+/// What each CPU does, one letter an acquisition: `r` reads, `w` writes, `n` reads and reads again inside, `p` reads past
+/// the queue, `d` writes and goes on reading.
 fn explore<K: Policy>(cpus: &'static [&'static str], bounds: Bounds) {
     let reached = run(&format!("{}: readers and writers {cpus:?}", K::NAME), bounds, move || {
         let shared = Arc::new(Shared::<K>::new());
@@ -65,6 +65,12 @@ fn explore<K: Policy>(cpus: &'static [&'static str], bounds: Bounds) {
                     match act {
                         'r' => {
                             shared.read();
+                        }
+                        'p' => {
+                            shared.lock.lock_shared_recursive();
+                            shared.look();
+                            // SAFETY: taken just now.
+                            unsafe { shared.lock.unlock_shared() };
                         }
                         'w' => {
                             shared.write();
@@ -98,7 +104,10 @@ fn explore<K: Policy>(cpus: &'static [&'static str], bounds: Bounds) {
         shared.assert_done(writes.count());
     });
     let slept = reached.contains("rw: the head sleeps");
-    assert_eq!(slept, bounds.mode == Mode::Pv && bounds.spin_turns == 0, "{reached:#?}");
+    let sleeps = bounds.mode == Mode::Pv && bounds.spin_turns == 0;
+    let passes = cpus.iter().any(|acts| acts.contains('p'));
+    assert!(slept == sleeps || passes, "{reached:#?}");
+    assert!(!passes || reached.contains("rw: reads after the writer"), "{reached:#?}");
 }
 
 #[test]
@@ -111,6 +120,15 @@ fn two_cpus_read_and_write() {
     explore::<KickAtUnlock>(&["wr", "rw"], Bounds { preemptions: 4, mode: Mode::Native, ..SPIN });
     explore::<Hybrid>(&["wr", "w"], SLEEP);
     explore::<KickAtUnlock>(&["wr", "w"], Bounds { spurious: true, ..SLEEP });
+}
+
+#[test]
+fn a_recursive_reader_passes_the_queue() {
+    const ACTS: [&[&str]; 3] = [&["w", "p"], &["ww", "p"], &["d", "pw"]];
+    for acts in ACTS {
+        explore::<KickAtUnlock>(acts, SLEEP);
+    }
+    explore::<KickAtUnlock>(&["w", "w", "p"], Bounds { preemptions: 2, ..SLEEP });
 }
 
 #[test]
