@@ -347,8 +347,8 @@ fn times<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
             Verdict::Doubtful,
             "TSC restart",
             format!(
-                "the TSCs start again {} times: two sessions in one file, or the host slept; what was \
-                 under way then is left out",
+                "the TSCs start again (how often: {}): two sessions in one file, or the host slept; what \
+                 was under way then is left out",
                 reading.resets()
             ),
             "read each session by itself (xentrace appends without -D; do not join files)",

@@ -36,12 +36,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     match summary.verdict {
         Verdict::Good | Verdict::Note => Ok(()),
         Verdict::Doubtful => Err(Failure::Check(format!(
-            "{}: doubtful in {} points",
+            "{}: doubtful points: {}",
             args.input.file,
             count(Verdict::Doubtful)
         ))),
         Verdict::Missing => Err(Failure::Check(format!(
-            "{}: {} things a kick count needs are missing",
+            "{}: missing things that a kick count needs: {}",
             args.input.file,
             count(Verdict::Missing)
         ))),
