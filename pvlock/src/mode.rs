@@ -7,6 +7,7 @@ use crate::sync::{AtomicU8, Ordering::Relaxed, const_fn};
 /// Which lock to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Mode {
     /// Queue lock; waiters block in the hypervisor and are kicked awake.
     Pv = 1,

@@ -12,6 +12,7 @@ use crate::word::Tail;
 
 /// What a new owner does about the next waiter when that one sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Handover {
     /// Wake it at once, to spin as the head of the queue. It may well sleep again before the unlock.
     Kick,
@@ -21,6 +22,7 @@ pub enum Handover {
 
 /// Where in the queue a waiter spins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stage {
     /// Behind the head: for the predecessor to hand the head over.
     Behind,
