@@ -61,3 +61,28 @@ fn repeatable_mode_repeats_to_the_last_byte() {
         assert_eq!(String::from_utf8_lossy(first), String::from_utf8_lossy(second));
     }
 }
+
+/// Ctrl-C reaches the whole foreground group of a terminal, `xl create` too, at any moment of its work. The
+/// option for Xen is there to be seen to act.
+#[test]
+fn ctrl_c_during_xl_create_leaves_no_domain() {
+    let out = tempfile::tempdir().unwrap();
+    let pvlab = Command::cargo_bin("pvlab").unwrap();
+    let file = format!("{}=/root/pvlab", pvlab.get_program().to_str().unwrap());
+    let script = "for tenths in 1 5 9; do
+        setsid /root/pvlab run overcommit-2x-pvh --out /tmp/run > /tmp/run.txt 2>&1 &
+        until ps | grep -q '[x]l create'; do usleep 20000; done
+        usleep $((tenths * 100000))
+        kill -INT -$(pidof pvlab | awk '{print $1}'); wait
+        xl list > list-$tenths.txt
+    done; xl dmesg > dmesg.txt";
+    let more = ["--file", &file, "--xen", "sched=credit"];
+    let (code, console, error) = boot(script, out.path(), &more);
+    assert_eq!(code, Some(0), "{error}\n{console}");
+    for tenths in [1, 5, 9] {
+        let list = fs::read_to_string(out.path().join(format!("list-{tenths}.txt"))).unwrap();
+        assert!(list.lines().count() == 2 && list.contains("Domain-0"), "{tenths}: {list}");
+    }
+    let log = fs::read_to_string(out.path().join("dmesg.txt")).unwrap();
+    assert!(log.contains("SMP Credit Scheduler (credit)"), "{log}");
+}
