@@ -1,7 +1,7 @@
 //! The domain's console, and `log` on top of it.
 //!
-//! This file owns the output ring shared with the console daemon (Xen public/io/console.h) and, for
-//! the initial domain, Xen's own console. It reads no input.
+//! This file owns the rings shared with the console daemon (Xen public/io/console.h) and, for the
+//! initial domain, Xen's own console, of which it reads no input.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -43,6 +43,20 @@ pub fn init(sink: Sink) {
 /// writer.
 pub fn write(bytes: &[u8]) {
     SINK.lock().write(bytes);
+}
+
+/// Moves what has been typed into `bytes`, as far as it fits, and says how much that is: 0 where
+/// nothing is there. It does not wait; the daemon sends an event to [`toolstack::console`] when more
+/// comes. The lock is that of [`write()`].
+pub fn read(bytes: &mut [u8]) -> usize {
+    let sink = SINK.lock();
+    let Sink::Ring(ring) = *sink else { return 0 };
+    let taken = pull(ring, bytes);
+    if taken > 0 {
+        // The daemon may have waited for the room. An error would say that the port is gone.
+        let _ = toolstack::console().map(|port| evtchn::send(&Xen, port));
+    }
+    taken
 }
 
 /// Writes even if another vCPU, perhaps a dead one, holds the console: for crash reports.
@@ -128,6 +142,23 @@ fn push(ring: &ConsoleRing, bytes: &[u8]) -> usize {
     }
     // Release: the daemon that sees the new index sees the bytes.
     ring.out_prod.store(prod.wrapping_add(count as u32), Release);
+    count
+}
+
+/// Moves as much input into `bytes` as is there and fits; returns how much.
+fn pull(ring: &ConsoleRing, bytes: &mut [u8]) -> usize {
+    let size = ring.input.len() as u32;
+    let cons = ring.in_cons.load(Relaxed);
+    // Acquire: pairs with the daemon's store; the bytes it wrote are there. No more than a ring full,
+    // whatever a broken daemon says.
+    let there = ring.in_prod.load(Acquire).wrapping_sub(cons).min(size) as usize;
+    let count = there.min(bytes.len());
+    for (index, byte) in bytes[..count].iter_mut().enumerate() {
+        let at = cons.wrapping_add(index as u32) % size;
+        *byte = ring.input[at as usize].load(Relaxed);
+    }
+    // Release: the daemon that sees the new index may write over what has been read.
+    ring.in_cons.store(cons.wrapping_add(count as u32), Release);
     count
 }
 
@@ -219,6 +250,29 @@ mod tests {
         let first = (u32::MAX - 10) as usize % 2048;
         assert_eq!(ring.out[first].load(Relaxed), 9);
         assert_eq!(ring.out[(first + 10) % 2048].load(Relaxed), 7);
+    }
+
+    #[test]
+    fn input_comes_out_as_it_was_typed_across_the_end_of_the_ring() {
+        let ring = ring();
+        let start = u32::MAX - 2;
+        ring.in_cons.store(start, Relaxed);
+        for (index, byte) in (0..).zip(*b"typed") {
+            let at = start.wrapping_add(index) as usize % ring.input.len();
+            ring.input[at].store(byte, Relaxed);
+        }
+        ring.in_prod.store(start.wrapping_add(5), Relaxed);
+        let mut bytes = [0; 3];
+        assert_eq!((pull(&ring, &mut bytes), &bytes), (3, b"typ"));
+        assert_eq!((pull(&ring, &mut bytes), &bytes[..2]), (2, &b"ed"[..]));
+        assert_eq!(pull(&ring, &mut bytes), 0);
+    }
+
+    #[test]
+    fn a_writer_with_an_impossible_index_gives_no_more_than_a_ring() {
+        let ring = ring();
+        ring.in_prod.store(5000, Relaxed);
+        assert_eq!(pull(&ring, &mut [0; 4096]), ring.input.len());
     }
 
     #[test]

@@ -84,10 +84,15 @@ pub fn unbind(vcpu: u32) -> Result<(), Errno> {
     }
 }
 
-/// Whether `port` is the timer of the vCPU this runs on.
-pub fn is_mine(port: Port) -> bool {
+/// The port of the timer of the vCPU this runs on, once it is bound.
+pub fn port() -> Option<Port> {
     // Relaxed: only this vCPU writes it.
-    TIMERS.of(vcpu::current()).port.load(Relaxed) == port.get()
+    Port::new(TIMERS.of(vcpu::current()).port.load(Relaxed))
+}
+
+/// Whether `at` is the timer of the vCPU this runs on.
+pub fn is_mine(at: Port) -> bool {
+    port() == Some(at)
 }
 
 /// Makes the timer fire once when the clock reaches `deadline_ns`; at once if it has. An earlier

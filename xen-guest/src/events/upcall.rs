@@ -8,8 +8,9 @@
 //! A PVH kernel puts [`upcall_pvh`] into its own IDT, at a vector of its choice, and tells Xen
 //! ([`connect_pvh`], on each vCPU). The entry saves and restores what compiled code may change,
 //! vector registers too (by FXSAVE: with CR0.TS and CR0.EM clear), and ends the interrupt at the
-//! [local APIC](super::lapic). A kernel with entry code of its own for all vectors calls [`serve`]
-//! from there instead:
+//! [local APIC](super::lapic). [`interrupt_entry!`](crate::interrupt_entry!) makes the same entry
+//! around a handler of the kernel's. A kernel with entry code of its own for all vectors calls
+//! [`serve`] from there instead:
 //!
 //! ```no_run
 //! use xen_guest::events::{lapic, upcall};
@@ -29,7 +30,6 @@
 //! }
 //! ```
 
-use core::arch::naked_asm;
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{Acquire, Release};
 
@@ -64,9 +64,11 @@ pub fn announce_pvh(vector: u8) -> Result<(), Errno> {
 
 /// Saves what a handler written in Rust may change, calls `{handler}`, and restores it. Vector
 /// registers too: the handler is compiled code that may use them.
-macro_rules! around_handler {
+#[doc(hidden)] // named by `interrupt_entry!`
+#[macro_export]
+macro_rules! __around_handler {
     ($($before:literal,)* [call] $($after:literal,)* ; $($operands:tt)*) => {
-        naked_asm!(
+        ::core::arch::naked_asm!(
             $($before,)*
             "push rax",
             "push rdx",
@@ -109,7 +111,7 @@ macro_rules! around_handler {
 /// Only the CPU, or Xen, comes here: as the handler of the event callback, of a PV domain.
 #[unsafe(naked)]
 pub unsafe extern "C" fn upcall_pv() {
-    around_handler!(
+    __around_handler!(
         [call]
         "push 0", // flags of the iret hypercall
         "jmp xen_hypercall_page + {iret} * 32",;
@@ -125,7 +127,7 @@ pub unsafe extern "C" fn upcall_pv() {
 /// Only the CPU, or Xen, comes here: as the handler of trap 2, of a PV domain.
 #[unsafe(naked)]
 pub unsafe extern "C" fn nmi_pv() {
-    around_handler!(
+    __around_handler!(
         [call]
         "push 0",
         "jmp xen_hypercall_page + {iret} * 32",;
@@ -134,25 +136,48 @@ pub unsafe extern "C" fn nmi_pv() {
     );
 }
 
-/// Entry of event upcalls on PVH: an interrupt.
+/// Makes the entry code of an interrupt whose handler is compiled code: for the IDT of a kernel
+/// whose own entry code saves no vector registers (a PVH domain, kernel mode only). The handler is an
+/// `extern "C" fn()`; it ends the interrupt, and may switch to another task and come back.
 ///
-/// # Safety
+/// ```
+/// xen_guest::interrupt_entry! {
+///     /// To be put into the IDT, at the vector given to `connect_pvh`.
+///     pub unsafe fn entry() calls on_interrupt
+/// }
 ///
-/// Only the CPU, or Xen, comes here: as the handler of the upcall's vector, through an interrupt
-/// gate.
-#[unsafe(naked)]
-pub unsafe extern "C" fn upcall_pvh() {
-    around_handler!("push r11", "push rcx", [call] "iretq",; handler = sym upcall_with_eoi,);
+/// extern "C" fn on_interrupt() {
+///     xen_guest::events::lapic::end_of_interrupt();
+///     xen_guest::events::upcall::serve();
+///     // and here the kernel's scheduler
+/// }
+/// ```
+#[macro_export]
+macro_rules! interrupt_entry {
+    ($(#[$attribute:meta])* $visible:vis unsafe fn $name:ident() calls $handler:path) => {
+        $(#[$attribute])*
+        ///
+        /// # Safety
+        ///
+        /// Only the CPU comes here: as the handler of a vector without an error code, through an
+        /// interrupt gate.
+        #[unsafe(naked)]
+        $visible unsafe extern "C" fn $name() {
+            $crate::__around_handler!(
+                "push r11", "push rcx", [call] "iretq",; handler = sym $handler,
+            );
+        }
+    };
 }
 
-/// Entry of NMIs on PVH.
-///
-/// # Safety
-///
-/// Only the CPU, or Xen, comes here: as the handler of vector 2, through an interrupt gate.
-#[unsafe(naked)]
-pub unsafe extern "C" fn nmi_pvh() {
-    around_handler!("push r11", "push rcx", [call] "iretq",; handler = sym nmi,);
+interrupt_entry! {
+    /// Entry of event upcalls on PVH: an interrupt.
+    pub unsafe fn upcall_pvh() calls upcall_with_eoi
+}
+
+interrupt_entry! {
+    /// Entry of NMIs on PVH.
+    pub unsafe fn nmi_pvh() calls nmi
 }
 
 extern "C" fn upcall() {

@@ -57,21 +57,25 @@ pub fn page() -> *const u8 {
 }
 
 /// Lets Xen fill the page with what this CPU wants, vmcall or vmmcall: for a PVH domain, once, on
-/// vCPU 0. False where there is no Xen.
-///
-/// The leaves are found by signature, since another hypervisor's may come first. Xen
-/// public/arch-x86/cpuid.h.
+/// vCPU 0. False where there is no Xen. Like everything on this floor it allocates nothing.
 pub fn enable_pvh() -> bool {
-    let is_xen = |base: u32| {
-        let leaf = __cpuid(base);
-        [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == *b"XenVMMXenVMM"
-    };
-    let base = (0x4000_0000..0x4001_0000).step_by(0x100).find(|base| is_xen(*base));
-    let Some(base) = base else { return false };
+    let Some(base) = cpuid_base() else { return false };
     let mut register = Msr::new(__cpuid(base + 2).ebx);
     // SAFETY: Xen writes the page named, which is there for that.
     unsafe { register.write(frames::frame_of(page() as usize) << 12) };
     true
+}
+
+/// The first of Xen's CPUID leaves, in a PVH domain; `None` where there is no Xen.
+///
+/// Found by signature, since another hypervisor's may come first. Xen public/arch-x86/cpuid.h.
+#[doc(alias = "xen_cpuid_base")]
+pub fn cpuid_base() -> Option<u32> {
+    let is_xen = |base: u32| {
+        let leaf = __cpuid(base);
+        [leaf.ebx, leaf.ecx, leaf.edx] == [*b"XenV", *b"MMXe", *b"nVMM"].map(u32::from_le_bytes)
+    };
+    (0x4000_0000..0x4001_0000).step_by(0x100).find(|base| is_xen(*base))
 }
 
 /// Calls hypercall `nr`.
