@@ -10,14 +10,30 @@ mod inherited;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the kernel in the folder `name` with the settings of that folder, of which it is a part that they
-/// suffice.
+/// Where the crates of a kernel come from.
+#[derive(PartialEq)]
+pub(crate) enum Crates {
+    /// They are a part of what this workspace needs: nothing has to be downloaded.
+    Ours,
+    /// From crates.io, if Cargo does not have them yet.
+    Fetched,
+}
+
+/// Builds the kernel in the folder `name`, which has that name itself, with the settings of that folder, of
+/// which it is a part that they suffice.
 pub(crate) fn build(name: &str) -> Vec<u8> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    build_in(name, name, Crates::Ours)
+}
+
+/// As [`build`], of the kernel `name` in `folder`.
+pub(crate) fn build_in(folder: &str, name: &str, crates: Crates) -> Vec<u8> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut cargo = Command::new(env!("CARGO"));
-    // What it needs is a part of what this workspace needs: nothing has to be downloaded.
-    cargo.args(["build", "--release", "--locked", "--offline", "--target-dir"]).arg(&target);
+    cargo.args(["build", "--release", "--locked", "--target-dir"]).arg(&target);
+    if crates == Crates::Ours {
+        cargo.arg("--offline");
+    }
     for name in inherited::inherited() {
         cargo.env_remove(name);
     }

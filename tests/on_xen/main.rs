@@ -5,11 +5,13 @@
 //! tests need Xen and make it themselves: the first run downloads about 180 MB into pvlab's cache. One boot
 //! serves many checks.
 
+// Where there are no sources of a guest, there are none of the kernels outside the workspace.
+#[cfg(not(no_guest_image))]
+mod arceos;
 #[cfg(not(no_guest_image))]
 mod domain_life;
 #[cfg(not(no_guest_image))]
 mod domains;
-// Where there are no sources of a guest, there are none of the kernels outside the workspace.
 #[cfg(not(no_guest_image))]
 mod example_kernel;
 mod experiment;
