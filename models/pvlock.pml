@@ -11,11 +11,7 @@
  *   CPUS=n          vCPUs, 2 to 4 (default 3)
  *   ROUNDS=n        acquisitions of each context; 0 = for ever (default 0)
  *   KICK_TWICE      policy KickTwice; otherwise KickAtUnlock
- *   STEALS          newcomers may take a free lock past the queue, as in Adaptive
- *   PATIENT         with STEALS: a new head looks at the lock, for a bounded number of times, before it
- *                   says that it spins, as in Adaptive
- *   MAX_THEFTS=n    with STEALS: thefts after which the head forbids them (default 1)
- *   NO_REARM        with STEALS: a head that lost the lock to a thief does not register again, as in Hybrid
+ *   STEALS          newcomers may take a free lock past the queue, until a waiter is late, as in Adaptive
  *   NESTED          an interrupt on vCPU 0 takes a second lock, which vCPU 1 takes after the first
  *   EARLY=n         how many polls in all may end for no reason (default 0)
  * Defects that the properties must find:
@@ -25,9 +21,9 @@
  *   NO_LOOK_ARMED   a waiter does not look at its condition again before it polls
  *   NESTED_CLEARS   a nested wait takes the token
  *   BLIND_UNLOCK    unlock is a store
- *   UNBOUNDED       with STEALS: the head never forbids thefts
- *   PATIENT_FOR_EVER  with PATIENT: nothing bounds the number of looks
- *   CLEARS_AFTER_SPIN  with STEALS: the head allows thefts before it is sure that it goes to sleep
+ *   UNBOUNDED       with STEALS: nobody has to be late ever; for safety, it is every run of Adaptive and more
+ *   NO_PENDING      with STEALS: a late head does not forbid thefts, it relies on reservations
+ *   ERASES          with STEALS: a head clears pending when it goes to sleep
  *   SLOW_FIRST      the head sets the slow byte before it makes its entry
  */
 
@@ -39,16 +35,6 @@
 #endif
 #ifndef EARLY
 #define EARLY 0
-#endif
-#ifndef MAX_THEFTS
-#define MAX_THEFTS 1
-#endif
-#ifdef UNBOUNDED
-#define FORBIDS false
-#define THEFT   skip
-#else
-#define FORBIDS (thefts == MAX_THEFTS)
-#define THEFT   thefts++
 #endif
 
 /* A context is a flow of control that can wait: a vCPU's task, or an interrupt on it. Each has one
@@ -112,8 +98,20 @@ bit  wants[CONTEXTS];       /* asked for the lock, does not own it yet */
 bit  interrupted;           /* the interrupt runs, vCPU 0's task does not */
 #endif
 
+#if defined(STEALS) && !defined(UNBOUNDED)
+bit  late[CONTEXTS];        /* has waited for longer than the horizon, whoever asks */
+#define LATE(c) late[c]
+/* Time goes on: a head that has looked, slept or lost the lock in vain is late at the latest then. */
+#define TIME_GOES_ON late[c] = 1
+#define ON_TIME late[c] = 0
+#else
+#define LATE(c) false
+#define TIME_GOES_ON skip
+#define ON_TIME skip
+#endif
+
 /* The lock's word says that it is taken: nobody else may be in. */
-#define OWN owners[l]++; assert(owners[l] == 1); wants[c] = 0
+#define OWN owners[l]++; assert(owners[l] == 1); wants[c] = 0; ON_TIME
 
 /* The contexts differ in their numbers only. With one acquisition each it is enough to look at the
  * runs in which they start in the order of those numbers. */
@@ -209,32 +207,18 @@ inline wait(blocked)
 
 #ifdef AS_POSTED
 #define MUST_NOT_REGISTER (registered || seen == HASHED)
-#elif defined(NO_REARM)
-#define MUST_NOT_REGISTER (seen == REGISTERING || registered || seen == HASHED)
 #else
 #define MUST_NOT_REGISTER (seen == REGISTERING)
 #endif
 
-#if defined(AS_POSTED) || defined(STEALS)
+#ifdef AS_POSTED
 #define HAS_ENTRY registered = true
 #else
 #define HAS_ENTRY skip
 #endif
 
-#ifdef STEALS
-/* Asleep, the head lets others steal, unless they did so too often. */
-#define ALLOW_THEFT if :: !FORBIDS -> pending[l] = 0 :: FORBIDS fi
-#define COUNT_THEFT \
-    if :: (registered || seen == HASHED) && !FORBIDS -> THEFT \
-       :: else fi
-#else
-#define COUNT_THEFT skip
-#endif
-
 /* Locals that mean nothing any more: one state instead of many. */
-#if defined(STEALS)
-#define FORGET other = 0; seen = 0; registered = 0; thefts = 0
-#elif defined(AS_POSTED)
+#if defined(AS_POSTED)
 #define FORGET other = 0; seen = 0; registered = 0
 #else
 #define FORGET other = 0; seen = 0
@@ -268,23 +252,6 @@ inline wait_behind()
         :: atomic { state[c] == HALTED -> state[c] = RUNNING }
         :: state[c] != HALTED
         fi
-    od
-}
-
-/* pv::wait_patiently. A look at a lock that is held changes nothing, so that one look, at any time or left
- * out, stands for all of them; an endless patience for a defect. Goes on as a head that spins. */
-inline wait_patiently()
-{
-    do
-    /* Word::try_take_alone */
-    :: atomic { locked[l] == FREE && tail[l] == c + 1 -> locked[l] = LOCKED; tail[l] = 0; OWN }; goto left
-    /* Word::try_take_as_head */
-    :: atomic { locked[l] == FREE -> locked[l] = LOCKED; OWN }; goto owns
-#ifdef PATIENT_FOR_EVER
-    :: locked[l] != FREE
-#else
-    :: true -> break                                /* looked often enough */
-#endif
     od
 }
 
@@ -326,7 +293,15 @@ inline wait_as_head()
 {
     /* spin_as_head, take */
 #ifdef STEALS
-    pending[l] = 1;
+    /* is_late. The clocks of two vCPUs differ, so that who is not late may seem so, here and at an unlock. */
+    if
+#ifndef NO_PENDING
+    :: true -> pending[l] = 1                       /* Word::set_pending */
+    :: !LATE(c)
+#else
+    :: true
+#endif
+    fi;
     if
     /* Word::try_take_alone */
     :: atomic { locked[l] == FREE && tail[l] == c + 1 ->
@@ -334,9 +309,6 @@ inline wait_as_head()
     :: atomic { locked[l] == FREE -> locked[l] = LOCKED; pending[l] = 0; OWN }; goto owns
     :: locked[l] != FREE                            /* spun long enough */
     fi;
-#ifdef CLEARS_AFTER_SPIN
-    ALLOW_THEFT;
-#endif
 #else
     if
     :: atomic { locked[l] == FREE && tail[l] == c + 1 ->
@@ -347,18 +319,19 @@ inline wait_as_head()
 #endif
     seen = state[c];
     if
-    :: locked[l] == FREE -> seen = 0; goto head
+    :: locked[l] == FREE -> seen = 0; TIME_GOES_ON; goto head
     :: locked[l] == SLOW -> HAS_ENTRY
-    :: locked[l] == LOCKED && MUST_NOT_REGISTER -> seen = 0; goto head
-    :: atomic { locked[l] == LOCKED && !MUST_NOT_REGISTER -> COUNT_THEFT }
+    :: locked[l] == LOCKED && MUST_NOT_REGISTER -> seen = 0; TIME_GOES_ON; goto head
+    :: locked[l] == LOCKED && !MUST_NOT_REGISTER ->
         register();
         HAS_ENTRY
     fi;
     seen = 0;
-#if defined(STEALS) && !defined(CLEARS_AFTER_SPIN)
-    ALLOW_THEFT;
+#ifdef ERASES
+    pending[l] = 0;
 #endif
     wait(locked[l] == SLOW);
+    TIME_GOES_ON;
     goto head
 }
 
@@ -389,9 +362,6 @@ inline queue_up()
         other = 0;
         wait_behind()
     fi;
-#ifdef PATIENT
-    wait_patiently();
-#endif
 head:
     wait_as_head();
 owns:
@@ -406,12 +376,20 @@ left:
     atomic { FORGET; next[c] = 0; handed[c] = 0; state[c] = RUNNING }
 }
 
+/* A newcomer that looks in vain has done nothing, so that one look, at any time, stands for all of its budget.
+ * has_stolen_long: a thief may queue though the lock is free. */
+#ifdef STEALS
+#define MUST_QUEUE (!CAN_TAKE || tail[l] != 0)
+#else
+#define MUST_QUEUE !CAN_TAKE
+#endif
+
 inline lock()
 {
     if
     /* Word::try_acquire, Word::try_steal */
     :: atomic { MAY_START && CAN_TAKE -> STARTED; locked[l] = LOCKED; OWN }
-    :: atomic { MAY_START && !CAN_TAKE -> STARTED; wants[c] = 1 };
+    :: atomic { MAY_START && MUST_QUEUE -> STARTED; wants[c] = 1 };
         queue_up()
     fi
 }
@@ -431,7 +409,15 @@ inline unlock()
             other = entry[l] - 1;
             entry[l] = 0
         }
+#ifdef STEALS
+        if
+        /* Word::release_reserved: the head is late, or the unlock is a fair one */
+        :: true -> atomic { locked[l] = FREE; pending[l] = 1; owners[l]-- }
+        :: !LATE(other) -> atomic { locked[l] = FREE; owners[l]-- }
+        fi;
+#else
         atomic { locked[l] = FREE; owners[l]-- };
+#endif
         kick(other);
         other = 0
 #endif
@@ -463,14 +449,12 @@ end:
     byte me = CPU(c); \
     byte l = LOCK(c); \
     byte other, seen; \
-    STEALING_LOCALS
+    MORE_LOCALS
 
-#if defined(STEALS)
-#define STEALING_LOCALS bool registered; byte thefts;
-#elif defined(AS_POSTED)
-#define STEALING_LOCALS bool registered;
+#if defined(AS_POSTED)
+#define MORE_LOCALS bool registered;
 #else
-#define STEALING_LOCALS
+#define MORE_LOCALS
 #endif
 
 proctype task(byte c)

@@ -18,7 +18,7 @@ use lab_guest::programme::report::{self, Domain};
 use lab_guest::workload::work::{Speed, work};
 use lab_guest::workload::{Guarded, Plan, Share, Vcpu, WaitCounts, contend, free_locks};
 use pvh::start_info::reader::StartInfoReader;
-use pvlock::{Adaptive, Counter, Hybrid, KickAtUnlock, KickTwice, Mode, Platform};
+use pvlock::{Adaptive, Counter, KickAtUnlock, KickTwice, Mode, Platform};
 use spin::{Mutex, Once};
 
 use crate::apic;
@@ -197,7 +197,6 @@ fn contest(params: &Params) -> Box<dyn Contest> {
     }
     match params.policy {
         Policy::KickTwice => of::<Pv<Kernel, KickTwice>>(params),
-        Policy::Hybrid => of::<Pv<Kernel, Hybrid>>(params),
         Policy::Adaptive => of::<Pv<Kernel, Adaptive>>(params),
         // Native and test-and-set are modes of the same lock.
         Policy::KickAtUnlock | Policy::Native | Policy::TestAndSet => {

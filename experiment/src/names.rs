@@ -93,10 +93,7 @@ names! {
         KickTwice = pvlock::KickTwice::NAME,
         /// The PV queue lock that kicks a sleeper once, at unlock.
         KickAtUnlock = pvlock::KickAtUnlock::NAME,
-        /// As before, and a newcomer may take a free lock past the queue while no head spins; a waiter
-        /// sleeps early when its predecessor sleeps.
-        Hybrid = pvlock::Hybrid::NAME,
-        /// Spin budgets in time and learned, sleep when the owner is preempted, thefts bounded.
+        /// As before, and running newcomers pass the queue, for a time that is bounded.
         Adaptive = pvlock::Adaptive::NAME,
         /// The queue lock without its PV side: waiters spin, unlock is a store.
         Native = "native",

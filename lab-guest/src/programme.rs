@@ -220,7 +220,6 @@ fn mode(policy: Policy) -> pvlock::Mode {
         Policy::TestAndSet => pvlock::Mode::TestAndSet,
         Policy::KickTwice
         | Policy::KickAtUnlock
-        | Policy::Hybrid
         | Policy::Adaptive
         | Policy::Spin
         | Policy::SpinTicket => pvlock::Mode::Pv,

@@ -10,14 +10,13 @@ use machine::Threads;
 use pvlock::{Platform, Policy, Spin, Stage};
 
 // ---------------------------------------------------------------------------------------------
-/// A waiter behind the head sleeps at once, a head spins for ten microseconds, and a newcomer may
-/// take a free lock past a sleeping head, but no more than three times.
-struct PatientHead;
+/// A newcomer takes a free lock past the queue while it spins for ten microseconds, and so does a
+/// head; a waiter behind the head sleeps at once. Who has waited for a millisecond comes first.
+struct TenMicroseconds;
 
-impl Policy for PatientHead {
-    const NAME: &'static str = "patient-head";
-    const STEALS: u32 = 8;
-    const MAX_THEFTS: u32 = 3;
+impl Policy for TenMicroseconds {
+    const NAME: &'static str = "ten-microseconds";
+    const HORIZON: Option<u64> = Some(1_000_000);
 
     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
         if spin.stage() == Stage::Behind {
@@ -31,7 +30,7 @@ impl Policy for PatientHead {
 }
 // ---------------------------------------------------------------------------------------------
 
-static TOTAL: pvlock::Mutex<u64, Threads, PatientHead> = pvlock::Mutex::new(0);
+static TOTAL: pvlock::Mutex<u64, Threads, TenMicroseconds> = pvlock::Mutex::new(0);
 
 fn main() {
     std::thread::scope(|scope| {
@@ -39,6 +38,6 @@ fn main() {
             scope.spawn(|| (0..10_000).for_each(|_| *TOTAL.lock() += 1));
         }
     });
-    println!("{} acquisitions, policy {}", *TOTAL.lock(), PatientHead::NAME);
+    println!("{} acquisitions, policy {}", *TOTAL.lock(), TenMicroseconds::NAME);
     assert_eq!(*TOTAL.lock(), 80_000);
 }

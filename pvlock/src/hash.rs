@@ -1,4 +1,4 @@
-//! The table of sleeping queue heads: lock -> the CPU to kick.
+//! The table of sleeping queue heads: lock -> the waiter to kick.
 //!
 //! Owns the entries. Never kicks, never touches the lock word: the order of entry and word is the
 //! business of [`pv`](crate::pv).
@@ -7,6 +7,7 @@
 //! four entries a CPU is never full.
 
 use crate::sync::{AtomicU32, AtomicUsize, Ordering::Relaxed, const_fn, ord};
+use crate::word::Tail;
 
 /// Entries in a cache line.
 const WAYS: usize = 4;
@@ -20,8 +21,8 @@ const MIN_LINES: usize = 1;
 struct Entry {
     /// Address of the lock; 0 = free.
     lock: AtomicUsize,
-    /// The CPU that sleeps.
-    cpu: AtomicU32,
+    /// Who sleeps: the [`Tail`] of its node.
+    sleeper: AtomicU32,
 }
 
 #[repr(align(64))]
@@ -38,7 +39,7 @@ impl Line {
 impl Entry {
     const_fn! {
         fn new() -> Self {
-            Self { lock: AtomicUsize::new(0), cpu: AtomicU32::new(0) }
+            Self { lock: AtomicUsize::new(0), sleeper: AtomicU32::new(0) }
         }
     }
 }
@@ -84,10 +85,10 @@ impl<const LINES: usize> Default for HashStorage<LINES> {
 /// ```
 pub struct HashTable {
     lines: &'static [Line],
-    /// Every (lock, CPU) pair in the table, kept outside the model's memory, to check the rule of
-    /// one entry a lock at the moment it breaks.
+    /// Every (lock, sleeper) pair in the table, kept outside the model's memory, to check the rule
+    /// of one entry a lock at the moment it breaks.
     #[cfg(loom)]
-    truth: std::sync::Mutex<std::vec::Vec<(usize, usize)>>,
+    truth: std::sync::Mutex<std::vec::Vec<(usize, Tail)>>,
 }
 
 impl HashTable {
@@ -116,7 +117,9 @@ impl HashTable {
     pub fn entries(&self) -> impl Iterator<Item = (usize, usize)> {
         self.lines.iter().flat_map(|line| &line.0).filter_map(|entry| {
             let lock = entry.lock.load(Relaxed);
-            (lock != 0).then(|| (lock, entry.cpu.load(Relaxed) as usize))
+            // An entry that is being made has the sleeper of its last use, or none.
+            let sleeper = Tail::from_bits(entry.sleeper.load(Relaxed) as u16);
+            sleeper.filter(|_| lock != 0).map(|sleeper| (lock, sleeper.cpu()))
         })
     }
 
@@ -128,17 +131,17 @@ impl HashTable {
         (0..self.lines.len()).map(move |hop| (hop, &self.lines[(home as usize + hop) & mask]))
     }
 
-    /// Enters `lock` -> `cpu` and returns the lines looked at beyond the first.
+    /// Enters `lock` -> `sleeper` and returns the lines looked at beyond the first.
     ///
     /// # Panics
     ///
     /// When the table is full, which the rule of one entry a lock excludes if it has a line a CPU.
-    pub(crate) fn insert(&self, lock: usize, cpu: usize) -> usize {
-        self.check_single(lock, cpu);
+    pub(crate) fn insert(&self, lock: usize, sleeper: Tail) -> usize {
+        self.check_single(lock, sleeper);
         for (hop, line) in self.probe(lock) {
             for entry in &line.0 {
-                // Acquire, with the release in `remove`: the last reader of `cpu` is done with it.
-                // A plain look first spares a locked instruction on entries that are taken.
+                // Acquire, with the release in `remove`: the last reader of `sleeper` is done with
+                // it. A plain look first spares a locked instruction on entries that are taken.
                 if entry.lock.load(Relaxed) == 0
                     && entry
                         .lock
@@ -146,7 +149,7 @@ impl HashTable {
                         .is_ok()
                 {
                     // Relaxed: the slow byte, set after this, publishes the entry to the unlocker.
-                    entry.cpu.store(cpu as u32, Relaxed);
+                    entry.sleeper.store(sleeper.bits().into(), Relaxed);
                     return hop;
                 }
             }
@@ -154,21 +157,22 @@ impl HashTable {
         panic!("pvlock: the table of {} sleeping heads is full", self.capacity());
     }
 
-    /// Takes the entry of `lock` out: the CPU, and the lines looked at beyond the first.
+    /// Takes the entry of `lock` out: who sleeps, and the lines looked at beyond the first.
     ///
     /// # Panics
     ///
     /// When there is none: the slow byte was set without an entry.
-    pub(crate) fn remove(&self, lock: usize) -> (usize, usize) {
+    pub(crate) fn remove(&self, lock: usize) -> (Tail, usize) {
         for (hop, line) in self.probe(lock) {
             for entry in &line.0 {
                 if entry.lock.load(Relaxed) == lock {
-                    let cpu = entry.cpu.load(Relaxed) as usize;
+                    let sleeper = Tail::from_bits(entry.sleeper.load(Relaxed) as u16)
+                        .expect("an entry names who sleeps");
                     // Before the entry is free for others, and before the lock is.
-                    self.forget(lock, cpu);
-                    // Release, with the claim in `insert`: the read of `cpu` comes first.
+                    self.forget(lock, sleeper);
+                    // Release, with the claim in `insert`: the read of `sleeper` comes first.
                     entry.lock.store(0, ord!("entry-free", Release));
-                    return (cpu, hop);
+                    return (sleeper, hop);
                 }
             }
         }
@@ -177,30 +181,32 @@ impl HashTable {
 
     /// In debug builds: no entry for `lock` yet.
     #[cfg(not(loom))]
-    fn check_single(&self, lock: usize, cpu: usize) {
+    fn check_single(&self, lock: usize, sleeper: Tail) {
         let other = || self.entries().find(|&(entered, _)| entered == lock);
         if let Some((_, other)) = cfg!(debug_assertions).then(other).flatten() {
+            let cpu = sleeper.cpu();
             panic!("pvlock: two entries for lock {lock:#x}: cpu {other} and cpu {cpu}");
         }
     }
 
     #[cfg(loom)]
-    fn check_single(&self, lock: usize, cpu: usize) {
+    fn check_single(&self, lock: usize, sleeper: Tail) {
         let mut truth = self.truth.lock().expect("the model runs one thread at a time");
         if let Some(&(_, other)) = truth.iter().find(|&&(entered, _)| entered == lock) {
             drop(truth);
+            let (other, cpu) = (other.cpu(), sleeper.cpu());
             panic!("pvlock: two entries for one lock: cpu {other} and cpu {cpu}");
         }
-        truth.push((lock, cpu));
+        truth.push((lock, sleeper));
     }
 
     #[cfg(not(loom))]
-    fn forget(&self, _lock: usize, _cpu: usize) {}
+    fn forget(&self, _lock: usize, _sleeper: Tail) {}
 
     #[cfg(loom)]
-    fn forget(&self, lock: usize, cpu: usize) {
+    fn forget(&self, lock: usize, sleeper: Tail) {
         let mut truth = self.truth.lock().expect("the model runs one thread at a time");
-        truth.retain(|&entry| entry != (lock, cpu));
+        truth.retain(|&entry| entry != (lock, sleeper));
     }
 }
 
@@ -215,12 +221,12 @@ mod tests {
         static STORAGE: HashStorage<64> = HashStorage::new();
         let table = HashTable::new(&STORAGE);
         for lock in 1..=table.capacity() {
-            table.insert(lock * 4, lock);
+            table.insert(lock * 4, Tail::new(lock, lock % 4));
         }
         assert_eq!(table.entries().count(), 256);
         assert!(!table.is_empty());
         for lock in (1..=table.capacity()).rev() {
-            assert_eq!(table.remove(lock * 4).0, lock);
+            assert_eq!(table.remove(lock * 4).0, Tail::new(lock, lock % 4));
         }
         assert!(table.is_empty());
     }
@@ -235,7 +241,7 @@ mod tests {
         let strides = [4, 16, 64, 128, 192, 4096, 65_536];
         for stride in strides {
             let locks = (1..=64).map(|lock| 0x1000_0000 + lock * stride);
-            hops += locks.clone().map(|lock| table.insert(lock, 0)).sum::<usize>();
+            hops += locks.clone().map(|lock| table.insert(lock, Tail::new(0, 0))).sum::<usize>();
             hops += locks.map(|lock| table.remove(lock).1).sum::<usize>();
         }
         // Of as many look-ups and inserts as this, no more than one in fifty leaves its line.
@@ -255,7 +261,7 @@ mod tests {
     fn a_second_entry_is_named() {
         static STORAGE: HashStorage<64> = HashStorage::new();
         let table = HashTable::new(&STORAGE);
-        table.insert(0x40, 1);
-        table.insert(0x40, 2);
+        table.insert(0x40, Tail::new(1, 0));
+        table.insert(0x40, Tail::new(2, 0));
     }
 }

@@ -3,6 +3,8 @@
 //! Owns what a waiter publishes about itself and the claim of a level. Never touches the lock word.
 
 use core::sync::atomic::compiler_fence;
+// No ordering and no safety rests on a time, so the model checkers need not know of it.
+use core::sync::atomic::AtomicU64;
 
 use crate::counts::Counts;
 use crate::sync::{AtomicU8, AtomicU32, Ordering::Relaxed, const_fn, ord};
@@ -50,10 +52,14 @@ pub(crate) struct Node {
     state: AtomicU8,
     /// Levels in use on this CPU. Only in the node of level 0, only for its own CPU.
     depth: AtomicU32,
-    /// What the policy has learned on this CPU. Only in the node of level 0.
-    learned: AtomicU32,
     /// Kicks under way on this CPU. Only in the node of level 0.
     kicks: AtomicU32,
+    /// Locks taken past a queue by this level since it was last in one. Only for its own CPU.
+    thefts: AtomicU32,
+    /// When the waiter joined the queue, or the level began to steal, in nanoseconds of its CPU's
+    /// clock. It may be that of an earlier use when another CPU reads it: it decides fairness, and
+    /// nothing else.
+    since: AtomicU64,
 }
 
 impl Node {
@@ -64,21 +70,42 @@ impl Node {
                 handed: AtomicU8::new(0),
                 state: AtomicU8::new(State::Running as u8),
                 depth: AtomicU32::new(0),
-                learned: AtomicU32::new(0),
                 kicks: AtomicU32::new(0),
+                thefts: AtomicU32::new(0),
+                since: AtomicU64::new(0),
             }
         }
     }
 
-    /// Makes a claimed node fresh. Relaxed: `Word::exchange_tail` publishes it.
-    pub(crate) fn reset(&self) {
+    /// Makes a claimed node fresh, for a waiter that comes at `now`. Relaxed: `Word::exchange_tail`
+    /// publishes it.
+    pub(crate) fn reset(&self, now: u64) {
+        self.since.store(now, core::sync::atomic::Ordering::Relaxed);
+        self.thefts.store(0, Relaxed);
         self.next.store(0, Relaxed);
         self.handed.store(0, Relaxed);
         self.state.store(State::Running as u8, Relaxed);
     }
 
-    /// Tells the predecessor who follows. Release, with `next`: it pairs the successor's reset of its
-    /// node with the predecessor's `hand_over` to it.
+    /// When its waiter came, or its level began to steal.
+    pub(crate) fn since(&self) -> u64 {
+        self.since.load(core::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Counts one more theft by this level: how many there were before. The first is at `now`.
+    pub(crate) fn count_theft(&self, now: impl FnOnce() -> u64) -> u32 {
+        // Plain accesses: an interrupt that uses this level too makes a count wrong, which nobody
+        // minds.
+        let before = self.thefts.load(Relaxed);
+        if before == 0 {
+            self.since.store(now(), core::sync::atomic::Ordering::Relaxed);
+        }
+        self.thefts.store(before.wrapping_add(1), Relaxed);
+        before
+    }
+
+    /// Tells the predecessor who follows. Release, with `next`: it pairs the successor's reset of
+    /// its node with the predecessor's `hand_over` to it.
     pub(crate) fn set_next(&self, next: Tail) {
         self.next.store(u32::from(next.bits()), ord!("link", Release));
     }
@@ -114,8 +141,8 @@ impl Node {
         self.state.store(State::Hashed as u8, ord!("hashed", Release));
     }
 
-    /// Halted -> Running by the waiter; leaves any other state. Acquire when it fails: who sees that
-    /// the predecessor acted also sees `hand_over`, which came before, and halts no more.
+    /// Halted -> Running by the waiter; leaves any other state. Acquire when it fails: who sees
+    /// that the predecessor acted also sees `hand_over`, which came before, and halts no more.
     pub(crate) fn unhalt(&self) {
         let _ = self.state.compare_exchange(
             State::Halted as u8,
@@ -126,7 +153,8 @@ impl Node {
     }
 
     /// Halted -> `to` by the predecessor: whether the waiter was halted. Relaxed: the caller put a
-    /// full barrier before it (R1, R2), which is also the release that `unhalt` and `state` acquire.
+    /// full barrier before it (R1, R2), which is also the release that `unhalt` and `state`
+    /// acquire.
     pub(crate) fn claim_halted(&self, to: State) -> bool {
         self.state.compare_exchange(State::Halted as u8, to as u8, Relaxed, Relaxed).is_ok()
     }
@@ -174,14 +202,16 @@ impl CpuNodes {
         self.nodes[0].depth.load(Relaxed) as usize
     }
 
-    /// A number that a policy keeps for this CPU, such as a spin budget it has learned; 0 at first.
-    pub fn learned(&self) -> u32 {
-        self.nodes[0].learned.load(Relaxed)
+    /// Forgets the thefts and the times of the last run, which the next one must not depend on.
+    #[cfg(shuttle)]
+    #[doc(hidden)]
+    pub fn forget(&self) {
+        self.nodes.iter().for_each(|node| node.reset(0));
     }
 
-    /// Keeps a number for the policy. Only this CPU should write it.
-    pub fn set_learned(&self, value: u32) {
-        self.nodes[0].learned.store(value, Relaxed);
+    /// The node that the next [`enter`](Self::enter) claims, if there is one.
+    pub(crate) fn free_node(&self) -> Option<&Node> {
+        self.nodes.get(self.depth())
     }
 
     /// Claims the next level and returns it; [`LEVELS`] or more has no node.
@@ -213,8 +243,8 @@ impl CpuNodes {
         self.nodes[0].depth.store(depth.wrapping_sub(1), Relaxed);
     }
 
-    /// This CPU is about to decide to kick one. Relaxed: the release of the lock comes after it, and
-    /// whoever is kicked acquires that before it can be gone.
+    /// This CPU is about to decide to kick one. Relaxed: the release of the lock comes after it,
+    /// and whoever is kicked acquires that before it can be gone.
     pub(crate) fn begin_kick(&self) {
         // Plain accesses, as in `enter`: an interrupt leaves the number as it found it.
         self.nodes[0].kicks.store(self.nodes[0].kicks.load(Relaxed) + 1, Relaxed);
@@ -302,18 +332,32 @@ mod tests {
         node.hand_over();
         node.set_state(State::Halted);
         assert_eq!((node.next(), node.is_handed()), (Some(Tail::new(3, 2)), true));
-        node.reset();
-        assert_eq!((node.next(), node.is_handed()), (None, false));
+        node.count_theft(|| 5);
+        node.reset(7);
+        assert_eq!((node.next(), node.is_handed(), node.since()), (None, false, 7));
         assert_eq!(node.state(), State::Running);
+        assert_eq!(node.count_theft(|| 8), 0, "a new stretch");
         assert!(!cpu.node(0).is_handed());
     }
 
     #[test]
-    fn a_policy_finds_what_it_kept() {
+    fn thefts_are_counted_from_the_first() {
         let cpu = CpuNodes::new();
-        assert_eq!(cpu.learned(), 0);
-        cpu.set_learned(77);
-        assert_eq!((cpu.learned(), cpu.depth()), (77, 0));
+        let node = cpu.node(0);
+        let stretch: Vec<_> =
+            (10..13).map(|now| (node.count_theft(|| now), node.since())).collect();
+        assert_eq!(stretch, [(0, 10), (1, 10), (2, 10)]);
+    }
+
+    #[test]
+    fn the_free_node_is_the_next_to_be_claimed() {
+        let cpu = CpuNodes::new();
+        for level in 0..LEVELS {
+            let free = cpu.free_node().expect("a node");
+            assert!(core::ptr::eq(free, cpu.node(level)));
+            cpu.enter();
+        }
+        assert!(cpu.free_node().is_none());
     }
 
     #[test]

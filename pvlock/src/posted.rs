@@ -16,7 +16,7 @@ use crate::Platform;
 use crate::counters::{count, timed_wait};
 use crate::counts::Counter;
 use crate::node::State;
-use crate::policy::Policy;
+use crate::policy::{Policy, Stage};
 use crate::pv::{self, Pv, enter, forget, spin_as_head};
 use crate::queue::{Discipline, Taken, Waiter};
 use crate::sync::{full_fence_before_rmw, step};
@@ -33,7 +33,7 @@ impl<K: Policy> Discipline for Posted<K> {
     fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) -> Taken {
         let mut registered = false;
         loop {
-            if let Some(taken) = spin_as_head::<P, K>(word, waiter) {
+            if let Some(taken) = spin_as_head::<P, K>(word, waiter, Stage::Head) {
                 return taken;
             }
             let state = waiter.node.state();
@@ -50,7 +50,7 @@ impl<K: Policy> Discipline for Posted<K> {
                     waiter.node.set_state(State::Halted);
                     step!(waiter.cpu, "head: state = Halted");
                     step!(waiter.cpu, "head: enters itself");
-                    enter(P::hash(), word, waiter.cpu);
+                    enter(P::hash(), word, waiter.tail);
                     if word.exchange_slow() == FREE {
                         step!(waiter.cpu, "head: exchange to slow found it free");
                         word.slow_to_locked();
@@ -79,11 +79,11 @@ impl<K: Policy> Discipline for Posted<K> {
             step!(waiter.cpu, "owner: Halted -> Hashed of cpu {}", next.cpu());
             word.set_slow();
             step!(waiter.cpu, "owner: locked = slow, enters cpu {}", next.cpu());
-            enter(P::hash(), word, next.cpu());
+            enter(P::hash(), word, next);
         }
     }
 
     fn release<P: Platform>(word: &Word) {
-        pv::release::<P>(word);
+        pv::release::<P, K>(word);
     }
 }

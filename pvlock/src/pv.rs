@@ -4,44 +4,68 @@
 //!
 //! # Words
 //!
-//! - The **owner** has the lock. A **newcomer** wants it and is not in the queue yet. A **waiter** is in
-//!   the queue; the first of them is the **head**.
+//! - The **owner** has the lock. A **newcomer** wants it and is not in the queue yet. A **waiter**
+//!   is in the queue; the first of them is the **head**.
 //! - To **steal** is to take a free lock as a newcomer while there is a queue.
-//! - A waiter **spins** (looks again and again), **rests** (does not look for some turns, so that the
-//!   owner keeps the word's cache line), or **waits** (sleeps in the hypervisor until it is kicked).
-//! - To **register** a head is to make its entry in the hash table and to set locked = slow: the unlock
-//!   then takes the entry out, and kicks.
+//! - A waiter **spins** (looks again and again), **rests** (does not look for a while, so that the
+//!   owner keeps the word's cache line), or **waits** (sleeps in the hypervisor until it is
+//!   kicked).
+//! - To **register** a head is to make its entry in the hash table and to set locked = slow: the
+//!   unlock then takes the entry out, and kicks.
 //! - To **hand over** is to make the next waiter the head. It does not give it the lock.
+//! - A waiter is **late** when it joined the queue longer ago than the policy's horizon.
+//! - To **reserve** a lock is to release it with pending set: only the head takes it.
+//!
+//! # Thefts, and their bounds
+//!
+//! Where the policy lets newcomers steal, they do so while pending is clear. Pending means: the
+//! head comes first.
+//!
+//! 1. A head that is late sets it, and leaves it set, asleep or awake.
+//! 2. An unlock that takes the entry of a late head out reserves the lock. So does a fair unlock.
+//! 3. It is cleared by the head alone, with the step that takes the lock.
+//! 4. A CPU that has stolen for longer than the horizon, by one theft after another, queues and
+//!    sleeps. A head that was kicked in time, and has no pCPU, can do nothing for itself; this
+//!    gives it one. The thief asks its own clock and no node: who waits, how long and behind whom
+//!    is hidden from it.
+//!
+//! Times are read from nodes that may be in use again, by clocks that may differ or be set anew by
+//! a restore. They decide who is late, and with that who is first; never who owns, sleeps or is
+//! kicked.
 //!
 //! # Races
 //!
 //! Each is named where the code closes it.
 //!
-//! - **R1** A waiter halts while its predecessor hands over. Both write first (the waiter its state, the
-//!   predecessor `handed`), then have a full barrier, then read what the other wrote: one of the two
-//!   sees the other.
-//! - **R2** The predecessor's read is a compare-exchange that fails, and that orders nothing. So its full
-//!   barrier is a fence before it.
-//! - **R3** An unlock sees slow and finds no entry. The entry is made before slow is set, and the unlock
-//!   fences between the two looks.
-//! - **R4** The lock is released after the head's last look. Its exchange to slow returns 0: it has the
-//!   lock.
-//! - **R5** The lock's memory is gone after its release. The entry is taken out before; afterwards only
-//!   the CPU's number is used. Nodes live for ever.
+//! - **R1** A waiter halts while its predecessor hands over. Both write first (the waiter its
+//!   state, the predecessor `handed`), then have a full barrier, then read what the other wrote:
+//!   one of the two sees the other.
+//! - **R2** The predecessor's read is a compare-exchange that fails, and that orders nothing. So
+//!   its full barrier is a fence before it.
+//! - **R3** An unlock sees slow and finds no entry. The entry is made before slow is set, and the
+//!   unlock fences between the two looks.
+//! - **R4** The lock is released after the head's last look. Its exchange to slow returns 0: it has
+//!   the lock.
+//! - **R5** The lock's memory is gone after its release. The entry is taken out, and its sleeper's
+//!   node is looked at, before; afterwards only the CPU's number is used. Nodes live for ever.
 //! - **R6** A kick comes before the sleeper sleeps. The platform latches it.
-//! - **R7** A kick comes to a CPU that waits for another lock by now. It ends that wait early; every wait
-//!   is in a loop.
-//! - **R8** The owner and the head both register the head. Halted belongs to a waiter behind the head;
-//!   one of Halted -> Running (waiter) and Halted -> Registering (owner) fails.
+//! - **R7** A kick comes to a CPU that waits for another lock by now. It ends that wait early;
+//!   every wait is in a loop.
+//! - **R8** The owner and the head both register the head. Halted belongs to a waiter behind the
+//!   head; one of Halted -> Running (waiter) and Halted -> Registering (owner) fails.
 //! - **R9** A plain unlock overwrites slow. The PV unlock is a compare-exchange, never a store.
-//! - **R10** The owner registers its successor while that one is awake and sees a lock that is held and
-//!   not slow, as after a theft. While the state is Registering it looks again. Hashed is stored after
-//!   slow: who sees Hashed and then a byte of 1 knows that the entry has been used.
+//! - **R10** The owner registers its successor while that one is awake and sees a lock that is held
+//!   and not slow, as after a theft. While the state is Registering it looks again. Hashed is
+//!   stored after slow: who sees Hashed and then a byte of 1 knows that the entry has been used.
 //! - **R11** An interrupt comes while a node is being claimed. See `CpuNodes::enter`.
 //! - **R12** Another owner comes and goes between a head's look and its step. The step acquires by
 //!   itself.
-//! - **R13** A reservation for the head is erased by the head, which lets others steal when it goes to
-//!   sleep. It clears pending only in the same step that finds the byte slow.
+//! - **R13** A reservation is erased, or comes too late, because the head and the owner both write
+//!   pending. Both write 1. The owner does so in the step that releases the lock, so a lock that is
+//!   free is reserved already; and nobody but the head clears it, as the owner.
+//! - **R14** The owner that has reserved the lock loses its pCPU before it kicks, or the head has
+//!   none: the lock lies free, as it does under a strict policy, until that CPU runs. The kick is
+//!   owed and latched.
 //!
 //! S1, the defect of the patch as it was posted, is kept in `posted`.
 
@@ -76,68 +100,119 @@ pub(crate) fn acquire<P: Platform, K: Policy, D: Discipline>(word: &Word, seen: 
 
 /// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.
 ///
-/// Whatever the policy, it looks once more at a lock that nobody queues for: a short critical section
-/// is soon over, the queue would cost more, and nobody is overtaken. A policy that steals looks at a
-/// lock with a queue too.
+/// Where nobody steals it looks once more at a lock that nobody queues for: a short critical
+/// section is soon over, the queue would cost more, and nobody is overtaken. Otherwise it looks for
+/// as long as the policy says, past a queue too.
 pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, mut seen: Snapshot) -> bool {
-    for look in 0..=K::STEALS.max(1) {
-        if look > 0 {
-            K::rest::<P>();
-            seen = word.load();
+    let Some(horizon) = K::HORIZON else {
+        if seen.pending() || seen.tail().is_some() {
+            return false;
         }
-        if seen.pending() || (K::STEALS == 0 && seen.tail().is_some()) {
-            // A head spins, or has a reservation: it comes first. Or the order of the queue is the
-            // order.
-            break;
-        }
-        if seen.locked() == FREE && try_take::<K>(word) {
-            if seen.tail().is_some() {
-                count::<P>(P::current_cpu(), Counter::LockStealing);
-                step!(P::current_cpu(), "newcomer: steals");
+        queue::rest::<P>(STRICT_REST);
+        return word.try_acquire_seen_free();
+    };
+    let mut spin = Spin::new(Stage::Newcomer);
+    // With pending set the head is late, or has a reservation: it comes first.
+    while !seen.pending() {
+        if seen.locked() == FREE {
+            let steals = seen.tail().is_some();
+            if steals && has_stolen_long::<P>(horizon) {
+                step!(P::current_cpu(), "newcomer: has stolen for long, queues");
+                return false;
             }
-            return true;
+            if word.try_steal() {
+                if steals {
+                    count::<P>(P::current_cpu(), Counter::LockStealing);
+                    step!(P::current_cpu(), "newcomer: steals");
+                }
+                return true;
+            }
         }
+        if !K::keep_spinning::<P>(&mut spin) {
+            return false;
+        }
+        rest::<P>(spin.turn());
+        spin.advance();
+        seen = word.load();
     }
     false
 }
 
-/// Takes a free lock as a newcomer, while there is a queue only if the policy steals.
-pub(crate) fn try_take<K: Policy>(word: &Word) -> bool {
-    if K::STEALS > 0 { word.try_steal() } else { word.try_acquire().is_ok() }
+/// Turns of a rest where nobody steals. See [`queue::rest`].
+const STRICT_REST: u32 = 64;
+
+/// Leaves the word's cache line to its owner between two looks, for a microsecond by the clock:
+/// some times what the line takes from core to core, so that the owner can use the lock more than
+/// once.
+fn rest<P: Platform>(turn: u32) {
+    /// In nanoseconds.
+    const REST: u64 = 1_000;
+    /// A clock that stands still must not make a rest endless. The model checkers take a turn as
+    /// leave to run others: one is enough.
+    const MOST_TURNS: u32 = if cfg!(any(loom, shuttle)) { 1 } else { 256 };
+    let begin = P::now();
+    for more in 0..MOST_TURNS {
+        P::relax(turn.saturating_add(more));
+        if P::now().wrapping_sub(begin) >= REST {
+            break;
+        }
+    }
 }
 
-/// Releases the lock.
+/// Counts a theft that is about to be tried; whether this CPU has stolen for longer than the
+/// horizon, which it asks the clock at every 16th.
+fn has_stolen_long<P: Platform>(horizon: u64) -> bool {
+    // A fifth level of nesting has no node, and no queue to go to.
+    let Some(node) = P::nodes(P::current_cpu()).free_node() else { return false };
+    let thefts = node.count_theft(P::now);
+    // A model has few thefts.
+    let looks = thefts > 0 && (cfg!(loom) || thefts % THEFTS_A_LOOK == 0);
+    looks && is_late(P::now(), node.since(), horizon)
+}
+
+/// Thefts between two looks at the clock.
+const THEFTS_A_LOOK: u32 = 16;
+
+/// Whether a waiter since `since` has waited for longer than `horizon`, at `now`. A clock that went
+/// back by more than that makes it late, so that no restore makes anybody wait until the old time
+/// has come.
+fn is_late(now: u64, since: u64, horizon: u64) -> bool {
+    now.abs_diff(since) > horizon
+}
+
+/// Releases the lock. If it wakes a head that is late, for that one.
 ///
 /// # Panics
 ///
 /// When it was free.
-pub(crate) fn release<P: Platform>(word: &Word) {
+pub(crate) fn release<P: Platform, K: Policy>(word: &Word) {
     // R9: a sleeping head may have registered; never a blind store.
     if let Err(seen) = word.try_release() {
-        release_slow::<P>(word, seen, Word::release);
+        release_slow::<P, K>(word, seen, false);
     }
 }
 
-/// Releases the lock and reserves it for the head: no newcomer steals it. Where there is no queue, the
-/// next waiter finds pending set, and clears it when it takes the lock.
+/// Releases the lock and reserves it for the head. The caller has seen a queue, and a queue does
+/// not go while the lock has an owner.
 ///
 /// # Panics
 ///
 /// When it was free.
-pub(crate) fn release_reserved<P: Platform>(word: &Word) {
+pub(crate) fn release_reserved<P: Platform, K: Policy>(word: &Word) {
     if let Err(seen) = word.try_release_reserved() {
-        release_slow::<P>(word, seen, Word::release_reserved);
+        release_slow::<P, K>(word, seen, true);
     }
 }
 
-/// Releases a lock whose locked byte was not 1 when unlock looked.
+/// Releases a lock whose locked byte was not 1 when unlock looked, and reserves it if `reserve`
+/// says so or the head is late.
 ///
 /// # Panics
 ///
 /// When the lock was free.
 #[cold]
 #[inline(never)]
-fn release_slow<P: Platform>(word: &Word, seen: u8, release: impl FnOnce(&Word)) {
+fn release_slow<P: Platform, K: Policy>(word: &Word, seen: u8, reserve: bool) {
     assert!(seen == SLOW, "pvlock: unlock of a lock that is not held (locked byte {seen})");
     // R3: the failed compare-exchange ordered nothing. Acquire, with `exchange_slow`: who saw the
     // slow byte sees the entry.
@@ -148,13 +223,21 @@ fn release_slow<P: Platform>(word: &Word, seen: u8, release: impl FnOnce(&Word))
     // R5: the entry goes first, the lock's memory may go with the release.
     let (sleeper, hops) = P::hash().remove(key(word));
     step!(cpu, "unlock: slow; takes the entry out");
-    release(word);
-    step!(cpu, "unlock: locked = 0, kicks cpu {sleeper}");
+    let since = || queue::node::<P>(sleeper).since();
+    let is_late = K::HORIZON.is_some_and(|horizon| is_late(P::now(), since(), horizon));
+    if reserve || is_late {
+        // R13: one step for both bytes.
+        word.release_reserved();
+        step!(cpu, "unlock: reserves the lock, kicks cpu {}", sleeper.cpu());
+    } else {
+        word.release();
+        step!(cpu, "unlock: locked = 0, kicks cpu {}", sleeper.cpu());
+    }
     if hops > 0 {
         add::<P>(cpu, Counter::HashHops, hops as u64);
     }
     // R6, R7: the kick is latched, and a spare one is harmless.
-    timed_kick::<P>(cpu, sleeper, Counter::KickUnlock);
+    timed_kick::<P>(cpu, sleeper.cpu(), Counter::KickUnlock);
     nodes.end_kick();
 }
 
@@ -167,10 +250,14 @@ fn key(word: &Word) -> usize {
 pub(crate) struct Pv<K>(PhantomData<K>);
 
 impl<K: Policy> Discipline for Pv<K> {
+    fn joins_at<P: Platform>() -> u64 {
+        if K::HORIZON.is_some() { P::now() } else { 0 }
+    }
+
     fn wait_behind<P: Platform>(waiter: &Waiter) {
         let node = waiter.node;
         loop {
-            let mut spin = Spin::new(Stage::Behind, waiter.cpu, waiter.predecessor);
+            let mut spin = Spin::new(Stage::Behind);
             while K::keep_spinning::<P>(&mut spin) {
                 if node.is_handed() {
                     return;
@@ -186,7 +273,7 @@ impl<K: Policy> Discipline for Pv<K> {
             if !node.is_handed() {
                 step!(waiter.cpu, "queue: waits while Halted");
                 count::<P>(waiter.cpu, Counter::WaitNode);
-                wait::<P, K>(waiter.cpu, || node.state() == State::Halted);
+                timed_wait::<P>(waiter.cpu, || node.state() == State::Halted);
             }
             // Awake. If the predecessor has registered us meanwhile, that stands (R8).
             node.unhalt();
@@ -194,22 +281,24 @@ impl<K: Policy> Discipline for Pv<K> {
             if node.is_handed() {
                 return;
             }
-            count::<P>(waiter.cpu, Counter::SpuriousWakeup);
+            woke_for_nothing::<P>(waiter.cpu);
         }
     }
 
     fn wait_as_head<P: Platform>(word: &Word, waiter: &Waiter) -> Taken {
         let mut waits = 0;
-        let mut thefts = 0;
         // Whether an entry was made for us in this acquisition, by us or by our predecessor.
         let mut registered = false;
-        if let Some(taken) = wait_patiently::<P, K>(word, waiter) {
-            return taken;
-        }
+        // If our predecessor made it, it was a kick that brought us here.
+        let mut stage = match waiter.node.state() {
+            State::Hashed => Stage::Woken,
+            _ => Stage::Head,
+        };
         loop {
-            if let Some(taken) = spin_as_head::<P, K>(word, waiter) {
+            if let Some(taken) = spin_as_head::<P, K>(word, waiter, stage) {
                 return taken;
             }
+            stage = Stage::Woken;
             let state = waiter.node.state();
             let locked = word.load_acquire().locked();
             if locked == FREE {
@@ -226,11 +315,6 @@ impl<K: Policy> Discipline for Pv<K> {
                 // R10: an entry once made is gone only when an unlock took it, so a lock that is
                 // held and not slow was stolen since.
                 if registered || state == State::Hashed {
-                    thefts += 1;
-                    if !K::REARM {
-                        P::relax(0);
-                        continue;
-                    }
                     count::<P>(waiter.cpu, Counter::Rearm);
                     step!(waiter.cpu, "head: lost to a thief, registers again");
                 }
@@ -244,21 +328,11 @@ impl<K: Policy> Discipline for Pv<K> {
             if waits > 1 {
                 count::<P>(waiter.cpu, Counter::WaitAgain);
             }
-            // Asleep, we let others steal, unless they did too often. Not a step earlier: a theft
-            // between the spin and the sleep would leave no trace to count it by. R13: nor when the
-            // byte is not slow any more, because pending may be a reservation then.
-            if K::STEALS > 0 {
-                if thefts < K::MAX_THEFTS {
-                    word.clear_pending_if_slow();
-                } else {
-                    step!(waiter.cpu, "head: forbids thefts");
-                }
-            }
             step!(waiter.cpu, "head: waits while slow");
-            wait::<P, K>(waiter.cpu, || word.load().locked() == SLOW);
+            timed_wait::<P>(waiter.cpu, || word.load().locked() == SLOW);
             step!(waiter.cpu, "head: awake");
             if word.load().locked() == SLOW {
-                count::<P>(waiter.cpu, Counter::SpuriousWakeup);
+                woke_for_nothing::<P>(waiter.cpu);
             }
         }
     }
@@ -268,7 +342,7 @@ impl<K: Policy> Discipline for Pv<K> {
         if seen.locked() != FREE {
             return None;
         }
-        if K::STEALS == 0 {
+        if K::HORIZON.is_none() {
             // FIFO: while there is a queue, nobody but its head takes the lock.
             return Some(queue::take_as_head(word, seen, waiter));
         }
@@ -295,7 +369,7 @@ impl<K: Policy> Discipline for Pv<K> {
                 if node.claim_halted(State::Registering) {
                     step!(waiter.cpu, "owner: Halted -> Registering of cpu {}", next.cpu());
                     // R3: the entry before the slow byte. R10: the slow byte before `Hashed`.
-                    let hops = enter(table, word, next.cpu());
+                    let hops = enter(table, word, next);
                     word.set_slow();
                     node.set_hashed();
                     step!(waiter.cpu, "owner: entered cpu {}, locked = slow", next.cpu());
@@ -306,41 +380,36 @@ impl<K: Policy> Discipline for Pv<K> {
     }
 
     fn release<P: Platform>(word: &Word) {
-        release::<P>(word);
+        release::<P, K>(word);
     }
 }
 
-/// Waits in the hypervisor, and lets the policy learn from it.
-fn wait<P: Platform, K: Policy>(cpu: usize, still_blocked: impl Fn() -> bool) {
-    if K::TIMES_WAITS {
-        let begin = P::now();
-        timed_wait::<P>(cpu, still_blocked);
-        K::waited(P::nodes(cpu), P::now().saturating_sub(begin));
-    } else {
-        timed_wait::<P>(cpu, still_blocked);
+/// A wait ended, and what it waited for is still to come. The waits of an interrupt's context end
+/// at once while a kick is latched for the context below it; without a budget that is a spin, and
+/// this its turn.
+fn woke_for_nothing<P: Platform>(cpu: usize) {
+    count::<P>(cpu, Counter::SpuriousWakeup);
+    // loom takes a turn as leave to run others first, and would miss orders.
+    if !cfg!(loom) {
+        P::relax(0);
     }
 }
 
-/// Looks at the word now and then as a new head, and takes the lock if it is free. Forbids no thefts
-/// and counts none, which the number of looks makes up for.
-fn wait_patiently<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
-    for _ in 0..K::PATIENCE {
-        if let Some(taken) = Pv::<K>::try_as_head(word, waiter) {
-            return Some(taken);
-        }
-        step!(waiter.cpu, "head: is patient");
-        K::rest::<P>();
-    }
-    None
-}
-
-/// Spins on the word as the head, and takes the lock if it is released. Forbids thefts from here on.
-pub(crate) fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> Option<Taken> {
-    if K::STEALS > 0 {
-        word.set_pending();
-    }
-    let mut spin = Spin::new(Stage::Head, waiter.cpu, waiter.predecessor);
+/// Spins on the word as the head, and takes the lock if it is released. A head that is late forbids
+/// thefts until it has it.
+pub(crate) fn spin_as_head<P: Platform, K: Policy>(
+    word: &Word,
+    waiter: &Waiter,
+    stage: Stage,
+) -> Option<Taken> {
+    let mut spin = Spin::new(stage);
     loop {
+        if let Some(horizon) = K::HORIZON {
+            if !word.load().pending() && is_late(P::now(), waiter.node.since(), horizon) {
+                word.set_pending();
+                step!(waiter.cpu, "head: is late, forbids thefts");
+            }
+        }
         // At least one look: the caller may come from a kick.
         if let Some(taken) = Pv::<K>::try_as_head(word, waiter) {
             return Some(taken);
@@ -348,7 +417,10 @@ pub(crate) fn spin_as_head<P: Platform, K: Policy>(word: &Word, waiter: &Waiter)
         if !K::keep_spinning::<P>(&mut spin) {
             return None;
         }
-        P::relax(spin.turn());
+        match K::HORIZON {
+            Some(_) => rest::<P>(spin.turn()),
+            None => P::relax(spin.turn()),
+        }
         spin.advance();
     }
 }
@@ -358,14 +430,15 @@ fn register<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
     let table = P::hash();
     // R3: the entry before the slow byte.
     step!(waiter.cpu, "head: enters itself");
-    let hops = enter(table, word, waiter.cpu);
+    let hops = enter(table, word, waiter.tail);
     let was = word.exchange_slow();
     if was == FREE {
         // R4: released since we looked. Nobody saw the entry: only an unlock looks for one, and the
         // lock is ours.
         step!(waiter.cpu, "head: exchange to slow found it free");
         word.slow_to_locked();
-        if K::STEALS > 0 {
+        if K::HORIZON.is_some() {
+            // R13: we own the lock, whoever it was reserved by.
             word.clear_pending();
         }
         table.remove(key(word));
@@ -379,7 +452,7 @@ fn register<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
 }
 
 /// Makes the entry of a sleeping head. Returns the lines of the table looked at beyond the first.
-pub(crate) fn enter(table: &HashTable, word: &Word, sleeper: usize) -> usize {
+pub(crate) fn enter(table: &HashTable, word: &Word, sleeper: Tail) -> usize {
     table.insert(key(word), sleeper)
 }
 

@@ -1,13 +1,13 @@
-//! The head's dealings with thieves, step by step: one thread plays the owner and the thieves while the head
-//! rests or waits, so that every number is exact.
+//! The head's dealings with thieves, step by step: one thread plays the owner and the thieves while
+//! the head rests or waits, so that every number is exact.
 
 use crate::node::State;
-use crate::policy::{Handover, Policy, Spin};
-use crate::pv::{Pv, try_as_newcomer, try_take};
+use crate::policy::{Handover, Policy, Spin, Stage};
+use crate::pv::{Pv, try_as_newcomer};
 use crate::queue::{Discipline, Taken, Waiter};
-use crate::word::{FREE, LOCKED, SLOW, Steps, Tail};
+use crate::word::{LOCKED, Steps, Tail};
 use crate::{
-    CpuNodes, HashStorage, HashTable, Hybrid, KickAtUnlock, KickTwice, Platform, RawPvLock,
+    Adaptive, AdaptiveWithin, CpuNodes, HashStorage, HashTable, KickAtUnlock, Platform, RawPvLock,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -19,12 +19,14 @@ enum Others {
     Nothing,
     /// The owner unlocks, and a thief tries its luck.
     UnlockAndSteal,
+    /// The same, and then the head is left without a pCPU for long.
+    UnlockStealAndLinger,
 }
 
 type Lock<K> = RawPvLock<Script, K>;
 
 thread_local! {
-    /// One for each wait, rest or turn to come. After the last the owner only unlocks.
+    /// One for each wait or turn to come. After the last the owner only unlocks and a thief tries.
     static SCRIPT: RefCell<VecDeque<Others>> = const { RefCell::new(VecDeque::new()) };
     /// What of the script comes during a turn of a spin.
     static IN_TURNS: Cell<bool> = const { Cell::new(false) };
@@ -36,11 +38,16 @@ thread_local! {
     static THEFTS: Cell<u32> = const { Cell::new(0) };
     static REFUSED: Cell<u32> = const { Cell::new(0) };
     static KICKS: Cell<u32> = const { Cell::new(0) };
-    static RESTS: Cell<u32> = const { Cell::new(0) };
+    static TURNS: Cell<u32> = const { Cell::new(0) };
     static WAITS: Cell<u32> = const { Cell::new(0) };
+    /// The clock: a wait takes `WAIT`, a turn a microsecond.
+    static NOW: Cell<u64> = const { Cell::new(1 << 40) };
     /// The lock, of whatever policy.
     static LOCK: Cell<*const ()> = const { Cell::new(core::ptr::null()) };
 }
+
+/// In nanoseconds.
+const WAIT: u64 = 1_000_000;
 
 fn one_more(cell: &'static std::thread::LocalKey<Cell<u32>>) {
     cell.set(cell.get() + 1);
@@ -84,6 +91,7 @@ unsafe impl Platform for Script {
 
     fn wait(still_blocked: impl Fn() -> bool) {
         one_more(&WAITS);
+        NOW.set(NOW.get() + WAIT);
         assert!(still_blocked(), "a wait for nothing");
         let node = Self::nodes(0).node(0);
         if BEHIND.get() && !node.is_handed() {
@@ -102,35 +110,27 @@ unsafe impl Platform for Script {
     }
 
     fn now() -> u64 {
-        0
+        NOW.get()
     }
 
     // One CPU plays several here, and takes what another has.
     fn report(_trouble: &crate::Trouble) {}
 
     fn relax(_turn: u32) {
+        one_more(&TURNS);
+        NOW.set(NOW.get() + 1_000);
         if IN_TURNS.get() {
             play();
         }
     }
 }
 
-/// Waits through a theft at every opportunity, and sleeps at once.
-struct Robbed<const MOST: u32, const PATIENCE: u32>;
+/// Has no budget, and a horizon of `WAITS` waits.
+struct Robbed<const WAITS: u64>;
 
-impl<const MOST: u32, const PATIENCE: u32> Policy for Robbed<MOST, PATIENCE> {
+impl<const WAITS: u64> Policy for Robbed<WAITS> {
     const NAME: &'static str = "robbed";
-    const STEALS: u32 = 1;
-    const MAX_THEFTS: u32 = MOST;
-    const PATIENCE: u32 = PATIENCE;
-
-    fn rest<P: Platform>() {
-        // The newcomer's own rest, before it queues, is none of the head's.
-        if P::nodes(0).depth() > 0 {
-            one_more(&RESTS);
-            play();
-        }
-    }
+    const HORIZON: Option<u64> = Some(WAITS * WAIT);
 
     fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
         false
@@ -141,7 +141,7 @@ impl<const MOST: u32, const PATIENCE: u32> Policy for Robbed<MOST, PATIENCE> {
 fn acquire<K: Policy>(script: &[Others]) {
     let lock: &'static Lock<K> = Box::leak(Box::new(Lock::new()));
     SCRIPT.set(script.iter().copied().collect());
-    for cell in [&THEFTS, &REFUSED, &KICKS, &RESTS, &WAITS] {
+    for cell in [&THEFTS, &REFUSED, &KICKS, &TURNS, &WAITS] {
         cell.set(0);
     }
     LOCK.set(core::ptr::from_ref(lock).cast());
@@ -154,6 +154,9 @@ fn acquire<K: Policy>(script: &[Others]) {
         // SAFETY: the owner's part is played by this thread.
         unsafe { lock.unlock() };
         one_more(if lock.word().try_steal() { &THEFTS } else { &REFUSED });
+        if others == Others::UnlockStealAndLinger {
+            NOW.set(NOW.get() + 100 * WAIT);
+        }
     });
     lock.lock();
     lock.lock();
@@ -175,10 +178,9 @@ fn counted<const N: usize>(names: [crate::Counter; N]) -> [u64; N] {
 }
 
 #[test]
-fn a_head_is_robbed_as_often_as_its_policy_says() {
-    acquire::<Robbed<2, 0>>(&[]);
-    assert_eq!(told(), (2, 1, 3, 3), "the third wake-up is not in vain");
-    assert_eq!(RESTS.get(), 0);
+fn a_head_is_robbed_until_it_is_late() {
+    acquire::<Robbed<2>>(&[]);
+    assert_eq!(told(), (2, 1, 3, 3), "the unlock at the end of the third wait reserves the lock");
     #[cfg(feature = "counters")]
     {
         use crate::Counter::{KickUnlock, Rearm, SpuriousWakeup, WaitAgain, WaitHead, WaitNode};
@@ -187,15 +189,60 @@ fn a_head_is_robbed_as_often_as_its_policy_says() {
             [3, 2, 2, 3, 0, 0]
         );
     }
-    acquire::<Robbed<1, 0>>(&[]);
+    acquire::<Robbed<1>>(&[]);
     assert_eq!(told(), (1, 1, 2, 2));
-    acquire::<Robbed<0, 0>>(&[]);
+    acquire::<Robbed<0>>(&[]);
     assert_eq!(told(), (0, 1, 1, 1));
+}
+
+/// Kicked in time, and woken late: it forbids thefts itself, and keeps to that while it sleeps.
+#[test]
+fn a_head_that_wakes_up_late_forbids_thefts() {
+    acquire::<Robbed<5>>(&[Others::UnlockStealAndLinger, Others::Nothing]);
+    assert_eq!(told(), (1, 1, 3, 2));
+    // Nothing but the pending byte tells the thief: the unlock of a strict policy reserves nothing.
+    let lock = Lock::<Robbed<5>>::new();
+    lock.lock();
+    lock.word().exchange_tail(Tail::new(0, 0));
+    let node = Script::nodes(0).node(0);
+    node.reset(NOW.get() - 6 * WAIT);
+    let waiter = Waiter { cpu: 0, node, tail: Tail::new(0, 0), predecessor: None };
+    assert!(
+        crate::pv::spin_as_head::<Script, Robbed<5>>(lock.word(), &waiter, Stage::Head).is_none()
+    );
+    assert!(lock.snapshot().pending());
+    node.reset(NOW.get() - 5 * WAIT);
+    lock.word().clear_pending();
+    assert!(
+        crate::pv::spin_as_head::<Script, Robbed<5>>(lock.word(), &waiter, Stage::Head).is_none()
+    );
+    assert!(!lock.snapshot().pending(), "not late yet");
+}
+
+/// A clock that a restore set back, or one of another CPU: late or not, the lock goes on.
+#[test]
+fn a_time_that_makes_no_sense_decides_who_is_first_and_nothing_else() {
+    acquire::<Robbed<0>>(&[]);
+    NOW.set(0);
+    acquire::<Robbed<1_000>>(&[Others::UnlockAndSteal, Others::Nothing]);
+    let word = Lock::<Robbed<5>>::new();
+    let node = Script::nodes(0).node(0);
+    for (since, late) in
+        [(u64::MAX, true), (NOW.get() + 5 * WAIT, false), (NOW.get() + 6 * WAIT, true)]
+    {
+        node.reset(since);
+        let waiter = Waiter { cpu: 0, node, tail: Tail::new(0, 0), predecessor: None };
+        word.word().clear_pending();
+        word.word().set_locked();
+        let none = crate::pv::spin_as_head::<Script, Robbed<5>>(word.word(), &waiter, Stage::Head);
+        assert!(none.is_none());
+        assert_eq!(word.snapshot().pending(), late, "{since:#x}");
+    }
 }
 
 #[test]
 fn a_wake_up_for_no_reason_is_no_theft() {
-    acquire::<Robbed<1, 0>>(&[Others::Nothing, Others::UnlockAndSteal, Others::Nothing]);
+    acquire::<Robbed<3>>(&[Others::Nothing, Others::UnlockAndSteal, Others::Nothing]);
     assert_eq!(told(), (1, 1, 4, 2));
     #[cfg(feature = "counters")]
     {
@@ -204,76 +251,31 @@ fn a_wake_up_for_no_reason_is_no_theft() {
     }
 }
 
-/// Thefts during the patience are bounded by its looks, and count for nothing afterwards.
+/// The stages in which a waiter spins, one after the other.
 #[test]
-fn a_patient_head_is_robbed_once_a_rest_and_then_as_any() {
-    acquire::<Robbed<0, 3>>(&[]);
-    assert_eq!((told(), RESTS.get()), ((3, 1, 1, 1), 3));
-    acquire::<Robbed<2, 1>>(&[]);
-    assert_eq!((told(), RESTS.get()), ((3, 1, 3, 3), 1));
-}
-
-/// A head that was robbed, and may not register again, spins: the lock is never slow again.
-#[test]
-fn without_re_arming_a_robbed_head_spins() {
-    struct Spins;
-    impl Policy for Spins {
-        const NAME: &'static str = "spins";
-        const STEALS: u32 = 1;
-        const REARM: bool = false;
-        fn rest<P: Platform>() {}
-        fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
-            IN_TURNS.set(WAITS.get() > 0);
+fn a_budget_is_spent_as_a_newcomer_and_after_each_kick() {
+    thread_local!(static STAGES: RefCell<Vec<Stage>> = const { RefCell::new(Vec::new()) });
+    struct Asked;
+    impl Policy for Asked {
+        const NAME: &'static str = "asked";
+        const HORIZON: Option<u64> = Some(2 * WAIT);
+        fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+            STAGES.with_borrow_mut(|stages| stages.push(spin.stage()));
             false
         }
     }
-    acquire::<Spins>(&[]);
-    IN_TURNS.set(false);
-    assert_eq!(told(), (1, 1, 1, 1));
+    acquire::<Asked>(&[]);
+    use Stage::{Head, Newcomer, Woken};
+    assert_eq!(STAGES.take(), [Newcomer, Head, Woken, Woken]);
+    assert_eq!(told(), (2, 1, 3, 3));
 }
 
-#[test]
-fn only_a_policy_that_steals_passes_a_queue() {
-    fn passes<K: Policy>() -> [bool; 3] {
-        let queued = |locked: u8| {
-            let lock = Lock::<K>::new();
-            lock.word().exchange_tail(Tail::new(1, 0));
-            match locked {
-                FREE => {}
-                LOCKED => lock.word().set_locked(),
-                _ => lock.word().set_slow(),
-            }
-            try_take::<K>(lock.word())
-        };
-        [queued(FREE), queued(LOCKED), queued(SLOW)]
-    }
-    assert_eq!(passes::<Hybrid>(), [true, false, false]);
-    assert_eq!(passes::<KickAtUnlock>(), [false; 3]);
-    assert_eq!(passes::<KickTwice>(), [false; 3]);
-    assert_eq!(KickAtUnlock::HANDOVER, Handover::Register);
-}
-
-/// A policy that steals, or does not, and counts its rests.
-struct Newcomer<const STEALS: u32>;
-
-impl<const STEALS: u32> Policy for Newcomer<STEALS> {
-    const NAME: &'static str = "newcomer";
-    const STEALS: u32 = STEALS;
-
-    fn rest<P: Platform>() {
-        one_more(&RESTS);
-        play();
-    }
-
-    fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
-        panic!("a newcomer does not spin");
-    }
-}
-
-/// Whether a newcomer takes a lock in front of which others are as said and which is released after
-/// `release_after` rests, and how often it rested.
-fn comes<const STEALS: u32>(tail: bool, pending: bool, release_after: usize) -> (bool, u32) {
-    let lock: &'static Lock<Newcomer<STEALS>> = Box::leak(Box::new(Lock::new()));
+/// `AdaptiveWithin` and the strict policies, as newcomers.
+///
+/// Whether a newcomer takes a lock in front of which others are as said and which is released in
+/// the turn `release_at`, and how many turns it took.
+fn comes<K: Policy>(tail: bool, pending: bool, release_at: usize) -> (bool, u32) {
+    let lock: &'static Lock<K> = Box::leak(Box::new(Lock::new()));
     lock.lock();
     if tail {
         lock.word().exchange_tail(Tail::new(1, 0));
@@ -281,47 +283,81 @@ fn comes<const STEALS: u32>(tail: bool, pending: bool, release_after: usize) -> 
     if pending {
         lock.word().set_pending();
     }
-    SCRIPT.set(VecDeque::from(vec![Others::Nothing; release_after - 1]));
+    let nothing = vec![Others::Nothing; release_at - 1];
+    SCRIPT.set(nothing.into_iter().chain([Others::UnlockAndSteal]).collect());
     LOCK.set(core::ptr::from_ref(lock).cast());
     PLAY.set(|others| {
-        if others != Others::Nothing {
-            // SAFETY: leaked, of this type.
-            let lock = unsafe { &*LOCK.get().cast::<Lock<Newcomer<STEALS>>>() };
+        // SAFETY: leaked, of this type.
+        let lock = unsafe { &*LOCK.get().cast::<Lock<K>>() };
+        if others != Others::Nothing && lock.is_locked() && lock.word().is_owned() {
             // SAFETY: the owner's part is played by this thread.
             unsafe { lock.unlock() };
         }
     });
-    RESTS.set(0);
-    let taken = try_as_newcomer::<Script, Newcomer<STEALS>>(lock.word(), lock.snapshot());
-    (taken, RESTS.get())
+    TURNS.set(0);
+    IN_TURNS.set(true);
+    let taken = try_as_newcomer::<Script, K>(lock.word(), lock.snapshot());
+    IN_TURNS.set(false);
+    (taken, TURNS.get())
 }
 
 #[test]
-fn a_newcomer_looks_as_often_as_its_policy_says() {
-    assert_eq!(comes::<0>(false, false, 1), (true, 1), "any policy once, where nobody queues");
-    assert_eq!(comes::<0>(false, false, 2), (false, 1));
-    assert_eq!(comes::<4>(false, false, 2), (true, 2));
-    assert_eq!(comes::<4>(false, false, 4), (true, 4));
-    assert_eq!(comes::<4>(false, false, 5), (false, 4));
-    assert_eq!(comes::<0>(true, false, 1), (false, 0), "the order of the queue is the order");
-    assert_eq!(comes::<4>(true, false, 1), (true, 1), "past a queue");
-    assert_eq!(comes::<4>(true, true, 1), (false, 0), "not past a head that spins");
-    assert_eq!(comes::<4>(false, true, 1), (false, 0));
+fn a_newcomer_keeps_trying_for_its_budget() {
+    type K = AdaptiveWithin<10_000, WAIT>;
+    for tail in [false, true] {
+        assert_eq!(comes::<K>(tail, false, 1), (true, 1), "a turn takes a microsecond");
+        assert_eq!(comes::<K>(tail, false, 10), (true, 10));
+        assert_eq!(comes::<K>(tail, false, 11), (false, 10));
+        assert_eq!(comes::<K>(tail, true, 1), (false, 0), "not past a head that is late");
+    }
+}
+
+#[test]
+fn a_newcomer_of_a_strict_policy_looks_once_more_where_nobody_queues() {
+    assert_eq!(comes::<KickAtUnlock>(false, false, 64), (true, 64));
+    assert_eq!(comes::<KickAtUnlock>(false, false, 65), (false, 64));
+    assert_eq!(comes::<KickAtUnlock>(true, false, 1), (false, 0), "the order of the queue");
+    assert_eq!(KickAtUnlock::HANDOVER, Handover::Register);
+}
+
+/// A CPU that has taken the lock past a queue for longer than the horizon joins the queue, whoever
+/// waits.
+#[test]
+fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
+    fn steal<K: Policy>(passes: u64) -> Option<u32> {
+        let lock = Lock::<K>::new();
+        lock.word().exchange_tail(Tail::new(1, 0));
+        Script::nodes(0).node(0).reset(0);
+        (0..100).find(|_| {
+            let stolen = try_as_newcomer::<Script, K>(lock.word(), lock.snapshot());
+            if stolen {
+                lock.word().release();
+            }
+            NOW.set(NOW.get() + passes);
+            !stolen
+        })
+    }
+    type K = AdaptiveWithin<0, 10_000>;
+    assert_eq!(steal::<K>(0), None);
+    assert_eq!(steal::<K>(100), None, "9.9 us");
+    assert_eq!(steal::<K>(200), Some(64), "looked at every 16th time; the 48th comes after 9.6 us");
+    assert_eq!(steal::<K>(1_000_000), Some(16));
+    assert_eq!(steal::<Adaptive>(100_000), Some(32));
 }
 
 /// R4: the owner unlocks when the head has made its entry. Nothing is left of that.
 #[test]
 fn a_lock_released_under_a_registration_is_the_heads() {
-    /// Looks once, with the owner gone when it registers.
+    /// Looks twice, with the owner gone when it registers.
     struct Late;
     impl Policy for Late {
         const NAME: &'static str = "late";
-        const STEALS: u32 = 1;
-        const MAX_THEFTS: u32 = 0;
-        fn rest<P: Platform>() {}
-        fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
-            IN_HASH.set(true);
-            false
+        const HORIZON: Option<u64> = Some(0);
+        fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+            // A turn, in which it becomes late and forbids thefts.
+            let is_new = spin.stage() == Stage::Head && spin.turn() == 0;
+            IN_HASH.set(spin.stage() != Stage::Newcomer && !is_new);
+            is_new
         }
     }
     acquire::<Late>(&[]);
@@ -331,10 +367,10 @@ fn a_lock_released_under_a_registration_is_the_heads() {
 /// The head of a lock that was stolen while its predecessor's entry woke it: one wake-up in vain.
 #[test]
 fn an_entry_used_up_before_the_first_look_is_a_theft() {
-    type K = Robbed<1, 0>;
+    type K = Robbed<0>;
     let lock: &'static Lock<K> = Box::leak(Box::new(Lock::new()));
     SCRIPT.set(VecDeque::new());
-    for cell in [&THEFTS, &REFUSED, &KICKS, &RESTS, &WAITS] {
+    for cell in [&THEFTS, &REFUSED, &KICKS, &TURNS, &WAITS] {
         cell.set(0);
     }
     LOCK.set(core::ptr::from_ref(lock).cast());
@@ -349,6 +385,7 @@ fn an_entry_used_up_before_the_first_look_is_a_theft() {
     let tail = Tail::new(0, 0);
     lock.word().exchange_tail(tail);
     let node = Script::nodes(0).node(0);
+    node.reset(NOW.get());
     node.set_state(State::Hashed);
     let waiter = Waiter { cpu: 0, node, tail, predecessor: Some(Tail::new(1, 0)) };
     let taken = Pv::<K>::wait_as_head::<Script>(lock.word(), &waiter);

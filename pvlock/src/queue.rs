@@ -42,6 +42,11 @@ pub(crate) enum Taken {
 
 /// How waiters wait, and what a new owner does for the next.
 pub(crate) trait Discipline {
+    /// The time, for the node of a waiter that joins the queue.
+    fn joins_at<P: Platform>() -> u64 {
+        0
+    }
+
     /// Returns when the predecessor has made this waiter the head.
     fn wait_behind<P: Platform>(waiter: &Waiter);
 
@@ -58,7 +63,8 @@ pub(crate) trait Discipline {
     fn release<P: Platform>(word: &Word);
 }
 
-fn node<P: Platform>(tail: Tail) -> &'static Node {
+/// The node that `tail` names.
+pub(crate) fn node<P: Platform>(tail: Tail) -> &'static Node {
     P::nodes(tail.cpu()).node(tail.level())
 }
 
@@ -91,7 +97,7 @@ pub(crate) fn acquire_unqueued<P: Platform>(word: &Word) {
 
 fn join<P: Platform, D: Discipline>(word: &Word, cpu: usize, nodes: &CpuNodes, tail: Tail) {
     let own = node::<P>(tail);
-    own.reset();
+    own.reset(D::joins_at::<P>());
     // The node's line may have been cold; the lock may be free by now.
     if word.try_acquire_seen_free() {
         return;

@@ -114,13 +114,13 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
         if P::plain_unlock() {
             self.word.release();
         } else {
-            pv::release::<P>(&self.word);
+            pv::release::<P, K>(&self.word);
         }
     }
 
     /// Releases the lock for whoever has waited longest: no newcomer takes it before, whatever the
-    /// policy. As [`unlock`](Self::unlock) where nobody waits, and in [`Mode::TestAndSet`], which has
-    /// no order.
+    /// policy. As [`unlock`](Self::unlock) where nobody waits, and in [`Mode::TestAndSet`], which
+    /// has no order.
     ///
     /// # Safety
     ///
@@ -133,8 +133,8 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
         self.assert_owned();
         checker::leave::<P>(self.key());
         // Where nobody steals, the order of the queue is the order in any case.
-        if K::STEALS > 0 && !P::plain_unlock() && self.word.load().tail().is_some() {
-            pv::release_reserved::<P>(&self.word);
+        if K::HORIZON.is_some() && !P::plain_unlock() && self.word.load().tail().is_some() {
+            pv::release_reserved::<P, K>(&self.word);
         } else {
             self.release();
         }
@@ -181,8 +181,8 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
         );
     }
 
-    /// Whether somebody owns the lock, or waits for it and is about to: [`try_lock`](Self::try_lock)
-    /// would fail. A snapshot.
+    /// Whether somebody owns the lock, or waits for it and is about to:
+    /// [`try_lock`](Self::try_lock) would fail. A snapshot.
     #[inline]
     pub fn is_locked(&self) -> bool {
         !self.word.load().is_free()

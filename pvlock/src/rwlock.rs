@@ -10,10 +10,14 @@ use crate::counters::{count, timed_kick, timed_wait};
 use crate::counts::Counter;
 use crate::policy::{Spin, Stage};
 use crate::sync::{AtomicU32, Ordering::Relaxed, const_fn, ord, step};
-use crate::word::LEVELS;
+use crate::word::{LEVELS, Tail};
 use crate::{CpuNodes, Mode, Platform, Policy, RawPvLock};
 
-/// Many readers or one writer: eight bytes, first come, first served, and waiters that sleep in the hypervisor.
+/// Many readers or one writer: eight bytes, and waiters that sleep in the hypervisor.
+///
+/// Their order is that of the queue lock behind the word: with a strict policy such as
+/// [`KickAtUnlock`](crate::KickAtUnlock) first come, first served; with
+/// [`Adaptive`](crate::Adaptive) running newcomers may pass for as long as its horizon.
 ///
 /// ```text
 ///  31          4   3   2        1         0
@@ -269,7 +273,7 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 match self.word.compare_exchange(seen, seen | WAKING, acquire, Relaxed) {
                     Ok(_) => {
                         P::nodes(P::current_cpu()).begin_kick();
-                        sleeper = Some(P::hash().remove(self.key()).0);
+                        sleeper = Some(P::hash().remove(self.key()).0.cpu());
                         step!(P::current_cpu(), "rw: takes the head's entry out");
                         seen |= WAKING;
                     }
@@ -322,10 +326,10 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     fn wait_as_head(&self, want: Want) {
         let cpu = P::current_cpu();
         let nodes = P::nodes(cpu);
-        let mut spin = Spin::new(Stage::Head, cpu, None);
+        let mut spin = Spin::new(Stage::Woken);
         // The hash table has room for as many sleepers of a CPU as it has nodes: to sleep is to claim
         // a node.
-        let mut level = Level { nodes, claimed: None };
+        let mut claim = Level { nodes, claimed: None };
         loop {
             let seen = self.word.load(Relaxed);
             if seen & want.blocked_by() == 0 && seen & SLEEP != WAKING {
@@ -346,13 +350,16 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
             } else if P::mode() != Mode::Pv || K::keep_spinning::<P>(&mut spin) {
                 Checked::<P>::relax(spin.turn());
                 spin.advance();
-            } else if level.claim() < LEVELS {
+            } else {
+                let level = claim.claim();
+                if level >= LEVELS {
+                    Checked::<P>::relax(0);
+                    continue;
+                }
                 step!(cpu, "rw: the head enters itself");
-                P::hash().insert(self.key(), cpu);
+                P::hash().insert(self.key(), Tail::new(cpu, level));
                 // Release, with `rw-waking`: the entry comes first. If the lock has become free, the next look finds it.
                 self.word.fetch_or(ASLEEP, ord!("rw-asleep", Release));
-            } else {
-                Checked::<P>::relax(0);
             }
         }
     }

@@ -8,7 +8,7 @@ use lock_api::{
 };
 
 use crate::irq::Off;
-use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
+use crate::{Adaptive, Interrupts, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
 /// Data behind a [`RawPvLock`].
 ///
@@ -43,7 +43,7 @@ use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, R
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
 /// # use platform::Threads;
 /// static FIFO: pvlock::Mutex<u8, Threads, pvlock::KickAtUnlock> = pvlock::Mutex::new(1);
-/// let guard: pvlock::MutexGuard<u8, Threads, pvlock::Hybrid> = FIFO.lock();
+/// let guard: pvlock::MutexGuard<u8, Threads, pvlock::KickTwice> = FIFO.lock();
 /// ```
 ///
 /// ```compile_fail,E0382
@@ -54,23 +54,23 @@ use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, R
 /// drop(guard);
 /// drop(guard);
 /// ```
-pub type Mutex<T, P, K = KickAtUnlock> = lock_api::Mutex<RawPvLock<P, K>, T>;
+pub type Mutex<T, P, K = Adaptive> = lock_api::Mutex<RawPvLock<P, K>, T>;
 
 /// The guard of a [`Mutex`].
-pub type MutexGuard<'a, T, P, K = KickAtUnlock> = lock_api::MutexGuard<'a, RawPvLock<P, K>, T>;
+pub type MutexGuard<'a, T, P, K = Adaptive> = lock_api::MutexGuard<'a, RawPvLock<P, K>, T>;
 
 /// The guard of a part of what a [`Mutex`] holds.
-pub type MappedMutexGuard<'a, T, P, K = KickAtUnlock> =
+pub type MappedMutexGuard<'a, T, P, K = Adaptive> =
     lock_api::MappedMutexGuard<'a, RawPvLock<P, K>, T>;
 
 /// Data behind a [`RawPvLock`] that is held with interrupts off.
-pub type IrqMutex<T, P, I, K = KickAtUnlock> = lock_api::Mutex<RawIrqLock<RawPvLock<P, K>, I>, T>;
+pub type IrqMutex<T, P, I, K = Adaptive> = lock_api::Mutex<RawIrqLock<RawPvLock<P, K>, I>, T>;
 
 /// The guard of an [`IrqMutex`].
-pub type IrqMutexGuard<'a, T, P, I, K = KickAtUnlock> =
+pub type IrqMutexGuard<'a, T, P, I, K = Adaptive> =
     lock_api::MutexGuard<'a, RawIrqLock<RawPvLock<P, K>, I>, T>;
 
-/// Data behind a [`RawPvRwLock`]: many readers or one writer, first come, first served.
+/// Data behind a [`RawPvRwLock`]: many readers or one writer, whose order is that of the policy.
 ///
 /// The names are those of `spin::RwLock` (`read`, `write`, `try_read`, `try_write`, `is_locked`, ...), and
 /// `read_recursive` for handlers that may interrupt a reader.
@@ -84,14 +84,14 @@ pub type IrqMutexGuard<'a, T, P, I, K = KickAtUnlock> =
 /// assert_eq!((one[0], another[0]), (1, 1));
 /// assert!(ROUTES.try_write().is_none());
 /// ```
-pub type RwLock<T, P, K = KickAtUnlock> = lock_api::RwLock<RawPvRwLock<P, K>, T>;
+pub type RwLock<T, P, K = Adaptive> = lock_api::RwLock<RawPvRwLock<P, K>, T>;
 
 /// What a reader of a [`RwLock`] has.
-pub type RwLockReadGuard<'a, T, P, K = KickAtUnlock> =
+pub type RwLockReadGuard<'a, T, P, K = Adaptive> =
     lock_api::RwLockReadGuard<'a, RawPvRwLock<P, K>, T>;
 
 /// What a writer of a [`RwLock`] has.
-pub type RwLockWriteGuard<'a, T, P, K = KickAtUnlock> =
+pub type RwLockWriteGuard<'a, T, P, K = Adaptive> =
     lock_api::RwLockWriteGuard<'a, RawPvRwLock<P, K>, T>;
 
 // SAFETY: the word is a lock: one owner at a time, acquire on every path that takes it, release on

@@ -16,35 +16,34 @@ use core::marker::PhantomData;
 use lock_api_05::{GuardNoSend, RawMutex, RawMutexFair, RawRwLock, RawRwLockDowngrade};
 
 use crate::irq::Off;
-use crate::{Interrupts, KickAtUnlock, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
+use crate::{Adaptive, Interrupts, Platform, Policy, RawIrqLock, RawPvLock, RawPvRwLock};
 
 /// Data behind a [`RawPvLock`].
-pub type Mutex<T, P, K = KickAtUnlock> = lock_api_05::Mutex<RawPvLock<P, K>, T>;
+pub type Mutex<T, P, K = Adaptive> = lock_api_05::Mutex<RawPvLock<P, K>, T>;
 
 /// The guard of a [`Mutex`].
-pub type MutexGuard<'a, T, P, K = KickAtUnlock> = lock_api_05::MutexGuard<'a, RawPvLock<P, K>, T>;
+pub type MutexGuard<'a, T, P, K = Adaptive> = lock_api_05::MutexGuard<'a, RawPvLock<P, K>, T>;
 
 /// The guard of a part of what a [`Mutex`] holds.
-pub type MappedMutexGuard<'a, T, P, K = KickAtUnlock> =
+pub type MappedMutexGuard<'a, T, P, K = Adaptive> =
     lock_api_05::MappedMutexGuard<'a, RawPvLock<P, K>, T>;
 
 /// Data behind a [`RawPvLock`] that is held with interrupts off.
-pub type IrqMutex<T, P, I, K = KickAtUnlock> =
-    lock_api_05::Mutex<RawIrqLock<RawPvLock<P, K>, I>, T>;
+pub type IrqMutex<T, P, I, K = Adaptive> = lock_api_05::Mutex<RawIrqLock<RawPvLock<P, K>, I>, T>;
 
 /// The guard of an [`IrqMutex`].
-pub type IrqMutexGuard<'a, T, P, I, K = KickAtUnlock> =
+pub type IrqMutexGuard<'a, T, P, I, K = Adaptive> =
     lock_api_05::MutexGuard<'a, RawIrqLock<RawPvLock<P, K>, I>, T>;
 
-/// Data behind a [`RawPvRwLock`]: many readers or one writer, first come, first served.
-pub type RwLock<T, P, K = KickAtUnlock> = lock_api_05::RwLock<RawPvRwLock<P, K>, T>;
+/// Data behind a [`RawPvRwLock`]: many readers or one writer, whose order is that of the policy.
+pub type RwLock<T, P, K = Adaptive> = lock_api_05::RwLock<RawPvRwLock<P, K>, T>;
 
 /// What a reader of a [`RwLock`] has.
-pub type RwLockReadGuard<'a, T, P, K = KickAtUnlock> =
+pub type RwLockReadGuard<'a, T, P, K = Adaptive> =
     lock_api_05::RwLockReadGuard<'a, RawPvRwLock<P, K>, T>;
 
 /// What a writer of a [`RwLock`] has.
-pub type RwLockWriteGuard<'a, T, P, K = KickAtUnlock> =
+pub type RwLockWriteGuard<'a, T, P, K = Adaptive> =
     lock_api_05::RwLockWriteGuard<'a, RawPvRwLock<P, K>, T>;
 
 // SAFETY: as the impl for `lock_api` 0.4.

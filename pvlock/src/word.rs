@@ -19,8 +19,8 @@
 //! | n    | 1       | 0 or 1 | native: as above, and a queue stands behind that waiter |
 //! | n    | 0       | 0      | free for the head; where newcomers steal, for them too |
 //! | n    | 0       | 1      | held, and queued for |
-//! | n    | 1       | 0      | PV: free for the head alone, which spins or has a reservation |
-//! | n    | 1       | 1      | PV: held, the head spins, nobody steals |
+//! | n    | 1       | 0      | PV: free for the head alone, which is late or has a reservation |
+//! | n    | 1       | 1      | PV: held, the head is late: nobody steals |
 //! | n    | 0 or 1  | 3      | PV: held, the head's entry is in the hash table: the unlock kicks |
 //!
 //! `n` names the last node in the queue. `steps.rs` says which transitions there are and what each
@@ -203,7 +203,7 @@ mod tests {
                 assert_eq!(word.try_release_unqueued(), Err(Snapshot(0x0010_0000)));
 
                 word.set_pending();
-                assert!(!word.try_steal(), "the head spins");
+                assert!(!word.try_steal(), "the head is late");
                 word.clear_pending();
                 assert!(word.try_steal() && !word.try_steal());
                 assert!(!word.try_take_as_head());
@@ -222,16 +222,10 @@ mod tests {
                     assert_eq!(word.load().0, 0x0010_0100, "free, for the head");
                     assert!(!word.try_steal());
                     assert_eq!(word.try_release_reserved(), Err(FREE));
-                    word.clear_pending_if_slow();
-                    assert!(word.load().pending(), "a reservation stays");
                     assert!(word.try_take_as_head());
                 }
-                word.set_pending();
-                word.clear_pending_if_slow();
-                assert!(word.load().pending(), "not slow");
                 word.set_slow();
                 assert_eq!(word.try_release_reserved(), Err(SLOW));
-                word.clear_pending_if_slow();
                 assert_eq!(word.load().0, 0x0010_0003);
                 word.release_reserved();
                 assert_eq!(word.load().0, 0x0010_0100);

@@ -2,7 +2,7 @@
 #![cfg(feature = "checker")]
 
 use pvlock::{
-    Circle, CpuNodes, HashStorage, HashTable, Hybrid, Interrupts, IrqMutex, KickAtUnlock, Mode,
+    Adaptive, Circle, CpuNodes, HashStorage, HashTable, Interrupts, IrqMutex, KickAtUnlock, Mode,
     Mutex, MutexGuard, Platform, Policy, RawPvLock, RawPvRwLock, RwLock, Spin, Trouble,
 };
 use std::cell::{Cell, RefCell};
@@ -531,7 +531,7 @@ fn a_lock_in_the_memory_of_a_forgotten_one_is_no_trouble() {
 fn an_order_that_all_keep_is_no_trouble() {
     for mode in MODES {
         let _machine = machine(mode);
-        static TASKS: [Mutex<u64, Machine, Hybrid>; 3] = [const { Mutex::new(0) }; 3];
+        static TASKS: [Mutex<u64, Machine, Adaptive>; 3] = [const { Mutex::new(0) }; 3];
         static SHARED: RwLock<u64, Machine> = RwLock::new(0);
         static HANDLERS: [Mutex<u64, Machine>; 2] = [const { Mutex::new(0) }; 2];
         let handler = || {
@@ -579,8 +579,6 @@ impl Policy for MayPanic {
         }
         spin.turn() < 100
     }
-
-    fn rest<P: Platform>() {}
 }
 
 /// Takes a lock that another CPU has, which keeps it until the policy has panicked.

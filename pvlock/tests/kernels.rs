@@ -143,7 +143,7 @@ mod dropped_guard {
     }
 
     // --- in the book ---
-    use pvlock::{KickAtUnlock, Mutex, MutexGuard};
+    use pvlock::{Adaptive, Mutex, MutexGuard};
 
     /// The lock's guard first: it is dropped first.
     pub(super) struct Guard<'a, T> {
@@ -151,7 +151,7 @@ mod dropped_guard {
         _held: HeldInterrupts,
     }
 
-    pub(super) fn lock<T>(mutex: &Mutex<T, super::Threads, KickAtUnlock>) -> Guard<'_, T> {
+    pub(super) fn lock<T>(mutex: &Mutex<T, super::Threads, Adaptive>) -> Guard<'_, T> {
         let _held = hold_interrupts();
         Guard { data: mutex.lock(), _held }
     }

@@ -40,7 +40,6 @@ const STEPS: &[(&str, &str)] = &[
         "word.try_release_reserved().map_or_else(|seen| 1 << 32 | u64::from(seen), |()| 0)",
     ),
     ("release_reserved", "{ word.release_reserved(); 0 }"),
-    ("clear_pending_if_slow", "{ word.clear_pending_if_slow(); 0 }"),
     ("set_pending", "{ word.set_pending(); 0 }"),
     ("clear_pending", "{ word.clear_pending(); 0 }"),
     ("exchange_slow", "word.exchange_slow().into()"),

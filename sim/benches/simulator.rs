@@ -14,7 +14,7 @@ fn acquisitions(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(name);
         group.sample_size(10);
         group.throughput(Throughput::Elements(config.vcpus as u64 * config.acquisitions));
-        for policy in [Policy::KickTwice, Policy::KickAtUnlock, Policy::Hybrid, Policy::Adaptive] {
+        for policy in [Policy::KickTwice, Policy::KickAtUnlock, Policy::Adaptive] {
             group.bench_function(policy.to_string(), |bencher| {
                 bencher.iter(|| simulate(&config, policy).expect("all holds"));
             });

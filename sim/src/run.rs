@@ -48,7 +48,6 @@ pub fn simulate(config: &Config, policy: Policy) -> Result<Report, Failure> {
     match policy {
         Policy::KickTwice => sized::<pvlock::KickTwice>(config, name, Mode::Pv),
         Policy::KickAtUnlock => sized::<pvlock::KickAtUnlock>(config, name, Mode::Pv),
-        Policy::Hybrid => sized::<pvlock::Hybrid>(config, name, Mode::Pv),
         Policy::Adaptive => sized::<pvlock::Adaptive>(config, name, Mode::Pv),
         Policy::Native => sized::<pvlock::KickAtUnlock>(config, name, Mode::Native),
         Policy::TestAndSet => sized::<pvlock::KickAtUnlock>(config, name, Mode::TestAndSet),

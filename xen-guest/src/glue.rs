@@ -86,7 +86,7 @@ use crate::vcpu::{self, Area, MAX_VCPUS, mask};
 /// static BALANCE: Mutex<u64> = Mutex::new(0);
 /// *BALANCE.lock() += 1; // uncontended: one atomic instruction, no hypercall
 /// ```
-pub type Mutex<T, K = pvlock::KickAtUnlock> = pvlock::Mutex<T, XenPlatform, K>;
+pub type Mutex<T, K = pvlock::Adaptive> = pvlock::Mutex<T, XenPlatform, K>;
 
 /// The lock around a value that upcall handlers take too: held only with upcalls held back.
 ///
@@ -96,7 +96,7 @@ pub type Mutex<T, K = pvlock::KickAtUnlock> = pvlock::Mutex<T, XenPlatform, K>;
 /// static TICKS: IrqMutex<u64> = IrqMutex::new(0);
 /// *TICKS.lock() += 1; // in a task or in a handler
 /// ```
-pub type IrqMutex<T, K = pvlock::KickAtUnlock> = pvlock::IrqMutex<T, XenPlatform, Upcalls, K>;
+pub type IrqMutex<T, K = pvlock::Adaptive> = pvlock::IrqMutex<T, XenPlatform, Upcalls, K>;
 
 /// Event upcalls as what [`IrqMutex`] keeps off: by the vCPU's upcall mask on PV, by the interrupt
 /// flag on PVH.

@@ -46,7 +46,7 @@ fn each_error_names_the_key_and_what_it_accepts() {
     );
     assert_eq!(
         message("policy=fast"),
-        "policy=fast: accepted values are kick-twice, kick-at-unlock, hybrid, adaptive, native, \
+        "policy=fast: accepted values are kick-twice, kick-at-unlock, adaptive, native, \
          test-and-set, spin, spin-ticket"
     );
     assert_eq!(

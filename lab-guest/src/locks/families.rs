@@ -5,7 +5,7 @@
 //!
 //! | policy | type | behind it |
 //! |---|---|---|
-//! | `kick-twice`, `kick-at-unlock`, `hybrid`, `adaptive` | `pvlock::Mutex` | the PV queue lock |
+//! | `kick-twice`, `kick-at-unlock`, `adaptive` | `pvlock::Mutex` | the PV queue lock |
 //! | `native` | `pvlock::Mutex` | the same lock in its native mode |
 //! | `test-and-set` | `pvlock::Mutex` | the same lock in its test-and-set mode |
 //! | `spin` | [`spin::mutex::SpinMutex`] | test-and-test-and-set with PAUSE |

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use experiment::{Fault, Limit, Params, Policy, Workload};
-use pvlock::{Adaptive, Hybrid, KickAtUnlock, KickTwice};
+use pvlock::{Adaptive, KickAtUnlock, KickTwice};
 use xen_guest::vcpu::clock;
 
 use super::vcpu::RunningVcpu;
@@ -69,7 +69,6 @@ pub(super) fn new(params: &Params) -> Box<dyn Contest> {
     type Xen<K> = Pv<TestedPlatform, K>;
     match params.policy {
         Policy::KickTwice => of_family::<Xen<KickTwice>>(params),
-        Policy::Hybrid => of_family::<Xen<Hybrid>>(params),
         Policy::Adaptive => of_family::<Xen<Adaptive>>(params),
         // Native and test-and-set are modes of the same lock.
         Policy::KickAtUnlock | Policy::Native | Policy::TestAndSet => {

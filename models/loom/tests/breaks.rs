@@ -51,9 +51,9 @@ const BREAKS: &[Break] = &[
         from: ".compare_exchange(0, lock, ord!(\"entry-claim\", Acquire), Relaxed)\n                        .is_ok()",
         to: ".load(Relaxed) == 0 && { entry.lock.store(lock, Relaxed); true }", noticed_by: Model("two_heads") },
     Break { wrong: "the CPU is written before the entry is claimed", file: "hash.rs",
-        from: "if entry.lock.load(Relaxed) == 0\n", to: "if entry.lock.load(Relaxed) == 0\n                    && { entry.cpu.store(cpu as u32, Relaxed); true }\n", noticed_by: Model("two_heads") },
+        from: "if entry.lock.load(Relaxed) == 0\n", to: "if entry.lock.load(Relaxed) == 0\n                    && { entry.sleeper.store(sleeper.bits().into(), Relaxed); true }\n", noticed_by: Model("two_heads") },
     Break { wrong: "the CPU of an entry is never written", file: "hash.rs",
-        from: "entry.cpu.store(cpu as u32, Relaxed);", to: "", noticed_by: Model("kick_at_unlock::two_cpus_that_sleep_at_once") },
+        from: "entry.sleeper.store(sleeper.bits().into(), Relaxed);", to: "", noticed_by: Model("kick_at_unlock::two_cpus_that_sleep_at_once") },
     Break { wrong: "any entry is taken for the lock's own", file: "hash.rs",
         from: "if entry.lock.load(Relaxed) == lock {", to: "if entry.lock.load(Relaxed) != 0 {", noticed_by: Model("two_heads") },
     Break { wrong: "an entry is left in the table", file: "hash.rs",
@@ -77,6 +77,20 @@ const BREAKS: &[Break] = &[
     Break { wrong: "a level is claimed without being counted", file: "node.rs",
         from: "self.nodes[0].depth.store(level + 1, Relaxed);", to: "self.nodes[0].depth.store(level, Relaxed);", noticed_by: Model("native_mode") },
 
+    // ----- thefts and their bounds
+    Break { wrong: "a head clears pending on its way to sleep", file: "pv.rs",
+        from: "step!(waiter.cpu, \"head: waits while slow\");", to: "word.clear_pending();", noticed_by: Model("fair") },
+    Break { wrong: "the lock is released, and reserved a step later", file: "pv.rs",
+        from: "word.release_reserved();", to: "word.release();\n        word.set_pending();", noticed_by: Model("fair") },
+    Break { wrong: "a head that finds itself the owner leaves pending set", file: "pv.rs",
+        from: "word.clear_pending();", to: "", noticed_by: Model("fair") },
+    Break { wrong: "a fair unlock reserves nothing", file: "raw.rs",
+        from: "pv::release_reserved::<P, K>(&self.word);", to: "pv::release::<P, K>(&self.word);", noticed_by: Model("fair") },
+    Break { wrong: "the unlock that wakes a late head reserves nothing", file: "pv.rs",
+        from: "if reserve || is_late {", to: "if reserve {", noticed_by: Model("thefts_are_explored") },
+    Break { wrong: "a thief never queues", file: "pv.rs",
+        from: "if steals && has_stolen_long::<P>(horizon) {", to: "if false && steals && has_stolen_long::<P>(horizon) {", noticed_by: Model("thefts_are_explored") },
+
     // ----- readers and writers
     Break { wrong: "a reader passes those that wait", file: "rwlock.rs",
         from: "if !self.try_add_reader(WRITER | WAITING)", to: "if !self.try_add_reader(0)", noticed_by: Model("readers") },
@@ -89,7 +103,7 @@ const BREAKS: &[Break] = &[
     Break { wrong: "the head takes the lock while its entry is being taken out", file: "rwlock.rs",
         from: "if seen & want.blocked_by() == 0 && seen & SLEEP != WAKING {", to: "if seen & want.blocked_by() == 0 {", noticed_by: Model("readers") },
     Break { wrong: "the word says that the head sleeps before the entry is there", file: "rwlock.rs",
-        from: "P::hash().insert(self.key(), cpu);\n", to: "self.word.fetch_or(ASLEEP, Relaxed);\n                P::hash().insert(self.key(), cpu);\n", noticed_by: Model("readers") },
+        from: "P::hash().insert(self.key(), Tail::new(cpu, level));\n", to: "self.word.fetch_or(ASLEEP, Relaxed);\n                P::hash().insert(self.key(), Tail::new(cpu, level));\n", noticed_by: Model("readers") },
 ];
 
 fn repository() -> PathBuf {

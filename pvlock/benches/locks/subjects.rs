@@ -36,7 +36,6 @@ macro_rules! subject {
 subject!(Native);
 subject!(Pv<pvlock::KickTwice>);
 subject!(Pv<pvlock::KickAtUnlock>);
-subject!(Pv<pvlock::Hybrid>);
 subject!(Pv<pvlock::Adaptive>);
 subject!(spin::Mutex<u64>);
 subject!(spin::mutex::TicketMutex<u64>);
@@ -113,7 +112,6 @@ macro_rules! for_all {
         $do!("pvlock native", Native);
         $do!("pvlock kick-twice", Pv<pvlock::KickTwice>);
         $do!("pvlock kick-at-unlock", Pv<pvlock::KickAtUnlock>);
-        $do!("pvlock hybrid", Pv<pvlock::Hybrid>);
         $do!("pvlock adaptive", Pv<pvlock::Adaptive>);
         $do!("spin::Mutex", spin::Mutex<u64>);
         $do!("spin::TicketMutex", spin::mutex::TicketMutex<u64>);

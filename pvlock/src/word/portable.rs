@@ -103,10 +103,6 @@ impl Steps for Word {
         let _ = self.try_replace(LOCKED_MASK, SLOW_BITS, PENDING, ord!("release-slow", Release));
     }
 
-    fn clear_pending_if_slow(&self) {
-        let _ = self.try_replace(LOW_HALF, PENDING | SLOW_BITS, SLOW_BITS, Relaxed);
-    }
-
     fn exchange_tail(&self, tail: Tail) -> Option<Tail> {
         let mut seen = self.0.load(Relaxed);
         loop {

@@ -2,7 +2,8 @@
 //!
 //! Owns the meaning and the ordering of each step, and the steps on the whole word, which are the
 //! same everywhere. The steps on a part of it are required here and done twice: by
-//! [`portable`](super::portable) and by [`x86_64`](super::x86_64). Never decides which step to take.
+//! [`portable`](super::portable) and by [`x86_64`](super::x86_64). Never decides which step to
+//! take.
 //!
 //! A step is written as the transition of (tail, pending, locked) that it makes; a field that is
 //! left out keeps its value. `try_` steps do nothing when the word is not as they want it.
@@ -30,7 +31,8 @@ pub(crate) trait Steps: Sync {
         Snapshot(self.whole().load(ord!("word-load", Acquire)))
     }
 
-    /// (0,0,0) -> (0,0,1) by anybody, or what it is instead. Acquire, with the last owner's release.
+    /// (0,0,0) -> (0,0,1) by anybody, or what it is instead. Acquire, with the last owner's
+    /// release.
     #[inline]
     fn try_acquire(&self) -> Result<(), Snapshot> {
         let acquire = ord!("try-acquire", Acquire);
@@ -59,9 +61,9 @@ pub(crate) trait Steps: Sync {
         self.whole().compare_exchange(whole, LOCKED.into(), Relaxed, Relaxed).is_ok()
     }
 
-    /// `seen` -> (0,0,1) by a head that saw the lock free and itself alone in the queue. Acquire, as
-    /// `try_acquire`, and not by the look before (R12): another owner may have come and gone since,
-    /// and the word is as it was.
+    /// `seen` -> (0,0,1) by a head that saw the lock free and itself alone in the queue. Acquire,
+    /// as `try_acquire`, and not by the look before (R12): another owner may have come and gone
+    /// since, and the word is as it was.
     fn try_take_alone(&self, seen: Snapshot) -> bool {
         let acquire = ord!("take-alone", Acquire);
         self.whole().compare_exchange(seen.0, LOCKED.into(), acquire, Relaxed).is_ok()
@@ -93,14 +95,17 @@ pub(crate) trait Steps: Sync {
 
     // ----- on the pending byte
 
-    /// Native mode: pending -> 1, and the word before. Relaxed: who becomes the pending waiter by it
-    /// acquires by `load_acquire` when it sees the locked byte clear.
+    /// Native mode: pending -> 1, and the word before. Relaxed: who becomes the pending waiter by
+    /// it acquires by `load_acquire` when it sees the locked byte clear.
     fn exchange_pending(&self) -> Snapshot;
 
-    /// PV mode: pending -> 1 by the head, which spins: nobody steals. Relaxed: it orders nothing.
+    /// PV mode: pending -> 1 by the head, which is late: nobody steals until it has the lock. The
+    /// owner may set it too, in `release_reserved` and `try_release_reserved`; nobody clears it but
+    /// the head, by taking the lock. Relaxed: it orders nothing.
     fn set_pending(&self);
 
-    /// pending -> 0, by who set it. Relaxed, as `set_pending`.
+    /// pending -> 0: native mode, by who set it; PV mode, by a head that owns the lock (R4).
+    /// Relaxed, as `set_pending`.
     fn clear_pending(&self);
 
     // ----- on both bytes
@@ -122,13 +127,9 @@ pub(crate) trait Steps: Sync {
     /// Relaxed, as that of `try_release`.
     fn try_release_reserved(&self) -> Result<(), u8>;
 
-    /// (pending, locked) (any,3) -> (1,0), as `try_release_reserved`, after the entry was taken out.
+    /// (pending, locked) (any,3) -> (1,0), as `try_release_reserved`, after the entry was taken
+    /// out.
     fn release_reserved(&self);
-
-    /// (pending, locked) (any,3) -> (0,3) by a head that goes to sleep: newcomers may steal. Not when
-    /// the byte is not 3 any more: the lock was released, and what pending says now may be a
-    /// reservation. Relaxed: it orders nothing.
-    fn clear_pending_if_slow(&self);
 
     // ----- on the tail
 

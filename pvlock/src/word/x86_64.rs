@@ -17,9 +17,9 @@
 //!    release; a locked instruction (`xchg` with memory has the lock implied) is a full barrier. A
 //!    block without `nomem` may access any memory for all the compiler knows, so the compiler moves
 //!    no access across it.
-//! 4. One thing a read-modify-write could not do: a plain load of the word right after a plain store
-//!    of one of its bytes, on the same CPU, may by the letter of the architecture see that byte
-//!    before others do. (Today's processors wait for the store instead, which is why
+//! 4. One thing a read-modify-write could not do: a plain load of the word right after a plain
+//!    store of one of its bytes, on the same CPU, may by the letter of the architecture see that
+//!    byte before others do. (Today's processors wait for the store instead, which is why
 //!    `try_release_unqueued` is there.) No step rests on such a load: after a store each CPU's next
 //!    decision is made by a locked instruction, or by a byte that others write.
 
@@ -145,7 +145,8 @@ impl Steps for Word {
 
     fn exchange_pending(&self) -> Snapshot {
         let was = self.exchange_byte(PENDING_BYTE, 1);
-        // The other fields a moment later. A queue that came up in between is as good as one before.
+        // The other fields a moment later. A queue that came up in between is as good as one
+        // before.
         Snapshot(self.load().0 & !PENDING | u32::from(was) << PENDING.trailing_zeros())
     }
 
@@ -166,7 +167,8 @@ impl Steps for Word {
     }
 
     fn try_take_as_head(&self) -> bool {
-        // While the lock is free nobody but the head changes pending.
+        // While the lock is free nobody but the head changes pending: an owner does so as it
+        // releases.
         let pending = self.low_half() & PENDING_16;
         self.try_low_half(pending, LOCKED.into())
     }
@@ -177,7 +179,7 @@ impl Steps for Word {
             if self.try_low_half(pending | u16::from(LOCKED), PENDING_16) {
                 return Ok(());
             }
-            // The head has set or cleared pending since, or it has registered.
+            // The head has set pending since, or it has registered.
             let locked = self.load().locked();
             if locked != LOCKED {
                 return Err(locked);
@@ -187,10 +189,6 @@ impl Steps for Word {
 
     fn release_reserved(&self) {
         self.store_low_half(PENDING_16);
-    }
-
-    fn clear_pending_if_slow(&self) {
-        self.try_low_half(PENDING_16 | u16::from(SLOW), SLOW.into());
     }
 
     fn exchange_tail(&self, tail: Tail) -> Option<Tail> {

@@ -10,7 +10,7 @@ use loom::thread::{self, Thread};
 use pvlock::{CpuNodes, HashStorage, HashTable, Mode, Platform};
 use std::cell::{Cell, RefCell};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool as PlainBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool as PlainBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 pub(crate) const CPUS: usize = 3;
 
@@ -63,6 +63,9 @@ pub(crate) static SPIN_TURNS: AtomicU32 = AtomicU32::new(1);
 pub(crate) static SPURIOUS: PlainBool = PlainBool::new(false);
 /// Whether the machine runs the lock in native mode.
 pub(crate) static NATIVE: PlainBool = PlainBool::new(false);
+
+/// The clock of all CPUs. Outside the model: the order of steps decides what it says.
+static TIME: AtomicU64 = AtomicU64::new(0);
 
 /// Turns of spin loops so far in this execution, all CPUs together.
 static TURNS: AtomicU32 = AtomicU32::new(0);
@@ -150,6 +153,7 @@ impl Machine {
         pvlock::model::begin();
         pvlock::model::before_every_access(None);
         TURNS.store(0, Relaxed);
+        TIME.store(0, Relaxed);
         INTERRUPTED.store(false, Relaxed);
         let _ = (&*ALL, &*STORAGE, &*TABLE);
         if SPURIOUS.load(Relaxed) {
@@ -210,6 +214,7 @@ unsafe impl Platform for Machine {
             }
         }
         WAITS.with(|waits| waits.set(level));
+        TIME.fetch_add(1, Relaxed);
     }
 
     fn kick(cpu: usize) {
@@ -226,7 +231,7 @@ unsafe impl Platform for Machine {
     }
 
     fn now() -> u64 {
-        0
+        TIME.load(Relaxed)
     }
 
     fn spin_turns() -> u32 {
@@ -239,6 +244,7 @@ unsafe impl Platform for Machine {
 
     fn relax(_turn: u32) {
         interrupt(Arrival::WhileSpinning);
+        TIME.fetch_add(1, Relaxed);
         // Two spinners can yield to each other for ever while a third CPU could go on, which is no
         // progress but no defect either. After that many turns the rest of the execution is run, with
         // all its checks, but its orders are explored no further.

@@ -23,7 +23,7 @@ mod readers;
 mod two_heads;
 
 use explore::{Bounds, SLEEP, SPIN, explore};
-use pvlock::{Hybrid, KickAtUnlock, KickTwice, Mode, Platform, Policy, Spin};
+use pvlock::{AdaptiveWithin, KickAtUnlock, KickTwice, Mode, Policy};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The patch as it was posted in 2015: a negative control.
@@ -34,21 +34,15 @@ impl Policy for Posted {
     const AS_POSTED: bool = true;
 }
 
-/// The protocol of `Adaptive` (patience, theft, re-arm, bounded theft) with budgets in turns: a model has
-/// no clock.
-struct AdaptiveInTurns;
+/// `Adaptive`, with a budget of as many turns as the model says, and a waiter that is late when the clock,
+/// which ticks with every turn and every wake-up, has ticked more than once.
+type Adaptive = AdaptiveWithin<{ u64::MAX }, 1>;
 
-impl Policy for AdaptiveInTurns {
-    const NAME: &'static str = "adaptive";
-    const STEALS: u32 = 1;
-    const REARM: bool = pvlock::Adaptive::REARM;
-    const MAX_THEFTS: u32 = 1;
-    const PATIENCE: u32 = 1;
+/// Every waiter is late at the first tick.
+type AlwaysLate = AdaptiveWithin<{ u64::MAX }, 0>;
 
-    fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
-        spin.turn() < P::spin_turns()
-    }
-}
+/// No waiter is ever late.
+type NeverLate = AdaptiveWithin<{ u64::MAX }, { u64::MAX }>;
 
 /// `explore` must fail; its message and the steps that led there.
 fn explore_to_failure<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> String {
@@ -99,8 +93,9 @@ macro_rules! models_of {
 
 models_of!(KickTwice, kick_twice);
 models_of!(KickAtUnlock, kick_at_unlock);
-models_of!(Hybrid, hybrid);
-models_of!(AdaptiveInTurns, adaptive);
+models_of!(Adaptive, adaptive);
+models_of!(AlwaysLate, always_late);
+models_of!(NeverLate, never_late);
 
 /// Some orderings matter only in schedules this far from a fair one.
 #[test]
@@ -113,12 +108,14 @@ fn two_cpus_deeper() {
 fn thefts_are_explored() {
     const THEFTS: [&str; 4] = [
         "newcomer: steals",
-        "head: is patient",
         "head: lost to a thief, registers again",
-        "head: forbids thefts",
+        "head: is late, forbids thefts",
+        "unlock: reserves the lock, kicks cpu 1",
     ];
-    let reached = explore::<AdaptiveInTurns>(&[3, 1], SLEEP);
+    let reached = explore::<Adaptive>(&[3, 1], SLEEP);
     assert!(THEFTS.iter().all(|&step| reached.contains(step)), "{reached:#?}");
+    let reached = explore::<AlwaysLate>(&[3, 1], SLEEP);
+    assert!(reached.contains("newcomer: has stolen for long, queues"), "{reached:#?}");
     let reached = explore::<KickAtUnlock>(&[3, 1], SLEEP);
     assert!(!THEFTS.iter().any(|&step| reached.contains(step)), "{reached:#?}");
 }

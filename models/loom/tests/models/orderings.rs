@@ -18,7 +18,7 @@ const NEEDED: [(&str, &str); 32] = [
     ("kicks", "fair::no_kick_comes_to_a_cpu_that_is_gone"),
     ("exchange-tail/acquire", "native_mode"),
     ("exchange-tail/release", "native_mode"),
-    ("take", "hybrid::two_cpus_that_spin_a_little"),
+    ("take", "never_late::two_cpus_that_spin_a_little"),
     ("take-alone", "adaptive::two_cpus_that_sleep_at_once"),
     ("exchange-slow/acquire", "kick_at_unlock::two_cpus_that_sleep_at_once"),
     ("exchange-slow/release", "kick_at_unlock::two_cpus_that_sleep_at_once"),

@@ -3,7 +3,7 @@
 use crate::explore::{Bounds, SLEEP, SPIN, on_cpus, run};
 use crate::machine::Machine;
 use loom::cell::UnsafeCell;
-use pvlock::{Hybrid, KickAtUnlock, Mode, Policy, RawPvRwLock};
+use pvlock::{KickAtUnlock, Mode, Policy, RawPvRwLock};
 use std::cell;
 use std::sync::Arc;
 
@@ -118,7 +118,7 @@ fn two_cpus_read_and_write() {
         explore::<KickAtUnlock>(acts, SLEEP);
     }
     explore::<KickAtUnlock>(&["wr", "rw"], Bounds { preemptions: 4, mode: Mode::Native, ..SPIN });
-    explore::<Hybrid>(&["wr", "w"], SLEEP);
+    explore::<crate::Adaptive>(&["wr", "w"], SLEEP);
     explore::<KickAtUnlock>(&["wr", "w"], Bounds { spurious: true, ..SLEEP });
 }
 

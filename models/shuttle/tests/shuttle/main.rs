@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pvlock::{Adaptive, Hybrid, KickAtUnlock, KickTwice, Policy, RawPvLock};
+use pvlock::{Adaptive, AdaptiveWithin, KickAtUnlock, KickTwice, Policy, RawPvLock};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner, thread};
 
@@ -75,7 +75,7 @@ fn run<M: Vm, K: Policy>(plan: Plan, [task, irq]: [&'static Guarded<M, K>; 2]) {
     irq.count.store(0, Ordering::Relaxed);
     for cpu in 0..CPUS {
         // Or a schedule would depend on those before it.
-        M::nodes(cpu).set_learned(0);
+        M::nodes(cpu).forget();
         if cpu < plan.cpus {
             machine::bind::<M>(cpu);
         } else {
@@ -234,8 +234,13 @@ macro_rules! policy {
 
 policy!(kick_twice, KickTwice);
 policy!(kick_at_unlock, KickAtUnlock);
-policy!(hybrid, Hybrid);
 policy!(adaptive, Adaptive);
+
+/// Of a budget that is soon over and a horizon of some steps of the machine's clock, so that heads are late, locks
+/// are reserved and thieves have to queue.
+type Hasty = AdaptiveWithin<20, 100>;
+
+policy!(hasty, Hasty);
 
 /// S1, the negative control.
 #[test]
