@@ -40,7 +40,7 @@ fn a_list_has_a_command_a_cell_and_each_a_folder_of_its_own() {
     let output = pvlab(&["--quick", "--list", "--out", "cells", "--window", "300"]);
     let listed = text(&output.stdout);
     let lines: Vec<&str> = listed.lines().collect();
-    assert_eq!(lines.len(), 2 * 4 * 11);
+    assert_eq!(lines.len(), 2 * 4 * 10);
     assert!(lines.contains(
         &"pvlab bench --topology 4-on-2 --lock linux-50us --section 0.2/0.4 --seed 1 --window 300 --out \
           cells/4-on-2_0.2-0.4_linux-50us_s1"
