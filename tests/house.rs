@@ -165,6 +165,27 @@ fn the_search_for_circles_sees_one() {
     assert!(Crate::read(&folder.path().join("lib.rs")).circles().is_empty());
 }
 
+/// `tests/broken.sh` takes an hour, so it is run seldom: its patches must not go stale meanwhile.
+#[test]
+fn every_break_of_a_feature_fits_the_sources() {
+    let mut hunks = 0;
+    for entry in fs::read_dir("tests/broken").unwrap() {
+        let path = entry.unwrap().path();
+        let patch = fs::read_to_string(&path).unwrap();
+        for part in patch.split("\n--- a/").skip(1) {
+            let file = part.lines().next().unwrap();
+            let source = fs::read_to_string(file).unwrap();
+            for hunk in part.split("\n@@ ").skip(1) {
+                let old = hunk.lines().skip(1).filter(|line| line.starts_with([' ', '-']));
+                let old: String = old.map(|line| format!("{}\n", &line[1..])).collect();
+                assert!(source.contains(&old), "{}: {file} has no longer:\n{old}", path.display());
+                hunks += 1;
+            }
+        }
+    }
+    assert!(hunks >= 30, "only {hunks} changes were understood");
+}
+
 /// Each lock, workload and other choice has its name in one place of the code, and so has each key of the
 /// command line with its default: whoever needs one takes it from there.
 #[test]

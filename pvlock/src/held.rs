@@ -3,9 +3,9 @@
 //! Owns the storage and the order of all accesses to it. Never decides what is wrong.
 //!
 //! Each acquisition has a place. A new one takes the place above all that are in use. So what
-//! stands below a wait belongs to contexts that cannot go on before the wait is over. Only the CPU itself
-//! fills its places. A handler that interrupts it leaves them as it found them, at any step; other
-//! CPUs read them while they change.
+//! stands below a wait belongs to contexts that cannot go on before the wait is over. Only the CPU
+//! itself fills its places. A handler that interrupts it leaves them as it found them, at any step;
+//! other CPUs read them while they change.
 
 use core::panic::Location;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -96,8 +96,8 @@ impl Place {
         !self.told.swap(true, Relaxed)
     }
 
-    /// How long the wait has been going on `now`, if that is longer than `bound`, and once more after
-    /// each such time.
+    /// How long the wait has been going on `now`, if that is longer than `bound`, and once more
+    /// after each such time.
     pub(crate) fn overdue(&self, now: u64, bound: u64) -> Option<u64> {
         let begin = self.begin.load(Relaxed);
         if begin == 0 {
@@ -172,8 +172,8 @@ impl Held {
         records.skip(1)
     }
 
-    /// How this CPU holds `lock`, and the uppermost wait above that: it holds the lock at least until
-    /// this wait is over.
+    /// How this CPU holds `lock`, and the uppermost wait above that: it holds the lock at least
+    /// until this wait is over.
     pub(crate) fn stuck_with(&self, lock: usize) -> Option<(Record, Record)> {
         let mut above = None;
         for record in self.places.iter().rev().filter_map(Place::read) {

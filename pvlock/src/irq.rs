@@ -1,20 +1,20 @@
 //! A lock whose guard keeps interrupts off.
 //!
-//! Owns the order of the two: interrupts off, lock, ..., unlock, interrupts as they were. Works over any
-//! `lock_api` raw mutex and any way to turn interrupts off.
+//! Owns the order of the two: interrupts off, lock, ..., unlock, interrupts as they were. Works
+//! over any `lock_api` raw mutex and any way to turn interrupts off.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 
 /// How this kernel turns interrupts off on the calling CPU, and back.
 ///
-/// On bare metal and in a PVH guest `rflags`, `cli` and `sti`; in a PV guest of Xen the upcall mask in
-/// `vcpu_info`, because there `cli` and `sti` mask nothing.
+/// On bare metal and in a PVH guest `rflags`, `cli` and `sti`; in a PV guest of Xen the upcall mask
+/// in `vcpu_info`, because there `cli` and `sti` mask nothing.
 ///
 /// # Safety
 ///
-/// Between `disable` and `restore` nothing else runs on this CPU that takes a lock held this way, the
-/// calling context stays on it, and no function unwinds.
+/// Between `disable` and `restore` nothing else runs on this CPU that takes a lock held this way,
+/// the calling context stays on it, and no function unwinds.
 pub unsafe trait Interrupts: 'static {
     /// What is to be put back.
     type Saved: Copy;
@@ -29,12 +29,12 @@ pub unsafe trait Interrupts: 'static {
     fn restore(saved: Self::Saved);
 }
 
-/// How a kernel that preempts tasks keeps one from being preempted, on the calling CPU. The lock needs
-/// it off inside `lock` and `unlock` ([`Platform`](crate::Platform), clause 3), and everybody needs
-/// it off while a spinlock is held.
+/// How a kernel that preempts tasks keeps one from being preempted, on the calling CPU. The lock
+/// needs it off inside `lock` and `unlock` ([`Platform`](crate::Platform), clause 3), and everybody
+/// needs it off while a spinlock is held.
 ///
-/// For locks that interrupt handlers do not take; where they do, [`Interrupts`] that are off keep tasks
-/// from being preempted as well.
+/// For locks that interrupt handlers do not take; where they do, [`Interrupts`] that are off keep
+/// tasks from being preempted as well.
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
@@ -95,8 +95,8 @@ unsafe impl<X: Preemption> Interrupts for PreemptionOff<X> {
 
 /// A raw mutex that is only held with interrupts off.
 ///
-/// Guards must be dropped in the reverse order of their making: each puts back what it found. It is kept in the lock, which
-/// is larger by that: eight bytes in all, where a flag is saved.
+/// Guards must be dropped in the reverse order of their making: each puts back what it found. It is
+/// kept in the lock, which is larger by that: eight bytes in all, where a flag is saved.
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
@@ -182,8 +182,8 @@ impl<R, I: Interrupts> RawIrqLock<R, I> {
         unsafe { *self.saved.get() = MaybeUninit::new(off.keep()) };
     }
 
-    /// Takes out what is kept, and puts it back when the result is dropped. In between others may own
-    /// the lock and keep their state in it.
+    /// Takes out what is kept, and puts it back when the result is dropped. In between others may
+    /// own the lock and keep their state in it.
     ///
     /// # Safety
     ///

@@ -19,9 +19,10 @@ pub enum Mode {
 
 /// The mode of a platform: one store at boot, one load at every unlock.
 ///
-/// The first [`get`](ModeCell::get), which the first lock that is waited for does, settles the default
-/// if nobody chose before, so that no two locks and no two CPUs ever wait in different modes. A lock
-/// that nobody waits for looks the same in all modes, and may be taken and released before.
+/// The first [`get`](ModeCell::get), which the first lock that is waited for does, settles the
+/// default if nobody chose before, so that no two locks and no two CPUs ever wait in different
+/// modes. A lock that nobody waits for looks the same in all modes, and may be taken and released
+/// before.
 ///
 /// ```
 /// # #[cfg(not(loom))] {
@@ -92,8 +93,8 @@ impl ModeCell {
         }
     }
 
-    /// Whether an unlock may be a plain store: the mode is settled, and nobody sleeps in it. Settles
-    /// nothing: what [`RawPvLock`](crate::RawPvLock) does otherwise is right in every mode.
+    /// Whether an unlock may be a plain store: the mode is settled, and nobody sleeps in it.
+    /// Settles nothing: what [`RawPvLock`](crate::RawPvLock) does otherwise is right in every mode.
     #[inline]
     pub fn plain_unlock(&self) -> bool {
         // Relaxed: as in `get`.

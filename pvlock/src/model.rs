@@ -1,5 +1,5 @@
-//! What the model suite reads out of a run: the steps that led to a failure. And where it can act: before every access to
-//! shared memory.
+//! What the model suite reads out of a run: the steps that led to a failure. And where it can act:
+//! before every access to shared memory.
 //!
 //! Exists in model builds only. The trace is kept outside the model's memory, so that it neither
 //! orders nor delays anything that is checked.

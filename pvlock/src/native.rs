@@ -11,8 +11,8 @@ use crate::word::{FREE, Snapshot, Steps, Tail, Word};
 /// Looks at a lock that is being handed to the pending waiter. That one needs a few instructions,
 /// unless it was preempted in the middle of them.
 const HANDOVER_LOOKS: u32 = if cfg!(loom) { 1 } else { 8 };
-/// Turns between two of these looks: about as long as the word's line takes from one core to another
-/// and back.
+/// Turns between two of these looks: about as long as the word's line takes from one core to
+/// another and back.
 const TURNS_OF_REST: u32 = 8;
 
 /// Takes the lock: as the pending waiter if nobody else waits, otherwise through the queue.
@@ -36,8 +36,8 @@ pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
     if seen.pending() || seen.tail().is_some() {
         return queue::acquire::<P, Native>(word);
     }
-    // One step that succeeds whatever the owner does meanwhile: the owner is just now pulling at the
-    // word's line to release it, and a second attempt would have to wait for the line again.
+    // One step that succeeds whatever the owner does meanwhile: the owner is just now pulling at
+    // the word's line to release it, and a second attempt would have to wait for the line again.
     let before = word.exchange_pending();
     if before.pending() {
         return queue::acquire::<P, Native>(word);

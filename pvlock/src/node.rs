@@ -237,8 +237,8 @@ impl CpuNodes {
         let depth = self.nodes[0].depth.load(Relaxed);
         debug_assert!(
             depth as usize == level + 1,
-            "pvlock: a CPU leaves level {level} of {depth}: a task was preempted inside `lock`, and \
-             another one of its CPU came in or out. Switch preemption off first (`Preemption`)"
+            "pvlock: a CPU leaves level {level} of {depth}: a task was preempted inside `lock`, \
+             and another one of its CPU came in or out. Switch preemption off first (`Preemption`)"
         );
         self.nodes[0].depth.store(depth.wrapping_sub(1), Relaxed);
     }

@@ -16,23 +16,25 @@ use crate::{CpuNodes, HashTable, Mode};
 ///
 /// 1. **Who am I.** `current_cpu()` is the number of the CPU that executes the call, less than
 ///    `MAX_CPUS`, and stays the same for the whole of a call of `lock` or `unlock`.
-/// 2. **Storage.** `nodes(cpu)` and `hash()` always return the same memory for the same argument. No
-///    other platform uses it, and it lives for ever.
+/// 2. **Storage.** `nodes(cpu)` and `hash()` always return the same memory for the same argument.
+///    No other platform uses it, and it lives for ever.
 /// 3. **Last in, first out.** A context that begins on a CPU while another is inside `lock` or
 ///    `unlock` there has finished all its calls of both before the other goes on. Interrupts and
-///    NMIs are like that. A task that preempts another is not: so preemption is off inside `lock` and
-///    `unlock`, and, as with every spinlock, while a lock is held (see
+///    NMIs are like that. A task that preempts another is not: so preemption is off inside `lock`
+///    and `unlock`, and, as with every spinlock, while a lock is held (see
 ///    [`Preemption`](crate::Preemption)). Debug builds panic when they find this broken.
-/// 4. **No kick is lost.** Whoever calls `kick(cpu)` has changed the condition before. Then the next
-///    `still_blocked()` of the `wait` that is under way on that CPU, or of its next one, says no; or
-///    that `wait` ends. So nothing may come between the look and the sleep: a kick that comes after
-///    the look either finds the CPU asleep and wakes it, or keeps it from falling asleep. An
-///    interrupt between the two must not use up the kick, even if its handler waits for a lock too.
+/// 4. **No kick is lost.** Whoever calls `kick(cpu)` has changed the condition before. Then the
+///    next `still_blocked()` of the `wait` that is under way on that CPU, or of its next one, says
+///    no; or that `wait` ends. So nothing may come between the look and the sleep: a kick that
+///    comes after the look either finds the CPU asleep and wakes it, or keeps it from falling
+///    asleep. An interrupt between the two must not use up the kick, even if its handler waits for
+///    a lock too.
 /// 5. **Order.** What a CPU wrote before `kick` is seen by `still_blocked` where 4 says so. Where a
 ///    kick leaves a token behind that `wait` looks at and takes, `wait` takes it first and looks at
 ///    the condition after that, with a full barrier between the two, and `kick` begins with one.
 ///    Hypercalls and locked instructions are full barriers.
-/// 6. **No function unwinds.** One that panics must not return to the lock, nor run its destructors.
+/// 6. **No function unwinds.** One that panics must not return to the lock, nor run its
+///    destructors.
 ///
 /// `wait` may end early for any reason. A `kick` that is not needed does no harm.
 pub unsafe trait Platform: 'static {
@@ -41,8 +43,8 @@ pub unsafe trait Platform: 'static {
 
     /// The number of the CPU this runs on.
     ///
-    /// Asked by waiters, and by an unlock that wakes one; with the feature `checker` by every lock and
-    /// unlock. A number beyond `MAX_CPUS` is not checked: one for CPUs that have none yet.
+    /// Asked by waiters, and by an unlock that wakes one; with the feature `checker` by every lock
+    /// and unlock. A number beyond `MAX_CPUS` is not checked: one for CPUs that have none yet.
     fn current_cpu() -> usize;
 
     /// The queue nodes of one CPU.
@@ -63,9 +65,9 @@ pub unsafe trait Platform: 'static {
     /// Ends the present or the next [`wait`](Platform::wait) of `cpu`.
     ///
     /// The kick may come late: an unlock decides whom to kick, releases the lock, and may lose its
-    /// pCPU before it calls this. Meanwhile `cpu` may have woken for another reason, taken the lock,
-    /// released it, and gone offline. So before the means to kick a CPU that is down are taken away,
-    /// call [`wait_for_kicks`].
+    /// pCPU before it calls this. Meanwhile `cpu` may have woken for another reason, taken the
+    /// lock, released it, and gone offline. So before the means to kick a CPU that is down are
+    /// taken away, call [`wait_for_kicks`].
     #[doc(alias = "pv_kick")]
     fn kick(cpu: usize);
 
@@ -87,25 +89,27 @@ pub unsafe trait Platform: 'static {
 
     /// Which lock to be. Must always return the same once a lock was used.
     ///
-    /// Read by every waiter: a constant, or a [`ModeCell`](crate::ModeCell) that is settled at boot.
+    /// Read by every waiter: a constant, or a [`ModeCell`](crate::ModeCell) that is settled at
+    /// boot.
     #[inline]
     fn mode() -> Mode {
         Mode::Pv
     }
 
-    /// Whether an unlock may be a plain store: never while [`mode`](Platform::mode) is or may become
-    /// [`Mode::Pv`]. Read at an unlock that finds waiters:
+    /// Whether an unlock may be a plain store: never while [`mode`](Platform::mode) is or may
+    /// become [`Mode::Pv`]. Read at an unlock that finds waiters:
     /// [`ModeCell::plain_unlock`](crate::ModeCell::plain_unlock) is one comparison.
     #[inline]
     fn plain_unlock() -> bool {
         Self::mode() != Mode::Pv
     }
 
-    /// Told what the lock checker found, on the CPU that found it, in the context that waits. Called
-    /// with the feature `checker` alone. When it returns, the CPU goes on as if nothing had been found.
+    /// Told what the lock checker found, on the CPU that found it, in the context that waits.
+    /// Called with the feature `checker` alone. When it returns, the CPU goes on as if nothing had
+    /// been found.
     ///
-    /// What it does itself is not checked. So it may take locks, but it had better not need them: any
-    /// lock may be the one that is told of.
+    /// What it does itself is not checked. So it may take locks, but it had better not need them:
+    /// any lock may be the one that is told of.
     ///
     /// # Panics
     ///
@@ -117,9 +121,10 @@ pub unsafe trait Platform: 'static {
     /// How long a CPU may wait for a lock before the checker reports it, in nanoseconds of
     /// [`now`](Platform::now); 0 = for ever. Reported again after each such time.
     ///
-    /// Looked at every 1,024 turns of a spin, before each [`wait`](Platform::wait), and when the lock is
-    /// taken after either. So a wait that nobody ends is found where `wait` returns now and then. The
-    /// time in which the CPU was interrupted, or its machine paused, counts where the clock goes on.
+    /// Looked at every 1,024 turns of a spin, before each [`wait`](Platform::wait), and when the
+    /// lock is taken after either. So a wait that nobody ends is found where `wait` returns now and
+    /// then. The time in which the CPU was interrupted, or its machine paused, counts where the
+    /// clock goes on.
     fn longest_wait() -> u64 {
         10_000_000_000
     }
@@ -135,11 +140,11 @@ pub unsafe trait Platform: 'static {
 
 /// Returns when every kick that was decided before this call has been made.
 ///
-/// For a CPU that has gone offline: it takes no lock any more, so no new kick is meant for it. Those
-/// that were decided while it waited for its last lock may still come, from any CPU whose unlock was
-/// interrupted or lost its pCPU between its release and its kick. After this call none of them does,
-/// and what [`Platform::kick`] needs for that CPU (a port, a vector, an APIC number) may be taken
-/// away:
+/// For a CPU that has gone offline: it takes no lock any more, so no new kick is meant for it.
+/// Those that were decided while it waited for its last lock may still come, from any CPU whose
+/// unlock was interrupted or lost its pCPU between its release and its kick. After this call none
+/// of them does, and what [`Platform::kick`] needs for that CPU (a port, a vector, an APIC number)
+/// may be taken away:
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
@@ -155,8 +160,8 @@ pub unsafe trait Platform: 'static {
 /// ```
 ///
 /// Waits for no lock, and spins as long as another CPU's kick takes; with interrupts on, because a
-/// kick may have been interrupted on this CPU. The caller has seen that the CPU is down by an acquire
-/// load or a lock. Must not be called out of [`Platform::kick`].
+/// kick may have been interrupted on this CPU. The caller has seen that the CPU is down by an
+/// acquire load or a lock. Must not be called out of [`Platform::kick`].
 pub fn wait_for_kicks<P: Platform>() {
     for cpu in 0..P::MAX_CPUS {
         let mut turn = 0_u32;

@@ -1,14 +1,14 @@
-//! The patch as it was posted in 2015, with its defect: the control that the model suite, shuttle and
-//! the simulator have to fail on.
+//! The patch as it was posted in 2015, with its defect: the control that the model suite, shuttle
+//! and the simulator have to fail on.
 //!
 //! Owns the posted order of steps, and nothing that an ordinary build contains: it exists in model
 //! builds and with the feature `posted-patch`.
 //!
 //! **S1.** The owner makes its successor the head, and after that looks whether it is Halted. The
-//! successor, as the head, finds the lock still held and says Halted again, now for itself. An owner
-//! that is preempted between its two steps comes back, finds Halted, and registers a head that has
-//! registered itself: two entries for one lock. An unlock takes one out; the other kicks the wrong CPU
-//! one day, while the right one sleeps.
+//! successor, as the head, finds the lock still held and says Halted again, now for itself. An
+//! owner that is preempted between its two steps comes back, finds Halted, and registers a head
+//! that has registered itself: two entries for one lock. An unlock takes one out; the other kicks
+//! the wrong CPU one day, while the right one sleeps.
 
 use core::marker::PhantomData;
 

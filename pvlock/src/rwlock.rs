@@ -1,7 +1,7 @@
 //! A readers-writer lock on top of the queue lock.
 //!
-//! Owns the word that counts readers, and the sleep of the one waiter who stands at its head. The queue
-//! behind that one is a [`RawPvLock`], whose owner the head is.
+//! Owns the word that counts readers, and the sleep of the one waiter who stands at its head. The
+//! queue behind that one is a [`RawPvLock`], whose owner the head is.
 
 use core::marker::PhantomData;
 
@@ -34,13 +34,14 @@ use crate::{CpuNodes, Mode, Platform, Policy, RawPvLock};
 /// | sleep 1 | the head | it is in the hash table, and sleeps or is about to |
 /// | sleep 3 | the last owner | it is taking the head's entry out |
 ///
-/// Who finds the lock taken, or somebody waiting, queues on the inner lock. Its owner, the head, sets `waiting`, waits for the word
-/// alone, takes it, and gives the inner lock to the next. So a writer is not overtaken by readers that came
-/// after it, and readers in a row enter one after the other without waiting for each other to leave.
+/// Who finds the lock taken, or somebody waiting, queues on the inner lock. Its owner, the head,
+/// sets `waiting`, waits for the word alone, takes it, and gives the inner lock to the next. So a
+/// writer is not overtaken by readers that came after it, and readers in a row enter one after the
+/// other without waiting for each other to leave.
 ///
 /// A reader, or a waiter, that is interrupted by a handler which reads the same lock would wait for
-/// itself if a writer came in between. Such a handler takes the lock by `read_recursive`, which passes
-/// everybody that waits.
+/// itself if a writer came in between. Such a handler takes the lock by `read_recursive`, which
+/// passes everybody that waits.
 #[repr(C)]
 pub struct RawPvRwLock<P, K> {
     word: AtomicU32,
@@ -110,8 +111,8 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     /// Takes the lock for reading, past whoever waits for it: for contexts that may hold it for
     /// reading already, and for handlers that may have interrupted one that waits for it.
     ///
-    /// Waits for the writer that is in, and for nobody else: it is counted as a reader at once, and does
-    /// not queue, since the context below may stand in the queue. It spins, in every mode.
+    /// Waits for the writer that is in, and for nobody else: it is counted as a reader at once, and
+    /// does not queue, since the context below may stand in the queue. It spins, in every mode.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock_shared_recursive(&self) {
@@ -198,7 +199,8 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
 
     #[inline]
     fn try_add_writer(&self) -> bool {
-        // The look first keeps a polled lock's cache line shared. Acquire, with all owners' releases.
+        // The look first keeps a polled lock's cache line shared. Acquire, with all owners'
+        // releases.
         self.word.load(Relaxed) == 0
             && self.word.compare_exchange(0, WRITER, ord!("rw-write", Acquire), Relaxed).is_ok()
     }
@@ -258,7 +260,8 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
         core::ptr::from_ref(&self.word).addr()
     }
 
-    /// Exchanges `own`, which the caller holds, for `instead`, and wakes the head if it may go on then.
+    /// Exchanges `own`, which the caller holds, for `instead`, and wakes the head if it may go on
+    /// then.
     #[inline]
     fn leave(&self, own: u32, instead: u32) {
         let mut sleeper = None;
@@ -267,8 +270,9 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
             // A reader that others read beside leaves the head asleep: the last one wakes it.
             let is_last = own == WRITER || seen & READERS == READER;
             if is_last && seen & SLEEP == ASLEEP {
-                // Before the release: after it the lock's memory may be gone (R5), and the head may have
-                // gone on and be back. Acquire, with `rw-asleep`: who sees it sleep sees the entry.
+                // Before the release: after it the lock's memory may be gone (R5), and the head may
+                // have gone on and be back. Acquire, with `rw-asleep`: who sees it sleep sees the
+                // entry.
                 let acquire = ord!("rw-waking", Acquire);
                 match self.word.compare_exchange(seen, seen | WAKING, acquire, Relaxed) {
                     Ok(_) => {
@@ -301,8 +305,9 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     #[cold]
     #[inline(never)]
     fn lock_slow(&self, want: Want) {
-        /// A policy panics while its waiter is the head: the next one has to be, and says so in the word
-        /// by itself. The policy is asked by a head that is not in the hash table. Never dropped otherwise.
+        /// A policy panics while its waiter is the head: the next one has to be, and says so in the
+        /// word by itself. The policy is asked by a head that is not in the hash table. Never
+        /// dropped otherwise.
         struct Unwinding<'a, P: Platform, K: Policy>(&'a RawPvRwLock<P, K>);
 
         impl<P: Platform, K: Policy> Drop for Unwinding<'_, P, K> {
@@ -327,8 +332,8 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
         let cpu = P::current_cpu();
         let nodes = P::nodes(cpu);
         let mut spin = Spin::new(Stage::Woken);
-        // The hash table has room for as many sleepers of a CPU as it has nodes: to sleep is to claim
-        // a node.
+        // The hash table has room for as many sleepers of a CPU as it has nodes: to sleep is to
+        // claim a node.
         let mut claim = Level { nodes, claimed: None };
         loop {
             let seen = self.word.load(Relaxed);
@@ -358,7 +363,8 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
                 }
                 step!(cpu, "rw: the head enters itself");
                 P::hash().insert(self.key(), Tail::new(cpu, level));
-                // Release, with `rw-waking`: the entry comes first. If the lock has become free, the next look finds it.
+                // Release, with `rw-waking`: the entry comes first. If the lock has become free,
+                // the next look finds it.
                 self.word.fetch_or(ASLEEP, ord!("rw-asleep", Release));
             }
         }

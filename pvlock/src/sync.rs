@@ -31,8 +31,8 @@ macro_rules! ord {
 }
 pub(crate) use ord;
 
-/// A step of the protocol, for the trace that the model suite prints: `step!(cpu, "halts")`. No code
-/// in every build but the model's.
+/// A step of the protocol, for the trace that the model suite prints: `step!(cpu, "halts")`. No
+/// code in every build but the model's.
 macro_rules! step {
     ($cpu:expr, $($text:tt)*) => {
         #[cfg(loom)]

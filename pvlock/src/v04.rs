@@ -1,5 +1,5 @@
-//! The locks behind `lock_api` 0.4, which kernels and the crates they use are written for. The crate's own face: its root
-//! has the names below.
+//! The locks behind `lock_api` 0.4, which kernels and the crates they use are written for. The
+//! crate's own face: its root has the names below.
 //!
 //! Owns the impls and the aliases. `v05` is the same for `lock_api` 0.5.
 
@@ -13,7 +13,8 @@ use crate::{Adaptive, Interrupts, Platform, Policy, RawIrqLock, RawPvLock, RawPv
 /// Data behind a [`RawPvLock`].
 ///
 /// The methods have the names of `spin::Mutex` (`new`, `lock`, `try_lock`, `is_locked`, `get_mut`,
-/// `into_inner`, `force_unlock`, and `MutexGuard::leak`), so that a kernel moves from it by one alias of its own:
+/// `into_inner`, `force_unlock`, and `MutexGuard::leak`), so that a kernel moves from it by one
+/// alias of its own:
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
@@ -72,8 +73,8 @@ pub type IrqMutexGuard<'a, T, P, I, K = Adaptive> =
 
 /// Data behind a [`RawPvRwLock`]: many readers or one writer, whose order is that of the policy.
 ///
-/// The names are those of `spin::RwLock` (`read`, `write`, `try_read`, `try_write`, `is_locked`, ...), and
-/// `read_recursive` for handlers that may interrupt a reader.
+/// The names are those of `spin::RwLock` (`read`, `write`, `try_read`, `try_write`, `is_locked`,
+/// ...), and `read_recursive` for handlers that may interrupt a reader.
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
@@ -171,7 +172,8 @@ unsafe impl<R: RawMutex, I: Interrupts> RawMutex for RawIrqLock<R, I> {
     }
 }
 
-// SAFETY: a writer is in alone, and readers only with readers; acquire on every way in, release on every way out.
+// SAFETY: a writer is in alone, and readers only with readers; acquire on every way in, release on
+// every way out.
 unsafe impl<P: Platform, K: Policy> RawRwLock for RawPvRwLock<P, K> {
     #[allow(clippy::declare_interior_mutable_const)] // As the trait has it.
     const INIT: Self = Self::new();
@@ -249,8 +251,8 @@ unsafe impl<P: Platform, K: Policy> RawRwLockRecursive for RawPvRwLock<P, K> {
     }
 }
 
-// SAFETY: a fair unlock lets the head of the queue go first. `bump` does nothing, or is a fair unlock
-// and a lock; if the lock unwinds, it has the lock again.
+// SAFETY: a fair unlock lets the head of the queue go first. `bump` does nothing, or is a fair
+// unlock and a lock; if the lock unwinds, it has the lock again.
 unsafe impl<P: Platform, K: Policy> RawMutexFair for RawPvLock<P, K> {
     #[inline]
     unsafe fn unlock_fair(&self) {

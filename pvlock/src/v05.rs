@@ -1,5 +1,5 @@
-//! The locks behind `lock_api` 0.5, under the names they have in the crate's root for 0.4. Feature `lock_api_05`; it needs
-//! Rust 1.95, as `lock_api` 0.5 does.
+//! The locks behind `lock_api` 0.5, under the names they have in the crate's root for 0.4. Feature
+//! `lock_api_05`; it needs Rust 1.95, as `lock_api` 0.5 does.
 //!
 //! Owns the impls and the aliases. [`v04`](crate::v04) is the same for `lock_api` 0.4.
 //!

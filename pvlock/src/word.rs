@@ -24,9 +24,9 @@
 //! | n    | 0 or 1  | 3      | PV: held, the head's entry is in the hash table: the unlock kicks |
 //!
 //! `n` names the last node in the queue. `steps.rs` says which transitions there are and what each
-//! means. Most are on a part of the word, one byte or two. Rust's memory model has no atomic accesses
-//! of mixed size, so on x86-64 those are inline assembly, in `x86_64.rs`; elsewhere, and under the
-//! model checkers and Miri, `portable.rs` does the same by 32-bit operations.
+//! means. Most are on a part of the word, one byte or two. Rust's memory model has no atomic
+//! accesses of mixed size, so on x86-64 those are inline assembly, in `x86_64.rs`; elsewhere, and
+//! under the model checkers and Miri, `portable.rs` does the same by 32-bit operations.
 
 // Unit tests run both on x86-64.
 #[cfg(any(test, not(target_arch = "x86_64"), loom, shuttle, miri))]

@@ -61,7 +61,8 @@ impl Word {
         // SAFETY: accesses the low two of the four bytes that `self` owns; they are 2-aligned.
         unsafe {
             asm!("lock cmpxchg word ptr [{p}], {new:x}", "sete {equal}",
-                 p = in(reg) self.at(LOCKED_BYTE), new = in(reg) new, equal = lateout(reg_byte) equal,
+                 p = in(reg) self.at(LOCKED_BYTE), new = in(reg) new,
+                 equal = lateout(reg_byte) equal,
                  inout("ax") expected => _, options(nostack));
         }
         equal != 0
