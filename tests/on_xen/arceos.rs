@@ -5,9 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use pvlab::lab::{Boot, Lab, Overlay};
-use pvlab::progress::Progress;
-
 use crate::kernel::{self, Crates};
 
 /// Boots two domains with the folder's own configuration: one as it stands there, and one of as many vCPUs as the
@@ -79,12 +76,7 @@ impl Domain {
 static RUN: LazyLock<Run> = LazyLock::new(|| {
     let kernel = kernel::build_in("integrations/arceos", "arceos-on-xen", Crates::Fetched);
     let config = include_bytes!("../../integrations/arceos/domain.cfg");
-    let out = tempfile::tempdir().unwrap();
-    let mut boot = Boot::script(SCRIPT, out.path());
-    boot.files.push(Overlay::bytes("/guest/kernel", 0o644, kernel));
-    boot.files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config.as_slice()));
-    let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
-    lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
+    let out = kernel::boot(kernel, config, SCRIPT);
     let clock = fs::read_to_string(out.path().join("clock")).expect("dom0 has a clock");
     Run {
         few: Domain::read(out.path(), "arceos"),

@@ -3,9 +3,6 @@
 
 use std::fs;
 
-use pvlab::lab::{Boot, Lab, Overlay};
-use pvlab::progress::Progress;
-
 /// Boots it with its own configuration, whose path of the kernel alone is another. Not pinned, as in `guest.rs`: its
 /// first vCPU waits while the others go down.
 const SCRIPT: &str = r#"
@@ -27,12 +24,7 @@ xl destroy example
 fn a_kernel_with_boot_code_of_its_own_counts_exactly_and_its_vcpus_sleep_and_are_kicked() {
     let kernel = crate::kernel::build("example-kernel");
     let config = include_bytes!("../../example-kernel/domain.cfg");
-    let out = tempfile::tempdir().unwrap();
-    let mut boot = Boot::script(SCRIPT, out.path());
-    boot.files.push(Overlay::bytes("/guest/kernel", 0o644, kernel));
-    boot.files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config.as_slice()));
-    let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
-    lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
+    let out = crate::kernel::boot(kernel, config, SCRIPT);
     let read = |name: &str| fs::read_to_string(out.path().join(name)).unwrap_or_default();
     let console = read("console");
     assert_eq!(read("end").trim(), "poweroff", "{console}");

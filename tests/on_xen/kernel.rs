@@ -5,6 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use pvlab::lab::{Boot, Lab, Overlay};
+use pvlab::progress::Progress;
+use tempfile::TempDir;
+
 #[path = "../../build/inherited.rs"]
 mod inherited;
 
@@ -42,4 +46,15 @@ pub(crate) fn build_in(folder: &str, name: &str, crates: Crates) -> Vec<u8> {
     assert!(built.status.success(), "{said}");
     assert!(!said.contains("warning"), "{said}");
     fs::read(target.join(TARGET).join("release").join(name)).expect("cargo made it")
+}
+
+/// Boots a host whose script finds `kernel` and the `config` of its domain in `/guest`: what it brought home.
+pub(crate) fn boot(kernel: Vec<u8>, config: &'static [u8], script: &str) -> TempDir {
+    let out = tempfile::tempdir().unwrap();
+    let mut boot = Boot::script(script, out.path());
+    boot.files.push(Overlay::bytes("/guest/kernel", 0o644, kernel));
+    boot.files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config));
+    let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
+    lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
+    out
 }
