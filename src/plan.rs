@@ -210,7 +210,7 @@ impl Plan {
         let mut workload = self.workload(&domain, policy)?;
         domain.check(&workload.to_string())?;
         // A neighbour that only computes is the same beside every lock.
-        let hog = workload.get(Key::workload) == Some(Workload::Hog.name());
+        let hog = computes(&workload);
         let lines = match (linux::Variant::of(policy).filter(|_| !hog), &self.linux) {
             (Some(variant), Some(linux)) => {
                 // The guest's own names stop here.
@@ -247,6 +247,24 @@ impl Plan {
             })
             .map_err(|error| domain.refused(error))?;
         Ok(workload)
+    }
+
+    /// The same without the domains at a lock: what its neighbours do when nobody is beside them. `None` where
+    /// there are no neighbours, or nobody else.
+    pub fn neighbours_alone(&self) -> Option<Plan> {
+        let policy = self.policies.first()?;
+        let computes = |planned: &&PlannedDomain| {
+            let domain = Domain::parse(&planned.file, &planned.config).ok()?;
+            Some(computes(&self.workload(&domain, policy).ok()?))
+        };
+        let domains: Vec<PlannedDomain> = self
+            .domains
+            .iter()
+            .filter(|planned| computes(planned) == Some(true))
+            .cloned()
+            .collect();
+        let some = !domains.is_empty() && domains.len() < self.domains.len();
+        some.then(|| Plan { domains, trace: false, ..self.clone() })
     }
 
     /// Where `report` says that something else ran than `domain` was asked for in a run of `policy`: each
@@ -290,6 +308,11 @@ impl Plan {
         }
         found
     }
+}
+
+/// Whether a domain takes no lock, and only computes.
+fn computes(workload: &Line) -> bool {
+    workload.get(Key::workload) == Some(Workload::Hog.name())
 }
 
 #[cfg(test)]
@@ -445,6 +468,25 @@ mod tests {
         plan.markers = false;
         plan.domains[0].config.push_str("type = \"pvh\"\n");
         assert_eq!(plan.trace_mask(), 0x002a_b000);
+    }
+
+    #[test]
+    fn a_neighbour_alone_is_the_domains_that_only_compute() {
+        assert_eq!(plan().neighbours_alone(), None);
+        let scenario = Library::Embedded.load("bench-4-on-2-hog").unwrap();
+        let choices = Choices {
+            policies: vec!["linux".to_owned()],
+            settings: Vec::new(),
+            markers: false,
+            trace: true,
+            start_after: start_after(),
+        };
+        let alone = Plan::new(&scenario, &choices, Path::new("/pvlab/image.elf"))
+            .unwrap()
+            .neighbours_alone()
+            .unwrap();
+        assert_eq!(alone.domains.iter().map(|d| &d.name[..]).collect::<Vec<_>>(), ["hog"]);
+        assert!(!alone.trace, "nobody is there to be kicked");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use experiment::{Key, Setting};
 use serde::{Deserialize, Serialize};
 
-use super::figures::{Told, Traced};
+use super::figures::{Told, Traced, computed};
 use super::matrix::Cell;
 use super::standing::Standing;
 use crate::host::{self, Event, Toolstack, XenHost};
@@ -90,23 +90,41 @@ fn each(
         None => work_speed()?,
     };
     // The guest's waiters count turns. What one takes, PAUSE included, is only known while nobody else runs.
-    let spin = linux::budget::turns_in(SPIN_INSTRUCTIONS, SPIN_US)?;
+    let spin = u64::from(linux::budget::turns_in(SPIN_INSTRUCTIONS, SPIN_US)?);
+    let with_turns = |cell: &Cell, plan: &Plan| {
+        let (critical, outside) = cell.section.turns(turns_per_us);
+        let turns = [(Key::critical, critical), (Key::outside, outside), (Key::spin, spin)];
+        let settings = turns.map(|(key, turns)| Setting { key, value: format!("{turns}turns") });
+        let mut plan = plan.clone();
+        plan.settings.extend(settings);
+        plan
+    };
+    // Once a boot: the cells of one are of one topology.
+    let first = batch.cells.first();
+    let alone = first.and_then(|first| Some((&first.cell, first.plan.neighbours_alone()?)));
+    let neighbour_alone = alone.map(|(cell, plan)| {
+        let folder = out.join("neighbour-alone");
+        let told = perform(toolstack, &with_turns(cell, &plan), &folder, tell);
+        let made =
+            told.and_then(|told| match told.domains.iter().find(|d| !d.message.is_empty()) {
+                Some(bad) => bail!("{}", bad.message),
+                None => computed(&told.domains).context("it left no report"),
+            });
+        let made = made.map_err(|error| format!("{error:#}"));
+        if made.is_ok() {
+            drop(fs::remove_dir_all(folder));
+        }
+        made
+    });
     for Planned { cell, plan } in &batch.cells {
         interrupt::check()?;
         tell(Line::Begun(cell.clone()).text());
         let folder = out.join(cell.to_string());
-        let mut plan = plan.clone();
-        let (critical, outside) = cell.section.turns(turns_per_us);
-        let spin = u64::from(spin);
-        for (key, turns) in [(Key::critical, critical), (Key::outside, outside), (Key::spin, spin)]
-        {
-            plan.settings.push(Setting { key, value: format!("{turns}turns") });
-        }
-        let ran = fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))
-            .and_then(|()| host::run(toolstack, &plan, &folder, &mut |event| note(event, tell)));
+        let ran = perform(toolstack, &with_turns(cell, plan), &folder, tell);
         interrupt::check()?;
-        let told = ran.and_then(|()| collect(&plan, &folder)).map_err(|error| format!("{error:#}"));
+        let told = ran
+            .map(|told| Told { neighbour_alone: neighbour_alone.clone(), ..told })
+            .map_err(|error| format!("{error:#}"));
         let well =
             told.as_ref().is_ok_and(|told| told.domains.iter().all(|d| d.message.is_empty()));
         tell(Line::Done(cell.clone(), told).text());
@@ -119,6 +137,18 @@ fn each(
         drop(if well { fs::remove_dir_all(gone) } else { fs::remove_file(gone) });
     }
     Ok(())
+}
+
+/// One run of `plan`, whose only policy is the cell's lock, with its files in `folder`.
+fn perform(
+    toolstack: &mut Standing<Toolstack>,
+    plan: &Plan,
+    folder: &Path,
+    tell: &mut dyn FnMut(String),
+) -> Result<Told> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    host::run(toolstack, plan, folder, &mut |event| note(event, tell))?;
+    collect(plan, folder)
 }
 
 /// What a person at the console sees of a cell that does not go well.
@@ -146,7 +176,7 @@ fn collect(plan: &Plan, folder: &Path) -> Result<Told> {
         Some(Ok(traced)) => (traced, None),
         Some(Err(error)) => (BTreeMap::new(), Some(format!("{error:#}"))),
     };
-    Ok(Told { domains, traced, trace_problem })
+    Ok(Told { domains, traced, trace_problem, neighbour_alone: None })
 }
 
 fn count(trace: &Path) -> Result<BTreeMap<u32, Traced>> {

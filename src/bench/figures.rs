@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use experiment::record::Histogram;
+use experiment::record::{DomainReport, Histogram};
 use experiment::{Lock, Workload};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,28 @@ pub struct Told {
     pub traced: BTreeMap<u32, Traced>,
     /// Why the trace says nothing, where it was asked for.
     pub trace_problem: Option<String>,
+    /// What the neighbours that only compute made in this boot with nobody beside them, in turns a second, or why that
+    /// is not known; `None` without neighbours.
+    #[serde(default)]
+    pub neighbour_alone: Option<Result<f64, String>>,
+}
+
+/// Work of domains that only compute, in turns a second of the window; `None` if none of them does, or one of them
+/// did not run well.
+pub(super) fn computed(domains: &[DomainResult]) -> Option<f64> {
+    let mut hogs = domains
+        .iter()
+        .filter(|domain| domain.message.is_empty())
+        .filter_map(|domain| domain.report.as_ref())
+        .filter(|report| report.parameters.workload == Workload::Hog)
+        .peekable();
+    hogs.peek()?;
+    Some(hogs.map(turns_a_second).sum())
+}
+
+fn turns_a_second(hog: &DomainReport) -> f64 {
+    let window = hog.window.end_ns.saturating_sub(hog.window.start_ns).max(1);
+    hog.acquisitions as f64 * hog.calibration.critical_turns as f64 * 1e9 / window as f64
 }
 
 /// What the hypervisor's trace counts of one domain.
@@ -69,6 +91,9 @@ pub struct Figures {
     pub stolen: f64,
     /// Work of the neighbour that only computes, in turns a second; `None` without one.
     pub neighbour: Option<f64>,
+    /// Of what the neighbour makes with nobody beside it: the part that it lost. `None` without one.
+    #[serde(default)]
+    pub neighbour_loss: Option<f64>,
     /// Turns of work in a millisecond, of the slowest and of the fastest domain as each measured it.
     pub work_turns_per_ms: (u64, u64),
     /// Turns of work inside and outside.
@@ -114,13 +139,10 @@ impl Figures {
                     "domain {name} has no window in common with the others: {own:?} ns"
                 ));
             }
-            let seconds = (own.1 - own.0) as f64 / 1e9;
             let calibration = report.calibration;
             speeds.push(calibration.work_turns_per_ms);
             let own_late: u64 = report.vcpus.iter().map(|vcpu| vcpu.late_acquisitions).sum();
             if report.parameters.workload == Workload::Hog {
-                let turns = report.acquisitions as f64 * calibration.critical_turns as f64;
-                *figures.neighbour.get_or_insert(0.0) += turns / seconds;
                 continue;
             }
             if report.parameters.policy != lock {
@@ -151,6 +173,12 @@ impl Figures {
                 traced.polls_blocked += seen.polls_blocked;
             }
         }
+        figures.neighbour = computed(&told.domains);
+        figures.neighbour_loss = match (&told.neighbour_alone, figures.neighbour) {
+            (Some(Err(why)), _) => return Err(format!("the neighbour alone: {why}")),
+            (Some(Ok(alone)), Some(beside)) => Some(1.0 - beside / alone),
+            _ => None,
+        };
         let (slowest, fastest) =
             (speeds.iter().min().copied().unwrap_or(0), speeds.iter().max().copied().unwrap_or(0));
         figures.work_turns_per_ms = (slowest, fastest);
@@ -187,7 +215,7 @@ impl Figures {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use experiment::record::{Calibration, DomainReport, Parameters, VcpuReport, Window};
+    use experiment::record::{Calibration, Parameters, VcpuReport, Window};
     use experiment::{Params, Policy};
 
     use super::*;
@@ -237,6 +265,7 @@ pub(super) mod tests {
             domains: vec![domain("a", "policy=adaptive duration=100ms")],
             traced: [(1, seen)].into(),
             trace_problem: None,
+            neighbour_alone: None,
         }
     }
 
@@ -259,16 +288,20 @@ pub(super) mod tests {
         told.domains.push(domain("hog", "workload=hog duration=100ms"));
         let figures = Figures::of(ADAPTIVE, &told).unwrap();
         assert_eq!((figures.rate, figures.neighbour), (1000.0, Some(1_020_000.0)));
+        assert_eq!(figures.neighbour_loss, None, "what it makes alone is not known");
+        told.neighbour_alone = Some(Ok(1_360_000.0));
+        assert_eq!(Figures::of(ADAPTIVE, &told).unwrap().neighbour_loss, Some(0.25));
     }
 
     #[test]
     fn what_is_not_one_experiment_has_no_figures() {
         type Spoil = fn(&mut Told);
-        let cases: [(Spoil, &str); 6] = [
+        let cases: [(Spoil, &str); 7] = [
             (|t| t.domains[0].message = "domain a crashed".to_owned(), "domain a crashed"),
             (|t| t.domains[0].report = None, "no report"),
             (|t| t.domains[0].report.as_mut().unwrap().counter = 101, "exclusion"),
             (|t| t.trace_problem = Some("cut".to_owned()), "cut"),
+            (|t| t.neighbour_alone = Some(Err("it crashed".to_owned())), "alone: it crashed"),
             (
                 |t| {
                     let mut other = domain("b", "policy=adaptive duration=100ms");

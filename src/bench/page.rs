@@ -323,13 +323,14 @@ fn neighbour(report: &Report) -> Markup {
     html! {
         @if !rows.is_empty() {
             h2 { "What the neighbour gets" }
-            p class="soft" { "Work of a domain that only computes beside the lock's, in turns a second, and against what it gets beside the baseline." }
+            p class="soft" { "Work of a domain that only computes beside the lock's, in turns a second; what of it was lost against running alone; and against what it gets beside the baseline." }
             div class="wide" { table {
-                tr { th { "topology, section" } th { "lock" } th { "turns/s" } th { "against the baseline" } }
+                tr { th { "topology, section" } th { "lock" } th { "turns/s" } th { "lost" } th { "against the baseline" } }
                 @for (row, turns) in &rows {
                     @let base = report.row(&row.topology, row.section, report.baseline).and_then(|r| r.figures.get("neighbour"));
                     tr {
                         td { (row.topology) " · " (row.section) } td { (row.lock) } td { (grouped(turns.round() as u64)) }
+                        td { (row.figures.get("neighbour_loss").map_or("-".to_owned(), |s| format!("{:.1} %", s.median * 100.0))) }
                         td { (base.map_or("-".to_owned(), |base| format!("{:+.1} %", (turns / base.median - 1.0) * 100.0))) }
                     }
                 }

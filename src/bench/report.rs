@@ -59,7 +59,7 @@ pub struct Row {
 type Named = (&'static str, fn(&Figures) -> Option<f64>);
 
 /// The figures of a row, by name; times in nanoseconds, shares from 0 to 1.
-pub const FIGURES: [Named; 15] = [
+pub const FIGURES: [Named; 16] = [
     ("rate", |f| Some(f.rate)),
     ("p50_ns", |f| Some(f.p50_ns as f64)),
     ("p99_ns", |f| Some(f.p99_ns as f64)),
@@ -75,6 +75,7 @@ pub const FIGURES: [Named; 15] = [
     ("blocked", |f| Some(f.blocked)),
     ("stolen", |f| Some(f.stolen)),
     ("neighbour", |f| f.neighbour),
+    ("neighbour_loss", |f| f.neighbour_loss),
 ];
 
 impl Report {

@@ -161,7 +161,7 @@ mod tests {
 
     fn well() -> Told {
         let domains = vec![domain("guest1", "policy=adaptive duration=100ms")];
-        Told { domains, traced: BTreeMap::new(), trace_problem: None }
+        Told { domains, traced: BTreeMap::new(), trace_problem: None, neighbour_alone: None }
     }
 
     /// Has a cell begin and end well.
