@@ -3,7 +3,7 @@
 //! ```text
 //! matrix --> run --> boot --> dom0       many cells in one boot
 //!             '--> figures --> folder    each kept when it is done
-//! folder --> report --> page, compare
+//! folder, simulated --> report --> page, compare
 //! ```
 //!
 //! A *cell* is one lock in one topology with one section and one seed. Owns which cells there are, how they
@@ -21,6 +21,7 @@ pub mod page;
 pub mod plot;
 pub mod report;
 pub mod run;
+mod simulated;
 mod standing;
 pub mod stats;
 

@@ -62,6 +62,8 @@ pub enum Mode {
     Parallel,
     /// In the emulator, counting instructions: the same run again gives the same figures.
     Repeatable,
+    /// By `pvlock-sim`, without a hypervisor: times are virtual.
+    Simulated,
 }
 
 /// Everything a run found: `results.json`.

@@ -20,7 +20,7 @@ mod run;
 mod tally;
 
 pub use config::{Config, Fault, MAX_VCPUS, Policy, WakeOrder};
-pub use dist::Dist;
+pub use dist::{Dist, Measured};
 pub use experiment::Time;
 pub use report::{Blocked, Failure, Report, Wait, table};
 pub use run::{simulate, simulate_with};

@@ -10,7 +10,8 @@ use serde_json::json;
 
 /// Runs the real lock on simulated vCPUs in virtual time, and prints what each policy came to.
 ///
-/// DIST is a time such as 2us, or uniform:1us..3us, or exp:2us (with this mean), or never.
+/// DIST is a time such as 2us, or uniform:1us..3us, or exp:2us (with this mean), or never, or measured:FILE:NAME: the
+/// latency NAME (such as kick_to_wake) of a FILE that `kicktrace summary --json` wrote.
 ///
 /// Exit codes: 0 all held; 1 something did not hold, and the command that shows it again was
 /// printed; 2 there is no such simulation.

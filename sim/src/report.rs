@@ -8,9 +8,11 @@ use std::fmt;
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
+use hdrhistogram::Histogram;
 use pvlock::Counter;
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::tally::{Switches, Tally};
 
 /// What the acquisitions of one policy came to.
@@ -20,6 +22,8 @@ pub struct Report {
     pub policy: String,
     /// The command that runs it again.
     pub command: String,
+    /// What was simulated.
+    pub cell: Cell,
     /// Virtual time at the end, in nanoseconds.
     pub virtual_ns: u64,
     /// Acquisitions of all vCPUs.
@@ -28,6 +32,8 @@ pub struct Report {
     pub acquisitions_fewest: u64,
     /// Of the vCPU that had the most.
     pub acquisitions_most: u64,
+    /// Jain's index over the vCPUs' acquisitions: 1 where all have as many.
+    pub jain: f64,
     /// Acquisitions in a second of virtual time.
     pub per_second: f64,
     /// From wanting a lock to owning it.
@@ -44,6 +50,23 @@ pub struct Report {
     pub counters: BTreeMap<&'static str, u64>,
 }
 
+/// What was simulated, as far as it names a cell of an experiment; the command has everything.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cell {
+    /// vCPUs.
+    pub vcpus: usize,
+    /// pCPUs.
+    pub pcpus: usize,
+    /// Locks.
+    pub locks: usize,
+    /// Mean of the work inside the lock, in nanoseconds.
+    pub critical_ns: f64,
+    /// Mean of the work between two acquisitions, in nanoseconds.
+    pub outside_ns: f64,
+    /// Where all random numbers come from.
+    pub seed: u64,
+}
+
 /// Nanoseconds of virtual time, to three digits.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Wait {
@@ -53,8 +76,12 @@ pub struct Wait {
     pub p90: u64,
     /// All but one in a hundred.
     pub p99: u64,
+    /// All but one in a thousand.
+    pub p999: u64,
     /// The longest wait.
     pub max: u64,
+    /// Lowest value of a class, and how many are in it.
+    pub histogram: Vec<(u64, u64)>,
 }
 
 /// Acquisitions that slept, and the kicks that woke them.
@@ -78,6 +105,7 @@ impl Blocked {
 impl Report {
     pub(crate) fn new(
         (policy, command): (String, String),
+        config: &Config,
         virtual_ns: u64,
         tally: &Tally,
         switches: Switches,
@@ -87,16 +115,27 @@ impl Report {
         Self {
             policy,
             command,
+            cell: Cell {
+                vcpus: config.vcpus,
+                pcpus: config.pcpus,
+                locks: config.locks,
+                critical_ns: config.critical.mean(),
+                outside_ns: config.outside.mean(),
+                seed: config.seed,
+            },
             virtual_ns,
             acquisitions: tally.acquisitions,
             acquisitions_fewest: tally.by_vcpu.iter().copied().min().unwrap_or(0),
             acquisitions_most: tally.by_vcpu.iter().copied().max().unwrap_or(0),
+            jain: jain(&tally.by_vcpu),
             per_second: tally.acquisitions as f64 * 1e9 / virtual_ns.max(1) as f64,
             wait_ns: Wait {
                 p50: quantile(0.5),
                 p90: quantile(0.9),
                 p99: quantile(0.99),
+                p999: quantile(0.999),
                 max: tally.waits.max(),
+                histogram: classes(&tally.waits),
             },
             blocked: Blocked::new(tally.slept),
             blocked_twice: Blocked::new(tally.slept_twice),
@@ -110,6 +149,23 @@ impl Report {
     pub fn counter(&self, name: &str) -> u64 {
         self.counters.get(name).copied().unwrap_or(0)
     }
+}
+
+fn jain(shares: &[u64]) -> f64 {
+    let sum = shares.iter().sum::<u64>() as f64;
+    let squares: f64 = shares.iter().map(|n| (*n as f64).powi(2)).sum();
+    if squares > 0.0 { sum * sum / (shares.len() as f64 * squares) } else { 0.0 }
+}
+
+/// Four classes an octave: enough for a curve.
+fn classes(waits: &Histogram<u64>) -> Vec<(u64, u64)> {
+    let mut classes: BTreeMap<u64, u64> = BTreeMap::new();
+    for value in waits.iter_recorded() {
+        let ns = value.value_iterated_to();
+        let keep = ns.max(1).ilog2().saturating_sub(2);
+        *classes.entry(ns >> keep << keep).or_default() += value.count_at_value();
+    }
+    classes.into_iter().collect()
 }
 
 /// Something did not hold.

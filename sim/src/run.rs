@@ -218,7 +218,14 @@ impl<const CPUS: usize, const LINES: usize, K: pvlock::Policy> Machine<CPUS, LIN
             },
         );
         let (tally, host) = (self.tally.borrow(), &self.host);
-        Ok(Report::new(self.name.clone(), host.now(), &tally, host.switches, counters))
+        Ok(Report::new(
+            self.name.clone(),
+            &self.config,
+            host.now(),
+            &tally,
+            host.switches,
+            counters,
+        ))
     }
 
     /// Lets a vCPU's code go on until it has to wait for something.

@@ -84,11 +84,11 @@ pub struct Figures {
     /// Waking kicks of an acquisition that blocked, by the guest's count; `None` for Linux, which does not count.
     pub kicks_per_blocked: Option<f64>,
     /// Of the vCPUs' time in the window: running, but neither working nor in the loop around the lock.
-    pub spun: f64,
+    pub spun: Option<f64>,
     /// Asleep in the hypervisor.
-    pub blocked: f64,
+    pub blocked: Option<f64>,
     /// Able to run, and another ran.
-    pub stolen: f64,
+    pub stolen: Option<f64>,
     /// Work of the neighbour that only computes, in turns a second; `None` without one.
     pub neighbour: Option<f64>,
     /// Of what the neighbour makes with nobody beside it: the part that it lost. `None` without one.
@@ -206,9 +206,9 @@ impl Figures {
                 (blocked > 0).then(|| traced.waking_kicks as f64 / blocked as f64);
         }
         let all = (running + asleep + stolen).max(1) as f64;
-        figures.spun = ((running as f64 - work) / all).max(0.0);
-        figures.blocked = asleep as f64 / all;
-        figures.stolen = stolen as f64 / all;
+        figures.spun = Some(((running as f64 - work) / all).max(0.0));
+        figures.blocked = Some(asleep as f64 / all);
+        figures.stolen = Some(stolen as f64 / all);
         Ok(figures)
     }
 }
@@ -278,8 +278,8 @@ pub(super) mod tests {
         assert_eq!((figures.jain, figures.kicks_per_blocked), (1.0, Some(1.0)));
         assert!((figures.hypercalls.unwrap() - 50.0 / 102.0).abs() < 1e-12);
         // 102 times 3,000 turns of 16 ns and 1 us, of 80 ms; of 200 ms in all.
-        assert!((figures.spun - (80.0 - 102.0 * 0.049) / 200.0).abs() < 1e-9);
-        assert_eq!((figures.blocked, figures.stolen), (0.1, 0.5));
+        assert!((figures.spun.unwrap() - (80.0 - 102.0 * 0.049) / 200.0).abs() < 1e-9);
+        assert_eq!((figures.blocked, figures.stolen), (Some(0.1), Some(0.5)));
     }
 
     #[test]

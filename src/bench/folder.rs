@@ -134,6 +134,7 @@ impl Setup {
                 )
             }
             (Mode::Host, ..) => "this machine's Xen".to_owned(),
+            (Mode::Simulated, ..) => return "simulated by pvlock-sim, in virtual time".to_owned(),
             _ => "parallel emulation".to_owned(),
         };
         let scheduler = self.scheduler.as_ref().map_or(String::new(), |name| format!(", {name}"));

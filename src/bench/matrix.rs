@@ -23,6 +23,9 @@ pub const TOPOLOGIES: [(&str, f64); 7] = [
     ("8-on-1", 8.0),
 ];
 
+/// Between the vCPUs and the pCPUs in the name of a topology.
+const ON: &str = "-on-";
+
 /// The suffix of a topology's PVH twin.
 const PVH: &str = "-pvh";
 
@@ -47,10 +50,22 @@ impl fmt::Display for Cell {
     }
 }
 
-/// Runnable vCPUs for each pCPU that the domains of a topology share; `None` for one of a person's own.
+/// Runnable vCPUs for each pCPU that the domains of a topology share; `None` for one of a person's own whose name does
+/// not tell, as `512-on-64` does.
 pub fn load(topology: &str) -> Option<f64> {
     let name = topology.trim_end_matches(PVH);
-    TOPOLOGIES.iter().find(|(known, _)| *known == name).map(|(_, load)| *load)
+    let known = TOPOLOGIES.iter().find(|(known, _)| *known == name).map(|(_, load)| *load);
+    known.or_else(|| {
+        let (vcpus, pcpus) = name.split_once(ON)?;
+        let (vcpus, pcpus): (f64, f64) = (vcpus.parse().ok()?, pcpus.parse().ok()?);
+        (pcpus > 0.0).then_some(vcpus / pcpus)
+    })
+}
+
+/// How many pCPUs the name of a topology tells, if it is one of vCPUs at locks on pCPUs and nothing else: those are
+/// compared for their load.
+pub fn pcpus(topology: &str) -> Option<u32> {
+    topology.split_once(ON)?.1.parse().ok()
 }
 
 /// Work inside and outside the lock, in tenths of a microsecond, so that it compares exactly.
@@ -81,6 +96,12 @@ impl Section {
 
     const fn new(critical: u32, outside: u32) -> Section {
         Section { critical, outside }
+    }
+
+    /// From means in nanoseconds.
+    pub fn of_ns(critical: f64, outside: f64) -> Section {
+        let tenths = |ns: f64| (ns / 100.0).round() as u32;
+        Section::new(tenths(critical), tenths(outside))
     }
 
     /// As part of a file's name: `0.2-0.4`.

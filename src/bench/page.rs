@@ -3,6 +3,7 @@
 //! Owns what is shown and in which order: who wins, how throughput falls with load, how long one waits, what that
 //! costs in kicks, and what the neighbour loses. The figures are the report's; nothing is computed here.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use anyhow::{Context, Result};
 use experiment::Lock;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::matrix::{Cell, Section, load};
+use super::matrix::{Cell, Section, load, pcpus};
 use super::plot::{Axis, Look, Series, chart};
 use super::report::{Report, Row};
 use super::stats::Spread;
@@ -42,9 +43,9 @@ pub fn write(report: &Report, folder: &Path) -> Result<()> {
         vec![("results.json".to_owned(), json), ("report.html".to_owned(), page(report))];
     for section in report.sections() {
         let name = section.file_name();
-        for pcpus in PCPUS {
+        for pcpus in pcpu_counts(report) {
             let plot = overcommit(report, section, pcpus, true);
-            files.push((format!("overcommit{pcpus}_{name}.svg"), plot.into_string()));
+            files.push((format!("overcommit-on-{pcpus}_{name}.svg"), plot.into_string()));
         }
         for topology in report.topologies() {
             let plot = tradeoff(report, topology, section, true);
@@ -83,7 +84,7 @@ pub fn page(report: &Report) -> String {
                 (legend(report))
                 h2 { "Throughput against overcommit" }
                 p class="soft" { "Runnable vCPUs for each pCPU; median of the seeds. PV topologies." }
-                div class="charts" { @for pcpus in PCPUS { @for section in report.sections() { (overcommit(report, section, pcpus, false)) } } }
+                div class="charts" { @for pcpus in pcpu_counts(report) { @for section in report.sections() { (overcommit(report, section, pcpus, false)) } } }
                 h2 { "Throughput against the longest wait" }
                 p class="soft" { "Down and to the right is better: more acquisitions, shorter waits." }
                 div class="charts" { @for (topology, section) in places(report) { (tradeoff(report, topology, section, false)) } }
@@ -98,8 +99,8 @@ pub fn page(report: &Report) -> String {
                     ul { @for (cell, why) in &failed { li class="failed" { b { (cell) } ": " (why) } } }
                 }
                 h2 { "Repeat it" }
-                p { "One cell by itself:" }
-                pre { @for done in report.cells.iter().take(1) { (report.setup.command(&done.cell)) } }
+                p { "The first cell by itself:" }
+                pre { (report.command()) }
                 p { (grounds(report)) }
                 details { summary { "Versions" } pre { (serde_json::to_string_pretty(&report.versions).unwrap_or_default()) } }
             }
@@ -115,7 +116,10 @@ fn caution(mode: Mode) -> &'static str {
              instructions, and a PAUSE ends a pCPU's turn: on two pCPUs spinning is nearly free, which flatters locks that \
              spin. On one pCPU the effect does not exist."
         }
-        _ => {
+        Mode::Simulated => {
+            "Without a hypervisor: what scheduling and wake-ups do to a lock; caches cost nothing here."
+        }
+        Mode::Host | Mode::Parallel => {
             "Emulated, in parallel: times are the emulator's and noisy. Believe ratios above two, and counts."
         }
     }
@@ -198,8 +202,10 @@ fn legend(report: &Report) -> Markup {
     }
 }
 
-/// What the names of topologies end with that are compared for their load: on one pCPU, and on two.
-const PCPUS: [&str; 2] = ["-on-1", "-on-2"];
+/// The numbers of pCPUs on which loads can be compared.
+fn pcpu_counts(report: &Report) -> BTreeSet<u32> {
+    report.topologies().into_iter().filter_map(pcpus).collect()
+}
 
 const RATE: Axis = Axis { name: "acquisitions/s", label: count, decades: true };
 const LOAD: Axis = Axis { name: "vCPUs a pCPU", label: count, decades: false };
@@ -223,12 +229,11 @@ fn percent(share: f64) -> String {
     format!("{}%", (share * 1e8).round() / 1e6)
 }
 
-/// Throughput against overcommit for one section, on so many pCPUs as `pcpus` says (the end of a topology's name).
-/// Nothing where there is only one load to show.
-pub fn overcommit(report: &Report, section: Section, pcpus: &str, names: bool) -> Markup {
+/// Throughput against overcommit for one section, on so many pCPUs. Nothing where there is only one load to show.
+pub fn overcommit(report: &Report, section: Section, count: u32, names: bool) -> Markup {
     // A neighbour without a lock is load of another kind, and PVH's clock does not compare with PV's.
     let topologies: Vec<&str> =
-        report.topologies().into_iter().filter(|topology| topology.ends_with(pcpus)).collect();
+        report.topologies().into_iter().filter(|name| pcpus(name) == Some(count)).collect();
     let series = looks(report).into_iter().map(|(lock, look)| {
         let mut points: Vec<(f64, f64)> = topologies
             .iter()
@@ -243,8 +248,14 @@ pub fn overcommit(report: &Report, section: Section, pcpus: &str, names: bool) -
     if topologies.len() < 2 {
         return html! {};
     }
-    let many = if pcpus == PCPUS[0] { "one pCPU" } else { "two pCPUs" };
-    chart(&format!("{section} us · {many}"), &LOAD, &RATE, &series.collect::<Vec<_>>(), names)
+    let many = if count == 1 { "" } else { "s" };
+    chart(
+        &format!("{section} us · {count} pCPU{many}"),
+        &LOAD,
+        &RATE,
+        &series.collect::<Vec<_>>(),
+        names,
+    )
 }
 
 /// Throughput against the longest wait, of one topology and section.

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::figures::Figures;
 use super::folder::{self, Done, SCHEMA, Setup};
-use super::matrix::{Cell, Section, TOPOLOGIES};
+use super::matrix::{Cell, Section, TOPOLOGIES, load, pcpus};
+use super::simulated;
 use super::stats::{Spread, permutation};
 use crate::report::duration;
 
@@ -71,15 +72,15 @@ pub const FIGURES: [Named; 16] = [
     ("waking_kicks", |f| f.waking_kicks),
     ("blocks", |f| f.blocks),
     ("kicks_per_blocked", |f| f.kicks_per_blocked),
-    ("spun", |f| Some(f.spun)),
-    ("blocked", |f| Some(f.blocked)),
-    ("stolen", |f| Some(f.stolen)),
+    ("spun", |f| f.spun),
+    ("blocked", |f| f.blocked),
+    ("stolen", |f| f.stolen),
     ("neighbour", |f| f.neighbour),
     ("neighbour_loss", |f| f.neighbour_loss),
 ];
 
 impl Report {
-    /// The report of what is in `folders`, wherever they came from.
+    /// The report of what is in `folders`, wherever they came from; a file is what `pvlock-sim --json` printed.
     ///
     /// # Errors
     ///
@@ -89,8 +90,15 @@ impl Report {
         let mut setup: Option<Setup> = None;
         let mut cells: BTreeMap<Cell, Done> = BTreeMap::new();
         let mut versions = serde_json::Value::Null;
+        let mut commands = Vec::new();
         for folder in folders {
-            let (own, done) = folder::read(folder)?;
+            let (own, done, simulated) = if folder.is_file() {
+                simulated::read(folder)?
+            } else {
+                let (own, done) = folder::read(folder)?;
+                (own, done, Vec::new())
+            };
+            commands.extend(simulated);
             let first = setup.get_or_insert_with(|| own.clone());
             if *first != own {
                 bail!(
@@ -121,6 +129,9 @@ impl Report {
                 versions = own;
             }
         }
+        if !commands.is_empty() {
+            versions = serde_json::json!({ "commands": commands });
+        }
         let setup = setup.context("name at least one folder")?;
         let cells: Vec<Done> = cells.into_values().collect();
         let rows = rows(&cells, baseline);
@@ -142,6 +153,15 @@ impl Report {
             bail!("{} has schema {}, this pvlab reads {SCHEMA}", file.display(), report.schema);
         }
         Ok(report)
+    }
+
+    /// The command that runs the first cell by itself; empty if there is none.
+    pub fn command(&self) -> String {
+        match (&self.versions["commands"][0], self.cells.first()) {
+            (serde_json::Value::String(simulator), _) => simulator.clone(),
+            (_, Some(done)) => self.setup.command(&done.cell),
+            _ => String::new(),
+        }
     }
 
     /// Topologies in the order of the report.
@@ -227,10 +247,15 @@ impl Report {
     }
 }
 
-fn place(topology: &str) -> (usize, String) {
+/// The known ones in their own order, then others, small machines and small loads first.
+fn place(topology: &str) -> (usize, Option<u32>, u64, String) {
     let base = topology.trim_end_matches("-pvh");
     let known = TOPOLOGIES.iter().position(|(name, _)| *name == base);
-    (known.unwrap_or(TOPOLOGIES.len()), topology.to_owned())
+    let (pcpus, load) = match known {
+        Some(_) => (None, 0),
+        None => (pcpus(topology), load(topology).map_or(0, |load| (load * 1000.0) as u64)),
+    };
+    (known.unwrap_or(TOPOLOGIES.len()), pcpus, load, topology.to_owned())
 }
 
 fn rows(cells: &[Done], baseline: Lock) -> Vec<Row> {

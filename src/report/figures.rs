@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use experiment::record::Histogram;
-use experiment::{DomainType, EventAbi};
+use experiment::{DomainType, EventAbi, Lock};
 use kicktrace::summary::{Acquisitions, Certainty, Count, Counts, Domain};
 
 use super::{Mode, PolicyResult, Results};
@@ -36,7 +36,10 @@ pub(super) const ROWS: &[(&str, &str, Figure)] = &[
     ("time stolen from the vCPUs", "guest", |c| {
         c.ended().map(|()| c.at_least(duration(c.stolen_ns)))
     }),
-    ("acquisitions that blocked", "guest", |c| c.ended().map(|()| c.at_least(grouped(c.blocked)))),
+    // Linux does not count them.
+    ("acquisitions that blocked", "guest", |c| {
+        c.ended().filter(|()| !c.is_linux()).map(|()| c.at_least(grouped(c.blocked)))
+    }),
     ("kicks sent at unlock", "guest", |c| c.counter("pv_kick_unlock")),
     ("kicks sent to make a head", "guest", |c| c.counter("pv_kick_wake")),
     ("event channel operations", "trace", |c| c.count(|counts| counts.evtchn_ops)),
@@ -123,6 +126,10 @@ impl<'a> Column<'a> {
     /// `None` if no domain reported: then there is no figure, not a zero.
     fn reported(&self) -> Option<()> {
         self.result.domains.iter().any(|domain| domain.report.is_some()).then_some(())
+    }
+
+    fn is_linux(&self) -> bool {
+        matches!(self.result.policy.parse(), Ok(Lock::Linux(_)))
     }
 
     /// `None` if no domain's run came to its end.
@@ -310,6 +317,7 @@ pub(super) fn notes(results: &Results, columns: &[Column]) -> Vec<String> {
             .to_owned(),
         match results.mode {
             Mode::Host => "Times are this machine's.".to_owned(),
+            Mode::Simulated => "Simulated: times are virtual.".to_owned(),
             Mode::Parallel => {
                 "Emulated pCPUs, in parallel: times and rates are the emulator's; read counts and ratios.".to_owned()
             }
