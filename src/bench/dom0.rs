@@ -4,6 +4,7 @@
 //! cell that fails is told as failed, and the next one runs.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::Path;
@@ -14,7 +15,7 @@ use experiment::{Key, Setting};
 use serde::{Deserialize, Serialize};
 
 use super::figures::{Told, Traced, computed};
-use super::matrix::Cell;
+use super::matrix::{Cell, Section};
 use super::standing::Standing;
 use crate::host::{self, Event, Toolstack, XenHost};
 use crate::plan::Plan;
@@ -99,31 +100,26 @@ fn each(
         plan.settings.extend(settings);
         plan
     };
-    // Once a boot: the cells of one are of one topology.
-    let first = batch.cells.first();
-    let alone = first.and_then(|first| Some((&first.cell, first.plan.neighbours_alone()?)));
-    let neighbour_alone = alone.map(|(cell, plan)| {
-        let folder = out.join("neighbour-alone");
-        let told = perform(toolstack, &with_turns(cell, &plan), &folder, tell);
-        let made =
-            told.and_then(|told| match told.domains.iter().find(|d| !d.message.is_empty()) {
-                Some(bad) => bail!("{}", bad.message),
-                None => computed(&told.domains).context("it left no report"),
-            });
-        let made = made.map_err(|error| format!("{error:#}"));
-        if made.is_ok() {
-            drop(fs::remove_dir_all(folder));
-        }
-        made
-    });
+    // What it makes depends on the section, because a turn of its loop does.
+    let mut neighbour_alone: BTreeMap<Section, Option<Result<f64, String>>> = BTreeMap::new();
     for Planned { cell, plan } in &batch.cells {
         interrupt::check()?;
         tell(Line::Begun(cell.clone()).text());
+        let alone = match neighbour_alone.entry(cell.section) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(unknown) => {
+                let plan = plan.neighbours_alone().map(|plan| with_turns(cell, &plan));
+                let made =
+                    plan.map(|plan| alone(toolstack, &plan, &out.join("neighbour-alone"), tell));
+                interrupt::check()?;
+                unknown.insert(made).clone()
+            }
+        };
         let folder = out.join(cell.to_string());
         let ran = perform(toolstack, &with_turns(cell, plan), &folder, tell);
         interrupt::check()?;
         let told = ran
-            .map(|told| Told { neighbour_alone: neighbour_alone.clone(), ..told })
+            .map(|told| Told { neighbour_alone: alone, ..told })
             .map_err(|error| format!("{error:#}"));
         let well =
             told.as_ref().is_ok_and(|told| told.domains.iter().all(|d| d.message.is_empty()));
@@ -137,6 +133,22 @@ fn each(
         drop(if well { fs::remove_dir_all(gone) } else { fs::remove_file(gone) });
     }
     Ok(())
+}
+
+/// What the domains of `plan`, which only compute, make in all: turns a second, or why that is not known.
+fn alone(
+    toolstack: &mut Standing<Toolstack>,
+    plan: &Plan,
+    folder: &Path,
+    tell: &mut dyn FnMut(String),
+) -> Result<f64, String> {
+    let told = perform(toolstack, plan, folder, tell).map_err(|error| format!("{error:#}"))?;
+    if let Some(bad) = told.domains.iter().find(|domain| !domain.message.is_empty()) {
+        return Err(bad.message.clone());
+    }
+    let made = computed(&told.domains).ok_or("it left no report")?;
+    drop(fs::remove_dir_all(folder));
+    Ok(made)
 }
 
 /// One run of `plan`, whose only policy is the cell's lock, with its files in `folder`.

@@ -21,8 +21,8 @@ pub struct Told {
     pub traced: BTreeMap<u32, Traced>,
     /// Why the trace says nothing, where it was asked for.
     pub trace_problem: Option<String>,
-    /// What the neighbours that only compute made in this boot with nobody beside them, in turns a second, or why that
-    /// is not known; `None` without neighbours.
+    /// What the neighbours that only compute made in this boot with this section and nobody beside them, in turns a
+    /// second, or why that is not known; `None` without neighbours.
     #[serde(default)]
     pub neighbour_alone: Option<Result<f64, String>>,
 }
