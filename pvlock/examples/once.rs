@@ -1,5 +1,5 @@
-//! `Once` and lazy statics over this lock, by the crate `generic_once_cell`: who comes while another makes the value sleeps in the
-//! queue of the lock.
+//! `Once` and lazy statics over this lock, by the crate `generic_once_cell`: who comes while
+//! another makes the value sleeps in the queue of the lock.
 
 #[allow(dead_code)]
 #[path = "../tests/common/threads.rs"]
