@@ -37,8 +37,8 @@ thread_local! {
     static INTERRUPT: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
 }
 
-// SAFETY: a thread keeps its number inside `lock` and `unlock`; statics; an interrupt is a call from
-// `relax`; `wait` looks again. `report` unwinds where nothing has been done yet.
+// SAFETY: a thread keeps its number inside `lock` and `unlock`; statics; an interrupt is a call
+// from `relax`; `wait` looks again. `report` unwinds where nothing has been done yet.
 unsafe impl Platform for Machine {
     const MAX_CPUS: usize = CPUS;
 

@@ -42,7 +42,8 @@ fn a_bump_lets_a_waiter_go_first_under_every_policy() {
     }
 }
 
-/// The threads of one test at a time: they share nodes and hash table, and some tests look into these.
+/// The threads of one test at a time: they share nodes and hash table, and some tests look into
+/// these.
 fn one_test() -> std::sync::MutexGuard<'static, ()> {
     static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
     ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -146,8 +147,8 @@ fn a_policy_that_panics_leaves_a_rwlock_whole() {
     assert!(Threads::hash().is_empty());
 }
 
-/// Found by a reader: a handler that reads by `read_recursive` stood in the queue behind the context
-/// that it had interrupted.
+/// Found by a reader: a handler that reads by `read_recursive` stood in the queue behind the
+/// context that it had interrupted.
 #[test]
 fn a_recursive_reader_does_not_wait_for_the_context_it_interrupts() {
     let _one = one_test();

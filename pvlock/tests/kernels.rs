@@ -1,8 +1,9 @@
-//! How kernels turn interrupts off, as `pvlock::Interrupts`: the code of the book, compiled and run.
+//! How kernels turn interrupts off, as `pvlock::Interrupts`: the code of the book, compiled and
+//! run.
 //!
-//! The joints of the crates `x86_64` and `kernel_guard` (ArceOS) are compiled against the crates themselves. A
-//! process may not turn interrupts off, so they run against look-alikes of the same shape, as do the joints of
-//! kernels whose crates do not build here.
+//! The joints of the crates `x86_64` and `kernel_guard` (ArceOS) are compiled against the crates
+//! themselves. A process may not turn interrupts off, so they run against look-alikes of the same
+//! shape, as do the joints of kernels whose crates do not build here.
 
 #[allow(dead_code)]
 #[path = "common/threads.rs"]

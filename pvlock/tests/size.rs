@@ -9,8 +9,9 @@ use std::process::Command;
 /// Most bytes of code that a call site may run through when the lock is free.
 const MOST_BYTES: usize = 24;
 
-/// The call sites of `tests/size/call_sites.rs` as an object file, compiled for speed. They are a package of
-/// their own, which knows the lock alone: an example of this one would build what the tests need, too.
+/// The call sites of `tests/size/call_sites.rs` as an object file, compiled for speed. They are a
+/// package of their own, which knows the lock alone: an example of this one would build what the
+/// tests need, too.
 fn object_file(features: &str) -> Vec<u8> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("size-{features}"));
     std::fs::create_dir_all(&dir).expect("a folder for the object file");

@@ -1,9 +1,9 @@
 //! The names that users of `spin` know: the same code on both crates, one alias apart.
 //!
-//! Not here, because `lock_api` has other names for them or none: `Mutex::as_mut_ptr` (`data_ptr`), `try_lock_weak`,
-//! `RwLock::upgradeable_read`, `reader_count`, `writer_count`, `try_write_weak`, `force_read_decrement`
-//! (`force_unlock_read`), `force_write_unlock` (`force_unlock_write`); and `Once` and `Lazy`, which
-//! `examples/once.rs` takes from another crate.
+//! Not here, because `lock_api` has other names for them or none: `Mutex::as_mut_ptr` (`data_ptr`),
+//! `try_lock_weak`, `RwLock::upgradeable_read`, `reader_count`, `writer_count`, `try_write_weak`,
+//! `force_read_decrement` (`force_unlock_read`), `force_write_unlock` (`force_unlock_write`); and
+//! `Once` and `Lazy`, which `examples/once.rs` takes from another crate.
 
 #[allow(dead_code)]
 #[path = "common/threads.rs"]

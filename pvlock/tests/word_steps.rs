@@ -1,11 +1,13 @@
 //! The machine code of the steps on the lock word, interleaved instruction by instruction.
 //!
-//! The models run the portable word; on x86-64 the steps on a part of the word are inline assembly. Here they are compiled as
-//! kernels are, and two virtual CPUs run their instructions on one word in every order. What a pair of steps
-//! returns and leaves must be what the one after the other, in one order or the other, returns and leaves. An
-//! instruction that reads and writes memory without a `lock` is two: another CPU may come between.
+//! The models run the portable word; on x86-64 the steps on a part of the word are inline assembly.
+//! Here they are compiled as kernels are, and two virtual CPUs run their instructions on one word
+//! in every order. What a pair of steps returns and leaves must be what the one after the other, in
+//! one order or the other, returns and leaves. An instruction that reads and writes memory without
+//! a `lock` is two: another CPU may come between.
 //!
-//! Not seen here: the store buffer of a CPU, and what the compiler may do with the code around a block.
+//! Not seen here: the store buffer of a CPU, and what the compiler may do with the code around a
+//! block.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +49,8 @@ const STEPS: &[(&str, &str)] = &[
     ("slow_to_locked", "{ word.slow_to_locked(); 0 }"),
 ];
 
-/// Steps that look before they act, and what may come between: the look is a hint, or the callers exclude each other.
+/// Steps that look before they act, and what may come between: the look is a hint, or the callers
+/// exclude each other.
 const LOOKS_FIRST: &[(&str, &str)] = &[
     // The fields beside pending are of a moment later; a hand-over in between is one of both.
     ("exchange_pending", "clear_pending_set_locked"),

@@ -1,10 +1,11 @@
 //! One lock under contention, beside its peers: `cargo bench -p pvlock --bench contended`.
 //!
-//! With threads that are one, two, four and eight times the cores. All locks are measured in many short
-//! rounds, in turn and in one process, and a lock's ratio to another is the median of the ratios of
-//! neighbouring rounds, so that what else the machine does hits all alike. With one thread a core the
-//! threads are pinned, and a round in which one of them had to wait for its core is left out.
-//! `-- --rounds 20` makes it shorter, `-- --threads 2` measures one number of threads alone.
+//! With threads that are one, two, four and eight times the cores. All locks are measured in many
+//! short rounds, in turn and in one process, and a lock's ratio to another is the median of the
+//! ratios of neighbouring rounds, so that what else the machine does hits all alike. With one
+//! thread a core the threads are pinned, and a round in which one of them had to wait for its core
+//! is left out. `-- --rounds 20` makes it shorter, `-- --threads 2` measures one number of threads
+//! alone.
 #![cfg(not(loom))]
 
 mod machine;
@@ -95,7 +96,8 @@ fn pin(core: usize) {
     let _ = core;
 }
 
-/// Nanoseconds that this thread could have run but had no core, since it began. 0 where nobody knows.
+/// Nanoseconds that this thread could have run but had no core, since it began. 0 where nobody
+/// knows.
 fn waited_for_a_core() -> u64 {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     stat.split(' ').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)

@@ -1,7 +1,7 @@
 //! The lock without contention, beside its peers: `cargo bench -p pvlock --bench locks`.
 //!
-//! Criterion measures lock + unlock beside the bare instructions that any lock of this kind needs; the
-//! ratios to those are printed at the end. Under contention: `--bench contended`.
+//! Criterion measures lock + unlock beside the bare instructions that any lock of this kind needs;
+//! the ratios to those are printed at the end. Under contention: `--bench contended`.
 #![cfg(not(loom))]
 #![allow(missing_docs)] // `criterion_group!` makes a public function.
 

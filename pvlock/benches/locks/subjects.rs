@@ -64,8 +64,8 @@ impl Subject for Mcs {
     }
 }
 
-/// `lock cmpxchg`, then a store, both of one byte: no lock does with less, and this one wakes nobody
-/// and has no order.
+/// `lock cmpxchg`, then a store, both of one byte: no lock does with less, and this one wakes
+/// nobody and has no order.
 pub(crate) struct BareStore(AtomicU8, UnsafeCell<u64>);
 /// `lock cmpxchg` twice, of one byte: no lock does with less that can wake somebody.
 pub(crate) struct BareExchange(AtomicU8, UnsafeCell<u64>);

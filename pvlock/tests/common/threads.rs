@@ -53,9 +53,9 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: 1. a thread keeps its number; 2. statics; 3. an interrupt is a call from `relax` or `wait`;
-// 4. KICKED latches a kick, and unpark ends a park that comes later too; 5. all accesses to it
-// are SeqCst, and an inner level puts the token back that it may have taken from an outer one.
+// SAFETY: 1. a thread keeps its number; 2. statics; 3. an interrupt is a call from `relax` or
+// `wait`; 4. KICKED latches a kick, and unpark ends a park that comes later too; 5. all accesses to
+// it are SeqCst, and an inner level puts the token back that it may have taken from an outer one.
 unsafe impl Platform for Threads {
     const MAX_CPUS: usize = CPUS;
 

@@ -92,9 +92,10 @@ fn memory_reused_right_after_unlock() {
     explore_reused::<KickAtUnlock>(3, Bounds { preemptions: 2, ..SLEEP });
 }
 
-/// An interrupt before the `n`th access to shared memory that CPU 0 makes for a lock and its unlock, for every `n`, while
-/// CPU 1 takes that lock twice. The handler waits for a lock of its own, on the next node of its CPU; whoever
-/// holds that one is no part of the model, and gives it up as soon as the handler waits.
+/// An interrupt before the `n`th access to shared memory that CPU 0 makes for a lock and its
+/// unlock, for every `n`, while CPU 1 takes that lock twice. The handler waits for a lock of its
+/// own, on the next node of its CPU; whoever holds that one is no part of the model, and gives it
+/// up as soon as the handler waits.
 fn explore_interrupted_at_every_access<K: Policy>(bounds: Bounds) {
     for access in 0.. {
         let came = Arc::new(AtomicBool::new(false));

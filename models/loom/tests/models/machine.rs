@@ -1,8 +1,8 @@
 //! A machine of two or three CPUs inside the model checker.
 //!
 //! A CPU is a model thread. The wake token is a model atomic, so that the checker explores every
-//! order of kick and wait; the sleep itself is the model's park, so that a lost wake-up is a deadlock
-//! that the checker reports.
+//! order of kick and wait; the sleep itself is the model's park, so that a lost wake-up is a
+//! deadlock that the checker reports.
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -246,8 +246,8 @@ unsafe impl Platform for Machine {
         interrupt(Arrival::WhileSpinning);
         TIME.fetch_add(1, Relaxed);
         // Two spinners can yield to each other for ever while a third CPU could go on, which is no
-        // progress but no defect either. After that many turns the rest of the execution is run, with
-        // all its checks, but its orders are explored no further.
+        // progress but no defect either. After that many turns the rest of the execution is run,
+        // with all its checks, but its orders are explored no further.
         if TURNS.fetch_add(1, Relaxed) == MAX_TURNS {
             loom::skip_branch();
         }

@@ -4,15 +4,16 @@
 //! cargo test -p pvlock-loom -- --nocapture
 //! ```
 //!
-//! runs all of it; `PVLOCK_EXTRA_PREEMPTIONS=1` goes deeper, and `PVLOCK_WEAKEN=link` shows what breaks when that
-//! ordering is one step weaker.
+//! runs all of it; `PVLOCK_EXTRA_PREEMPTIONS=1` goes deeper, and `PVLOCK_WEAKEN=link` shows what
+//! breaks when that ordering is one step weaker.
 //!
 //! # What is bounded
 //!
 //! The checker tries every order of the atomic operations of all CPUs, and every value that a load
-//! may see by the C11 model, with at most `Bounds::preemptions` involuntary switches between CPUs, one or two
-//! acquisitions a CPU, spin budgets of 0 or 1 turns, and `MAX_TURNS` turns of all spin loops together. Longer runs are not covered, nor are values that
-//! C11 allows but the checker does not produce (load buffering).
+//! may see by the C11 model, with at most `Bounds::preemptions` involuntary switches between CPUs,
+//! one or two acquisitions a CPU, spin budgets of 0 or 1 turns, and `MAX_TURNS` turns of all spin
+//! loops together. Longer runs are not covered, nor are values that C11 allows but the checker does
+//! not produce (load buffering).
 mod contexts;
 mod explore;
 mod fair;
@@ -34,8 +35,8 @@ impl Policy for Posted {
     const AS_POSTED: bool = true;
 }
 
-/// `Adaptive`, with a budget of as many turns as the model says, and a waiter that is late when the clock,
-/// which ticks with every turn and every wake-up, has ticked more than once.
+/// `Adaptive`, with a budget of as many turns as the model says, and a waiter that is late when the
+/// clock, which ticks with every turn and every wake-up, has ticked more than once.
 type Adaptive = AdaptiveWithin<{ u64::MAX }, 1>;
 
 /// Every waiter is late at the first tick.
@@ -103,7 +104,8 @@ fn two_cpus_deeper() {
     explore::<KickAtUnlock>(&[2, 1], Bounds { preemptions: 5, ..SLEEP });
 }
 
-/// The exploration reaches the steps that only a theft brings about, and a FIFO policy none of them.
+/// The exploration reaches the steps that only a theft brings about, and a FIFO policy none of
+/// them.
 #[test]
 fn thefts_are_explored() {
     const THEFTS: [&str; 4] = [

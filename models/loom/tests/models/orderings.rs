@@ -1,4 +1,5 @@
-//! That every ordering is needed: each is weakened by one step in a run of its own, and a model fails.
+//! That every ordering is needed: each is weakened by one step in a run of its own, and a model
+//! fails.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,8 @@ const NEEDED: [(&str, &str); 32] = [
 /// As above, but found only in the deeper model.
 const NEEDED_DEEPER: [(&str, &str); 1] = [("state-load", "two_cpus_deeper")];
 
-/// Kept by argument alone, as a pair: an entry's `cpu` is read before the entry is free for others. The
-/// checker produces no execution in which a load returns a value that is stored later, so it
+/// Kept by argument alone, as a pair: an entry's `cpu` is read before the entry is free for others.
+/// The checker produces no execution in which a load returns a value that is stored later, so it
 /// cannot tell the two apart. x86-64 reorders no load with a later store.
 const BY_ARGUMENT: [&str; 2] = ["entry-claim", "entry-free"];
 

@@ -7,7 +7,8 @@ use pvlock::{KickAtUnlock, Mode, Policy, RawPvRwLock};
 use std::cell;
 use std::sync::Arc;
 
-/// A number that writers change and readers read: the checker reports a race if one is in beside a writer.
+/// A number that writers change and readers read: the checker reports a race if one is in beside a
+/// writer.
 struct Shared<K: Policy> {
     lock: RawPvRwLock<Machine, K>,
     value: UnsafeCell<usize>,
@@ -53,8 +54,8 @@ impl<K: Policy> Shared<K> {
     }
 }
 
-/// What each CPU does, one letter an acquisition: `r` reads, `w` writes, `n` reads and reads again inside, `p` reads past
-/// the queue, `d` writes and goes on reading.
+/// What each CPU does, one letter an acquisition: `r` reads, `w` writes, `n` reads and reads again
+/// inside, `p` reads past the queue, `d` writes and goes on reading.
 fn explore<K: Policy>(cpus: &'static [&'static str], bounds: Bounds) {
     let reached = run(&format!("{}: readers and writers {cpus:?}", K::NAME), bounds, move || {
         let shared = Arc::new(Shared::<K>::new());
@@ -142,8 +143,8 @@ fn three_cpus_read_and_write() {
 /// A lock that is made anew in place by whoever used it last.
 struct Reused(cell::UnsafeCell<Shared<KickAtUnlock>>);
 
-// SAFETY: replaced only by the last user: an unlock that touched the memory after its release would meet the new lock,
-// and the checker reports that.
+// SAFETY: replaced only by the last user: an unlock that touched the memory after its release would
+// meet the new lock, and the checker reports that.
 unsafe impl Sync for Reused {}
 // SAFETY: as above.
 unsafe impl Send for Reused {}
@@ -157,7 +158,8 @@ fn memory_of_a_rwlock_reused_right_after_unlock() {
             move |_| {
                 // SAFETY: nobody replaces the lock before both have used it.
                 if unsafe { &*memory.0.get() }.write() == 2 {
-                    // SAFETY: the other has used the lock and is done with it, if unlock keeps its promise (R5).
+                    // SAFETY: the other has used the lock and is done with it, if unlock keeps its
+                    // promise (R5).
                     unsafe { *memory.0.get() = Shared::new() };
                     // SAFETY: as above.
                     unsafe { &*memory.0.get() }.write();

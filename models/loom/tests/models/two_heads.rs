@@ -1,10 +1,12 @@
-//! The table of sleepers, used by two CPUs at once. A model of one lock never does that: a lock has one head.
+//! The table of sleepers, used by two CPUs at once. A model of one lock never does that: a lock has
+//! one head.
 
 use crate::explore::{Bounds, SLEEP, Shared, on_cpus, run};
 use pvlock::{KickAtUnlock, KickTwice, Policy};
 use std::sync::Arc;
 
-/// CPU 0 holds two locks, and a CPU is the head of each: both enter the table, whose one line has one home for all.
+/// CPU 0 holds two locks, and a CPU is the head of each: both enter the table, whose one line has
+/// one home for all.
 fn explore_two_heads<K: Policy>(bounds: Bounds) {
     run(&format!("{}: two heads of two locks", K::NAME), bounds, move || {
         let locks = Arc::new([Shared::<K>::new(), Shared::<K>::new()]);

@@ -1,4 +1,5 @@
-//! That a schedule which fails can be run again: the command that the suite prints does the same to the step.
+//! That a schedule which fails can be run again: the command that the suite prints does the same to
+//! the step.
 
 use std::process::Command;
 

@@ -92,8 +92,8 @@ pub(crate) fn wait<M: Vm>(still_blocked: impl Fn() -> bool) {
         None => kicker.wait(&vcpu(), &XEN.two_level(), 0, looked),
     }));
     if let Err(panic) = waited {
-        // A waiter that unwinds goes on through the queue, where nobody comes any more: it would spin until
-        // shuttle gives up, and say that instead. It stays where it is.
+        // A waiter that unwinds goes on through the queue, where nobody comes any more: it would
+        // spin until shuttle gives up, and say that instead. It stays where it is.
         let told = panic.downcast_ref::<String>().cloned();
         FOUND.with(|found| {
             found.borrow_mut().get_or_insert(told.unwrap_or_default());

@@ -236,8 +236,8 @@ policy!(kick_twice, KickTwice);
 policy!(kick_at_unlock, KickAtUnlock);
 policy!(adaptive, Adaptive);
 
-/// Of a budget that is soon over and a horizon of some steps of the machine's clock, so that heads are late, locks
-/// are reserved and thieves have to queue.
+/// Of a budget that is soon over and a horizon of some steps of the machine's clock, so that heads
+/// are late, locks are reserved and thieves have to queue.
 type Hasty = AdaptiveWithin<20, 100>;
 
 policy!(hasty, Hasty);
