@@ -13,11 +13,11 @@ use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use experiment::{DomainType, EventAbi, Lock, Policy, Setting};
+use experiment::{DomainType, EventAbi, Lock, Params, Policy, Setting};
 use pvlab::bench::{self, compare::Condition};
 use pvlab::host::{self, Event, Toolstack};
 use pvlab::lab::{Boot, Hypervisor, Lab, Mode, Overlay, Release, Repeatable, commands};
-use pvlab::plan::{Choices, Plan};
+use pvlab::plan::{self, Choices, Plan};
 use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
 use pvlab::run::{self, Request};
@@ -211,10 +211,10 @@ struct Emulation {
     #[arg(long)]
     repeatable: bool,
     /// With --repeatable: an instruction lasts 2^SHIFT nanoseconds of virtual time.
-    #[arg(long, requires = "repeatable", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=10))]
+    #[arg(long, requires = "repeatable", default_value_t = Repeatable::default().shift, value_parser = clap::value_parser!(u8).range(0..=10))]
     shift: u8,
     /// With --repeatable: the longest turn of a pCPU, in microseconds of virtual time.
-    #[arg(long, value_name = "MICROSECONDS", requires = "repeatable", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, value_name = "MICROSECONDS", requires = "repeatable", default_value_t = Repeatable::default().slice.as_micros() as u64, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     slice: u64,
 }
 
@@ -262,7 +262,7 @@ struct RunArguments {
     #[arg(long)]
     no_trace: bool,
     /// How long after they were asked for the time the domains start, together.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = plan::start_after().as_millis() as u64, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     start_after: u64,
     /// How long one policy may take, instead of the scenario's own deadline.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
@@ -281,10 +281,10 @@ struct StormArguments {
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// How the domain boots.
-    #[arg(long = "type", value_name = "TYPE", default_value_t = DomainType::Pv, value_parser = PossibleValuesParser::new(DomainType::NAMES).try_map(|name| name.parse::<DomainType>()))]
+    #[arg(long = "type", value_name = "TYPE", default_value_t, value_parser = PossibleValuesParser::new(DomainType::NAMES).try_map(|name| name.parse::<DomainType>()))]
     kind: DomainType,
     /// The lock under test.
-    #[arg(long, default_value_t = Policy::KickAtUnlock, value_parser = PossibleValuesParser::new(Policy::NAMES).try_map(|name| name.parse::<Policy>()))]
+    #[arg(long, default_value_t = Params::default().policy, value_parser = PossibleValuesParser::new(Policy::NAMES).try_map(|name| name.parse::<Policy>()))]
     policy: Policy,
     /// The event channel ABI. Without it the guest chooses.
     #[arg(long, value_name = "ABI", value_parser = PossibleValuesParser::new(EventAbi::NAMES).try_map(|name| name.parse::<EventAbi>()))]

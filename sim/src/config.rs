@@ -40,7 +40,7 @@ pub(crate) const AS_POSTED: &str = "as-posted";
 #[command(next_help_heading = "Simulation")]
 pub struct Config {
     /// Where all randomness comes from
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = experiment::Params::default().seed, value_name = "N")]
     pub seed: u64,
     /// vCPUs of the guest, 16,383 at most
     #[arg(long, default_value_t = 16, value_name = "N")]

@@ -137,7 +137,11 @@ pub struct Repeatable {
 
 impl Default for Repeatable {
     fn default() -> Self {
-        Repeatable { shift: 3, slice: Duration::from_micros(100), seed: 1 }
+        Repeatable {
+            shift: 3,
+            slice: Duration::from_micros(100),
+            seed: experiment::Params::default().seed,
+        }
     }
 }
 

@@ -9,15 +9,18 @@ use super::{Failure, sink};
 use crate::synth::{Guest, Kicks, Plan, generate};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum GuestArg {
-    Pv,
-    Pvh,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum PolicyArg {
     KickTwice,
     KickAtUnlock,
+}
+
+impl From<Kicks> for PolicyArg {
+    fn from(kicks: Kicks) -> Self {
+        match kicks {
+            Kicks::Twice => PolicyArg::KickTwice,
+            Kicks::AtUnlock => PolicyArg::KickAtUnlock,
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -26,25 +29,25 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 1)]
     mb: u64,
     /// pCPUs of the host
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = Plan::default().pcpus, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pcpus: u32,
     /// Domains
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=512))]
+    #[arg(long, default_value_t = Plan::default().domains, value_parser = clap::value_parser!(u16).range(1..=512))]
     domains: u16,
     /// vCPUs of each domain
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=128))]
+    #[arg(long, default_value_t = Plan::default().vcpus, value_parser = clap::value_parser!(u16).range(1..=128))]
     vcpus: u16,
     /// Type of the guests
-    #[arg(long, value_enum, default_value_t = GuestArg::Pv)]
-    guest: GuestArg,
+    #[arg(long, value_enum, default_value_t = Plan::default().guest)]
+    guest: Guest,
     /// When their lock kicks
-    #[arg(long, value_enum, default_value_t = PolicyArg::KickAtUnlock)]
+    #[arg(long, value_enum, default_value_t = Plan::default().kicks.into())]
     policy: PolicyArg,
     /// Let the guests mark waits, kicks and acquisitions
     #[arg(long)]
     markers: bool,
     /// Everything random depends on it alone
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = Plan::default().seed)]
     seed: u64,
     /// Where to write it; `-` for standard output, which must be no terminal
     #[arg(short, long, value_name = "FILE", default_value = "-")]
@@ -57,10 +60,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         pcpus: args.pcpus,
         domains: args.domains,
         vcpus: args.vcpus,
-        guest: match args.guest {
-            GuestArg::Pv => Guest::Pv,
-            GuestArg::Pvh => Guest::Pvh,
-        },
+        guest: args.guest,
         kicks: match args.policy {
             PolicyArg::KickTwice => Kicks::Twice,
             PolicyArg::KickAtUnlock => Kicks::AtUnlock,

@@ -14,13 +14,14 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 /// How the guests enter Xen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Guest {
     /// Hypercall records with their first argument.
     Pv,
     /// VM exits with hypercall numbers, Intel's event numbers.
     Pvh,
     /// VM exits with AMD's event numbers since Xen 4.19.
+    #[value(skip)]
     PvhAmd419,
 }
 
