@@ -4,6 +4,19 @@
 //! (an *upcall*), end a `SCHEDOP_poll`, or just wait there to be seen. This crate gives a guest
 //! kernel all three, and on top of them the [`Kicker`]: sleep until another vCPU kicks me.
 //!
+//! ```
+//! use evtchn::{Abi, bind_ipi, fake::FakeXen, send};
+//!
+//! let xen = FakeXen::new(2);
+//! let vcpu = xen.vcpu(0);
+//! let events = xen.two_level(); // in a guest: `unsafe { TwoLevel::new(shared_info) }`
+//! events.mask_all();
+//! let port = bind_ipi(&vcpu, 0)?;
+//! send(&vcpu, port)?;
+//! assert!(events.is_pending(port));
+//! # Ok::<(), evtchn::Errno>(())
+//! ```
+//!
 //! | to | take |
 //! |---|---|
 //! | carry out the hypercalls | an implementation of [`Hypercalls`] |

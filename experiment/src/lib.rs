@@ -6,6 +6,16 @@
 //! reads its command line with it, and the simulator takes the names of its locks from it. It does
 //! no I/O, runs nothing, and decides no verdict.
 //!
+//! ```
+//! use experiment::{Params, Policy};
+//!
+//! let params = Params::parse("policy=adaptive critical=20us", 4).unwrap();
+//! assert_eq!((params.policy, params.vcpus), (Policy::Adaptive, 4));
+//!
+//! let error = Params::parse("policy=best", 4).unwrap_err();
+//! assert!(error.to_string().starts_with("policy=best: accepted values are kick-twice, "));
+//! ```
+//!
 //! From the ground up, each floor knows only those below it:
 //!
 //! | module | what is in it |

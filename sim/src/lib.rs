@@ -6,6 +6,15 @@
 //! simulated one, and one seed: the same [`Config`] gives the same [`Report`], to the last
 //! digit, and a [`Failure`] names the command that shows it again.
 //!
+//! ```
+//! use pvlock_sim::{Config, Policy, simulate};
+//!
+//! let config = Config { vcpus: 8, pcpus: 2, acquisitions: 20, ..Config::default() };
+//! let report = simulate(&config, Policy::KickAtUnlock)?;
+//! assert_eq!(report.acquisitions, 8 * 20);
+//! # Ok::<(), pvlock_sim::Failure>(())
+//! ```
+//!
 //! Inside: `config` says what to simulate, `dist` draws lengths of time, `arena` holds the locks at
 //! fixed addresses, `tally` counts, `guest` is what the lock finds around itself, `host` decides who runs, `run`
 //! puts them together, `report` shows what came of it.
