@@ -26,6 +26,9 @@ pub const TOPOLOGIES: [(&str, f64); 7] = [
 /// Between the vCPUs and the pCPUs in the name of a topology.
 const ON: &str = "-on-";
 
+/// Behind the number of locks, where there is more than one.
+const LOCKS: &str = "-locks";
+
 /// The suffix of a topology's PVH twin.
 const PVH: &str = "-pvh";
 
@@ -56,16 +59,35 @@ pub fn load(topology: &str) -> Option<f64> {
     let name = topology.trim_end_matches(PVH);
     let known = TOPOLOGIES.iter().find(|(known, _)| *known == name).map(|(_, load)| *load);
     known.or_else(|| {
-        let (vcpus, pcpus) = name.split_once(ON)?;
-        let (vcpus, pcpus): (f64, f64) = (vcpus.parse().ok()?, pcpus.parse().ok()?);
-        (pcpus > 0.0).then_some(vcpus / pcpus)
+        let (vcpus, pcpus) = size(topology)?;
+        Some(f64::from(vcpus) / f64::from(pcpus))
     })
 }
 
 /// How many pCPUs the name of a topology tells, if it is one of vCPUs at locks on pCPUs and nothing else: those are
 /// compared for their load.
 pub fn pcpus(topology: &str) -> Option<u32> {
-    topology.split_once(ON)?.1.parse().ok()
+    Some(size(topology)?.1)
+}
+
+/// The name of a machine by its size, which [`load`] and [`pcpus`] read.
+pub(super) fn named(vcpus: usize, pcpus: usize, locks: usize) -> String {
+    let locks = if locks == 1 { String::new() } else { format!("-{locks}{LOCKS}") };
+    format!("{vcpus}{ON}{pcpus}{locks}")
+}
+
+/// vCPUs and pCPUs.
+fn size(topology: &str) -> Option<(u32, u32)> {
+    let (vcpus, rest) = topology.split_once(ON)?;
+    let vcpus = match vcpus.split_once('x') {
+        Some((domains, each)) => domains.parse::<u32>().ok()?.checked_mul(each.parse().ok()?)?,
+        None => vcpus.parse().ok()?,
+    };
+    let pcpus = match rest.strip_suffix(LOCKS) {
+        Some(rest) => rest.split_once('-')?.0,
+        None => rest,
+    };
+    Some((vcpus, pcpus.parse().ok().filter(|pcpus| *pcpus > 0)?))
 }
 
 /// Work inside and outside the lock, in tenths of a microsecond, so that it compares exactly.
@@ -247,6 +269,22 @@ mod tests {
                     scenario.domains.iter().map(|d| d.config.integer_of("vcpus").unwrap()).sum();
                 assert_eq!(vcpus as f64 / f64::from(scenario.pcpus), load, "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_machine_tells_its_load() {
+        assert_eq!(named(512, 64, 8), "512-on-64-8-locks");
+        for (name, expected) in [
+            ("512-on-64-8-locks", Some((512, 64))),
+            ("512-on-64", Some((512, 64))),
+            ("2x4-on-2", Some((8, 2))),
+            ("4-on-2-hog", None),
+            ("4-on-1-pvh", None),
+            ("4-on-0", None),
+            ("mine", None),
+        ] {
+            assert_eq!(size(name), expected, "{name}");
         }
     }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::figures::Figures;
 use super::folder::{Done, SCHEMA, Setup};
-use super::matrix::{Cell, Section};
+use super::matrix::{Cell, Section, named};
 use crate::report::Mode;
 
 /// Version of the simulator's document that is read here.
@@ -103,9 +103,8 @@ fn done(run: Run) -> Result<Done> {
         anyhow::anyhow!("`{}` is no lock of this experiment: {error}", run.policy)
     })?;
     let Simulated { vcpus, pcpus, locks, critical_ns, outside_ns, seed } = run.cell;
-    let locks = if locks == 1 { String::new() } else { format!("-{locks}-locks") };
     let cell = Cell {
-        topology: format!("{vcpus}-on-{pcpus}{locks}"),
+        topology: named(vcpus, pcpus, locks),
         section: Section::of_ns(critical_ns, outside_ns),
         lock: Lock::Guest(policy),
         seed,
