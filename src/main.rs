@@ -7,23 +7,21 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use experiment::{DomainType, EventAbi, Lock, Params, Policy, Setting};
+use experiment::{Lock, Policy, Setting};
 use pvlab::bench::{self, compare::Condition};
 use pvlab::host::{self, Event, Toolstack};
-use pvlab::lab::{Boot, Hypervisor, Lab, Mode, Overlay, Release, Repeatable, commands};
+use pvlab::lab::{Boot, Hypervisor, Mode, Overlay, Release, Repeatable, commands};
 use pvlab::plan::{self, Choices, Plan};
 use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
 use pvlab::run::{self, Request};
 use pvlab::scenario::Library;
-use pvlab::storm::{self, Session};
-use pvlab::{doctor, image, interrupt, output};
+use pvlab::{doctor, image, interrupt, output, storm};
 
 /// Runs paravirtual spinlock experiments on real Xen and reports every kick the hypervisor saw.
 #[derive(Parser)]
@@ -89,7 +87,7 @@ enum Command {
     },
     /// Pause, pin, save, restore, trigger, hot-plug a domain in random order while it tortures its locks.
     #[command(after_help = "Example: pvlab storm --type pvh --seconds 1200 --policy adaptive")]
-    Storm(StormArguments),
+    Storm(storm::cli::Arguments),
     /// Write the guest image out, for `xl create` by hand.
     #[command(after_help = "Example: pvlab image -o xen-guest.elf")]
     Image {
@@ -272,33 +270,6 @@ struct RunArguments {
     configs: Option<PathBuf>,
 }
 
-#[derive(Args)]
-struct StormArguments {
-    /// Seed of the order and of the workload; the same again for the same seed. Without it: a new one.
-    #[arg(long)]
-    seed: Option<u64>,
-    /// How long, in seconds.
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    seconds: u64,
-    /// How the domain boots.
-    #[arg(long = "type", value_name = "TYPE", default_value_t, value_parser = PossibleValuesParser::new(DomainType::NAMES).try_map(|name| name.parse::<DomainType>()))]
-    kind: DomainType,
-    /// The lock under test.
-    #[arg(long, default_value_t = Params::default().policy, value_parser = PossibleValuesParser::new(Policy::NAMES).try_map(|name| name.parse::<Policy>()))]
-    policy: Policy,
-    /// The event channel ABI. Without it the guest chooses.
-    #[arg(long, value_name = "ABI", value_parser = PossibleValuesParser::new(EventAbi::NAMES).try_map(|name| name.parse::<EventAbi>()))]
-    events: Option<EventAbi>,
-    /// Go on with the storm in --out, where it was cut short; everything else is as it was asked for then.
-    #[arg(long, conflicts_with_all = ["seed", "seconds", "kind", "policy", "events"])]
-    resume: bool,
-    #[command(flatten)]
-    packages: Packages,
-    /// Where the consoles go.
-    #[arg(long, value_name = "DIR", default_value = "pvlab-out/storm")]
-    out: PathBuf,
-}
-
 fn main() -> ExitCode {
     let Arguments { command, verbose, quiet } = Arguments::parse();
     let progress = match (verbose, quiet) {
@@ -347,7 +318,7 @@ fn perform(command: Command, progress: &Progress) -> Result<ExitCode> {
             );
             compare(&a, &b)
         }
-        Command::Storm(arguments) => storm(arguments, progress),
+        Command::Storm(arguments) => storm::cli::perform(&arguments, progress),
         Command::Image { output } if output == Path::new("-") => {
             output::bytes(&image::load(None)?)?;
             Ok(ExitCode::SUCCESS)
@@ -453,87 +424,6 @@ fn compare_experiments(a: &Path, b: &Path, fail_if: &[Condition]) -> Result<Exit
     let (text, met) = bench::compare::compare(&old, &new, fail_if);
     output::print(&text)?;
     Ok(if met == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-/// Exit code 1 where the domain did not survive, or a lock did not; 2 where too little was tried to say.
-fn storm(arguments: StormArguments, progress: &Progress) -> Result<ExitCode> {
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let out = &arguments.out;
-    let mut session = match arguments.resume {
-        true => Session::resume(out)?,
-        false => Session {
-            seed: arguments.seed.unwrap_or_else(|| clock.map_or(1, |time| time.as_secs())),
-            seconds: arguments.seconds,
-            kind: arguments.kind,
-            policy: arguments.policy,
-            events: arguments.events,
-            begun: 0,
-            lasted: 0,
-        },
-    };
-    let (before, earlier) = (session.begun, session.lasted);
-    output::print(format_args!("seed {}\n", session.seed))?;
-    interrupt::install().context("cannot install signal handlers")?;
-    let storms = [session.storm()];
-    let mut boot = Boot::script("", out);
-    // Room for the last operation, and for booting.
-    boot.deadline = storms[0].limit.unwrap_or_default() + Duration::from_secs(600);
-    boot.live = true;
-    storm::prepare(&mut boot, &storms, image::load(None)?);
-    let lab = Lab::prepare_release(arguments.packages.release.as_ref(), progress)?;
-    session.save(out)?;
-    let step = progress.step("waiting for the domain");
-    let mut begun: Option<Instant> = None;
-    let mut saved = Ok(());
-    lab.run(&boot, &mut |line| {
-        progress.detail(line);
-        if let Some((_, what)) = line.split_once("@storm ") {
-            step.update(what);
-            let began = *begun.get_or_insert_with(Instant::now);
-            session.begun += 1;
-            session.lasted = earlier + began.elapsed().as_secs();
-            saved = session.save(out);
-        }
-    })?;
-    step.done("the storm is over");
-    saved?;
-    let (report, performed) = match storms[0].verdict(out) {
-        Ok(found) => found,
-        Err(error) => {
-            output::print(format_args!("{error:#}\n"))?;
-            return Ok(ExitCode::from(1));
-        }
-    };
-    (session.begun, session.lasted) = (before + performed, session.seconds);
-    session.save(out)?;
-    let acquisitions = report.acquisitions;
-    let mut text = format!(
-        "{performed} operations; {acquisitions} acquisitions since boot, counter exact; {} event channels\n",
-        report.events
-    );
-    if before > 0 {
-        text += &format!(
-            "{before} more in the parts before, whose domains never reported: no operation failed there\n"
-        );
-    }
-    for (name, n) in report.counters.iter().filter(|(_, n)| **n > 0) {
-        text += &format!("{name:24} {n}\n");
-    }
-    let tally = storm::tally(&session.operations()[..session.begun], session.kind);
-    let words = |none: bool| -> Vec<String> {
-        let some = tally.iter().filter(|(_, n)| (*n == 0) == none);
-        some.map(|(name, n)| if none { name.clone() } else { format!("{n} {name}") }).collect()
-    };
-    text += &format!("Survived: {}.\n", words(false).join(", "));
-    let lacking = words(true);
-    if !lacking.is_empty() {
-        text += &format!(
-            "Not tried: {}. A storm this short proves nothing; give it more --seconds.\n",
-            lacking.join(", ")
-        );
-    }
-    output::print(text)?;
-    Ok(if lacking.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
 fn lab(command: LabCommand, progress: &Progress) -> Result<ExitCode> {

@@ -24,3 +24,5 @@ mod kvm;
 mod lab_boot;
 mod lab_interrupt;
 mod release;
+#[cfg(not(no_guest_image))]
+mod storm;

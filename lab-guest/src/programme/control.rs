@@ -78,6 +78,10 @@ impl Run {
                 Some(Order::LookAtCpus) => self.follow_cpus(),
                 Some(Order::Suspend) => self.suspend(),
                 Some(Order::Stop(reason)) => self.stop(reason),
+                Some(Order::Count) => {
+                    let acquisitions = self.acquisitions();
+                    self.host.lock().tell_acquisitions(acquisitions);
+                }
                 None => {}
             }
             // Who is down cannot end. Back up, when only they are left.

@@ -26,6 +26,8 @@ pub(super) enum Order {
     Suspend,
     /// Other vCPUs to be up, perhaps.
     LookAtCpus,
+    /// To say how many acquisitions it has made.
+    Count,
 }
 
 /// When the host wants a run to begin.
@@ -69,7 +71,7 @@ impl Host {
 
     /// Asks to be told of what the toolstack wants of this domain; again after a restore.
     pub(super) fn watch_orders(&mut self) {
-        for path in [SHUTDOWN, CPU] {
+        for path in [SHUTDOWN, CPU, path::COUNT] {
             self.ask(|store| store.watch(path, path));
         }
     }
@@ -77,8 +79,10 @@ impl Host {
     /// What the toolstack wants next, or `None` where `deadline_ns` came first.
     pub(super) fn next_order(&mut self, deadline_ns: u64) -> Option<Order> {
         let event = self.ask(|store| store.next_event(deadline_ns))??;
-        if event.token != SHUTDOWN {
-            return Some(Order::LookAtCpus);
+        match event.token.as_str() {
+            SHUTDOWN => {}
+            path::COUNT => return Some(Order::Count),
+            _ => return Some(Order::LookAtCpus),
         }
         let word = self.read(SHUTDOWN)?;
         let order = match word.as_str() {
@@ -116,6 +120,14 @@ impl Host {
 
     pub(super) fn set_state(&mut self, state: &str) {
         self.ask(|store| store.write(path::STATE, state.as_bytes()));
+    }
+
+    /// Answers the question in [`path::COUNT`], if there is one.
+    pub(super) fn tell_acquisitions(&mut self, acquisitions: u64) {
+        // A watch fires once when it is set: then there is no question.
+        let Some(number) = self.read(path::COUNT) else { return };
+        let answer = format!("{number} {acquisitions}");
+        self.ask(|store| store.write(path::COUNTED, answer.as_bytes()));
     }
 
     pub(super) fn set_error(&mut self, why: &str) {

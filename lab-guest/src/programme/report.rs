@@ -25,6 +25,10 @@ pub mod path {
     pub const GO: &str = "data/pvlab/go";
     /// Xen's system time when the host asked for it; written by the guest.
     pub const CLOCK: &str = "data/pvlab/clock";
+    /// The host writes a number here to be told, while the workload runs with `control=watch`, ...
+    pub const COUNT: &str = "data/pvlab/count";
+    /// ... that number and the acquisitions since boot, `NUMBER ACQUISITIONS`; written by the guest.
+    pub const COUNTED: &str = "data/pvlab/counted";
     /// Why a run could not begin; written by the guest before `failed`.
     pub const ERROR: &str = "data/pvlab/error";
     /// How many pieces the result has; written after the pieces `data/pvlab/result/0`, `/1`, ...

@@ -173,6 +173,13 @@ impl Run {
             .map_or_else(Window::default, |start_ns| Window { start_ns, end_ns: end(start_ns) })
     }
 
+    /// Acquisitions so far, of vCPUs that are done too.
+    pub(super) fn acquisitions(&self) -> u64 {
+        let of_done = |vcpu: usize| self.shares[vcpu].lock().as_ref().map_or(0, |s| s.acquisitions);
+        let counts = self.watchdog.snapshot().enumerate();
+        counts.map(|(vcpu, count)| count.unwrap_or_else(|| of_done(vcpu))).sum()
+    }
+
     /// Asks the watchdog, and ends the run if a vCPU is stuck.
     pub(super) fn look(&'static self) {
         if let Some(stuck) = self.watchdog.check(self.machine.now()) {
