@@ -306,6 +306,7 @@ impl Kicker {
 
     /// What the waits came to so far. May be read from any vCPU; each number is exact, the five
     /// together are no snapshot.
+    #[inline]
     #[must_use]
     pub fn counts(&self) -> WaitCounts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed); // Relaxed: statistics.

@@ -15,6 +15,7 @@ use experiment::record::{Calibration, Outcome};
 use experiment::{DomainType, Key, Params, Policy, Start, Workload};
 use lab_guest::locks::{Family, Pv, Spin, Ticket};
 use lab_guest::programme::report::{self, Domain};
+use lab_guest::workload::rng::Around;
 use lab_guest::workload::work::{Speed, work};
 use lab_guest::workload::{Guarded, Plan, Share, Vcpu, WaitCounts, contend, free_locks};
 use pvh::start_info::reader::StartInfoReader;
@@ -128,9 +129,8 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
     RUN.call_once(|| Run {
         plan: Plan {
             critical_turns,
-            outside_turns,
+            outside: Around::new(outside_turns, params.jitter),
             start_at: None,
-            jitter_percent: params.jitter,
             limit: params.limit(),
             seed: params.seed,
             fault: params.fault,

@@ -18,7 +18,7 @@ use crossbeam_utils::CachePadded;
 use experiment::record::Histogram;
 use experiment::{Fault, Key, Limit};
 
-use self::rng::Stream;
+use self::rng::{Around, Stream};
 use self::work::work;
 use crate::locks::{TestedLock, markers};
 
@@ -80,10 +80,8 @@ impl WaitCounts {
 pub struct Plan {
     /// Turns of work inside the critical section.
     pub critical_turns: u64,
-    /// Mean turns of work between two acquisitions.
-    pub outside_turns: u64,
-    /// How far the work outside varies, in percent.
-    pub jitter_percent: u32,
+    /// Turns of work between two acquisitions.
+    pub outside: Around,
     /// When a vCPU is done.
     pub limit: Limit,
     /// The start line, by the clock that all vCPUs share: a duration counts from there, and all have the same
@@ -205,7 +203,7 @@ pub fn contend<L: TestedLock<Guarded>>(
             commit(plan.fault, vcpu, &*locks[0], &mut share);
             continue;
         }
-        work(rng.around(plan.outside_turns, plan.jitter_percent));
+        work(rng.of(plan.outside));
         let lock = match locks {
             [only] => only,
             _ => &locks[rng.below(locks.len() as u64) as usize],
@@ -356,8 +354,7 @@ mod tests {
     pub(super) fn plan(limit: Limit) -> Plan {
         Plan {
             critical_turns: 20,
-            outside_turns: 40,
-            jitter_percent: 50,
+            outside: Around::new(40, 50),
             limit,
             start_at: None,
             seed: 1,

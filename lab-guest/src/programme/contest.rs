@@ -19,6 +19,7 @@ use super::vcpu::RunningVcpu;
 use crate::locks::platform::TestedPlatform;
 use crate::locks::{Family, Pv, Spin, TestedLock, Ticket, heap};
 use crate::workload::alloc::{TestedArena, churn};
+use crate::workload::rng::Around;
 use crate::workload::torture::Torture;
 use crate::workload::work::{Disturbed, fastest};
 use crate::workload::{Guarded, Plan, Share, Vcpu, compute, contend, free_locks};
@@ -127,7 +128,7 @@ impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
         const TURNS: u64 = 20;
         let empty = Plan {
             critical_turns: 0,
-            outside_turns: 0,
+            outside: Around::new(0, 0),
             limit: Limit::Acquisitions(TURNS),
             fault: Fault::Off,
             ..plan.clone()

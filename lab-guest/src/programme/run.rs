@@ -30,6 +30,7 @@ use super::vcpu::RunningVcpu;
 use super::watchdog::{Stuck, Watchdog};
 use crate::locks::platform::TestedPlatform;
 use crate::locks::{heap, markers};
+use crate::workload::rng::Around;
 use crate::workload::work::{Disturbed, Speed, work};
 use crate::workload::{Plan, Share};
 
@@ -105,9 +106,8 @@ impl Run {
             },
             plan: Plan {
                 critical_turns: calibration.critical_turns,
-                outside_turns: calibration.outside_turns,
+                outside: Around::new(calibration.outside_turns, params.jitter),
                 start_at: None,
-                jitter_percent: params.jitter,
                 limit: params.limit(),
                 seed: params.seed,
                 fault: params.fault,

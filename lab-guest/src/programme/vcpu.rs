@@ -6,7 +6,7 @@
 use xen_guest::events::timer;
 use xen_guest::glue;
 use xen_guest::kernel::machine::Machine;
-use xen_guest::vcpu::mask;
+use xen_guest::vcpu::{clock, mask};
 
 use super::orders::Orders;
 use crate::locks::{markers, platform};
@@ -30,7 +30,7 @@ impl Vcpu for RunningVcpu<'_> {
 
     #[inline]
     fn now(&self) -> u64 {
-        self.machine.now()
+        clock::now_on(self.number)
     }
 
     #[inline]

@@ -140,7 +140,7 @@ pub fn churn<F: Family>(
     route(true);
     let mut live = 0;
     while churn.share.acquisitions + live < most && vcpu.now() < end && vcpu.proceed() {
-        work(rng.around(plan.outside_turns, plan.jitter_percent));
+        work(rng.of(plan.outside));
         let block = &mut blocks[rng.below(BLOCKS as u64) as usize];
         if let Some(old) = block.take() {
             churn.free(old, vcpu.number());

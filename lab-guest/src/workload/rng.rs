@@ -33,11 +33,26 @@ impl Stream {
         ((u128::from(self.0.next_u64()) * u128::from(n)) >> 64) as u64
     }
 
-    /// A number within `percent` of `mean` on both sides, every one as likely as the other.
+    /// A number of `range`, every one as likely as the other.
     #[inline]
-    pub fn around(&mut self, mean: u64, percent: u32) -> u64 {
+    pub fn of(&mut self, range: Around) -> u64 {
+        range.lowest + self.below(range.numbers)
+    }
+}
+
+/// The numbers within some percent of a mean, on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Around {
+    lowest: u64,
+    /// How many there are.
+    numbers: u64,
+}
+
+impl Around {
+    /// The numbers within `percent` of `mean`. It divides: not in a measured loop.
+    pub fn new(mean: u64, percent: u32) -> Self {
         let reach = (u128::from(mean) * u128::from(percent.min(100)) / 100) as u64;
-        mean - reach + self.below(reach.saturating_mul(2).saturating_add(1))
+        Around { lowest: mean - reach, numbers: reach.saturating_mul(2).saturating_add(1) }
     }
 }
 
@@ -67,7 +82,7 @@ mod tests {
     #[test]
     fn jitter_reaches_both_ends_and_centres_on_the_mean() {
         let mut rng = Stream::new(3, 0);
-        let drawn: Vec<u64> = (0..10_000).map(|_| rng.around(100, 50)).collect();
+        let drawn: Vec<u64> = (0..10_000).map(|_| rng.of(Around::new(100, 50))).collect();
         assert_eq!((drawn.iter().min(), drawn.iter().max()), (Some(&50), Some(&150)));
         let mean = drawn.iter().sum::<u64>() / 10_000;
         assert!((98..=102).contains(&mean), "{mean}");
@@ -77,7 +92,7 @@ mod tests {
         #[test]
         fn jitter_stays_within_its_bounds(seed: u64, mean in 0u64..1 << 40, percent in 0u32..=100) {
             let reach = mean * u64::from(percent) / 100;
-            let n = Stream::new(seed, 0).around(mean, percent);
+            let n = Stream::new(seed, 0).of(Around::new(mean, percent));
             prop_assert!((mean - reach..=mean + reach).contains(&n));
         }
 

@@ -221,7 +221,7 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
         if self.plan.timer_ns != 0 {
             self.vcpu.interrupt_in(self.rng.below(self.plan.timer_ns));
         }
-        work(self.rng.around(self.plan.outside_turns, self.plan.jitter_percent));
+        work(self.rng.of(self.plan.outside));
         let locks = self.torture.lasting.len();
         match self.rng.below(if self.plan.timer_ns == 0 { 4 } else { 5 }) {
             4 => {

@@ -16,7 +16,13 @@ use crate::xen::abi::TimeInfo;
 /// System time of the current vCPU, in nanoseconds since Xen booted.
 #[inline]
 pub fn now() -> u64 {
-    read(&Area::of(identity::current()).info.time, tsc)
+    now_on(identity::current())
+}
+
+/// [`now`] on `vcpu`, for who knows that it runs this.
+#[inline]
+pub fn now_on(vcpu: u32) -> u64 {
+    read(&Area::of(vcpu).info.time, tsc)
 }
 
 /// The time-stamp counter.
