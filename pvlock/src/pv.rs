@@ -73,7 +73,7 @@ use core::marker::PhantomData;
 
 use crate::counters::{add, count, timed_kick, timed_wait};
 use crate::counts::Counter;
-use crate::node::State;
+use crate::node::{Node, State};
 use crate::policy::{Handover, Policy, Spin, Stage};
 use crate::queue::{self, Discipline, Taken, Waiter};
 use crate::sync::{acquire_fence, full_fence, full_fence_before_rmw, step};
@@ -85,17 +85,25 @@ use crate::{HashTable, Platform};
 ///
 /// # Panics
 ///
-/// When the hash table has room for less than four entries for each CPU, before anything is done.
+/// When it has to queue and the hash table has room for less than four entries for each CPU, before
+/// anything is done.
+#[inline]
 pub(crate) fn acquire<P: Platform, K: Policy, D: Discipline>(word: &Word, seen: Snapshot) {
+    if !try_as_newcomer::<P, K>(word, seen) {
+        acquire_queued::<P, D>(word);
+    }
+}
+
+/// Takes the lock through the queue.
+#[inline(never)]
+fn acquire_queued<P: Platform, D: Discipline>(word: &Word) {
     assert!(
         cfg!(loom) || P::hash().capacity() >= LEVELS * P::MAX_CPUS,
         "pvlock: Platform::hash() has {} entries, {} CPUs need {LEVELS} each",
         P::hash().capacity(),
         P::MAX_CPUS
     );
-    if !try_as_newcomer::<P, K>(word, seen) {
-        queue::acquire::<P, D>(word);
-    }
+    queue::acquire::<P, D>(word);
 }
 
 /// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.
@@ -103,7 +111,8 @@ pub(crate) fn acquire<P: Platform, K: Policy, D: Discipline>(word: &Word, seen: 
 /// Where nobody steals it looks once more at a lock that nobody queues for: a short critical
 /// section is soon over, the queue would cost more, and nobody is overtaken. Otherwise it looks for
 /// as long as the policy says, past a queue too.
-pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, mut seen: Snapshot) -> bool {
+#[inline]
+pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> bool {
     let Some(horizon) = K::HORIZON else {
         if seen.pending() || seen.tail().is_some() {
             return false;
@@ -111,31 +120,65 @@ pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, mut seen: Sna
         queue::rest::<P>(STRICT_REST);
         return word.try_acquire_seen_free();
     };
+    match try_past_queue::<P>(word, seen, horizon) {
+        Look::Taken => true,
+        Look::Queue => false,
+        Look::Again => keep_trying::<P, K>(word, horizon),
+    }
+}
+
+/// What a newcomer's look came to, where newcomers steal.
+enum Look {
+    /// It has the lock.
+    Taken,
+    /// Somebody else has it.
+    Again,
+    /// It has to queue.
+    Queue,
+}
+
+/// The looks of a newcomer after the first, for as long as the policy says: whether it has the
+/// lock.
+#[inline(never)]
+fn keep_trying<P: Platform, K: Policy>(word: &Word, horizon: u64) -> bool {
     let mut spin = Spin::new(Stage::Newcomer);
-    // With pending set the head is late, or has a reservation: it comes first.
-    while !seen.pending() {
-        if seen.locked() == FREE {
-            let steals = seen.tail().is_some();
-            if steals && has_stolen_long::<P>(horizon) {
-                step!(P::current_cpu(), "newcomer: has stolen for long, queues");
-                return false;
-            }
-            if word.try_steal() {
-                if steals {
-                    count::<P>(P::current_cpu(), Counter::LockStealing);
-                    step!(P::current_cpu(), "newcomer: steals");
-                }
-                return true;
-            }
-        }
-        if !K::keep_spinning::<P>(&mut spin) {
-            return false;
-        }
+    while K::keep_spinning::<P>(&mut spin) {
         rest::<P>(spin.turn());
         spin.advance();
-        seen = word.load();
+        match try_past_queue::<P>(word, word.load(), horizon) {
+            Look::Taken => return true,
+            Look::Again => {}
+            Look::Queue => break,
+        }
     }
     false
+}
+
+/// One look of a newcomer that may steal, at what it has `seen`. On a pCPU that is short of none
+/// but of time, most acquisitions are thefts, and this is all they cost.
+#[inline(always)]
+fn try_past_queue<P: Platform>(word: &Word, seen: Snapshot, horizon: u64) -> Look {
+    if seen.pending() {
+        // The head is late, or has a reservation: it comes first.
+        return Look::Queue;
+    }
+    if seen.locked() != FREE {
+        return Look::Again;
+    }
+    if seen.tail().is_none() {
+        return if word.try_steal() { Look::Taken } else { Look::Again };
+    }
+    let cpu = P::current_cpu();
+    if has_stolen_long::<P>(cpu, horizon) {
+        step!(cpu, "newcomer: has stolen for long, queues");
+        return Look::Queue;
+    }
+    if !word.try_steal() {
+        return Look::Again;
+    }
+    count::<P>(cpu, Counter::LockStealing);
+    step!(cpu, "newcomer: steals");
+    Look::Taken
 }
 
 /// Turns of a rest where nobody steals. See [`queue::rest`].
@@ -161,13 +204,27 @@ fn rest<P: Platform>(turn: u32) {
 
 /// Counts a theft that is about to be tried; whether this CPU has stolen for longer than the
 /// horizon, which it asks the clock at every 16th.
-fn has_stolen_long<P: Platform>(horizon: u64) -> bool {
+#[inline]
+fn has_stolen_long<P: Platform>(cpu: usize, horizon: u64) -> bool {
     // A fifth level of nesting has no node, and no queue to go to.
-    let Some(node) = P::nodes(P::current_cpu()).free_node() else { return false };
-    let thefts = node.count_theft(P::now);
+    let Some(node) = P::nodes(cpu).free_node() else { return false };
+    let thefts = node.count_theft();
     // A model has few thefts.
-    let looks = thefts > 0 && (cfg!(loom) || thefts % THEFTS_A_LOOK == 0);
-    looks && is_late(P::now(), node.since(), horizon)
+    if cfg!(loom) || thefts % THEFTS_A_LOOK == 0 {
+        look_at_clock::<P>(node, thefts, horizon)
+    } else {
+        false
+    }
+}
+
+/// Whether the thefts of a level have gone on for longer than the horizon. The first one begins.
+#[cold]
+fn look_at_clock<P: Platform>(node: &Node, thefts: u32, horizon: u64) -> bool {
+    let now = P::now();
+    if thefts == 0 {
+        node.set_since(now);
+    }
+    is_late(now, node.since(), horizon)
 }
 
 /// Thefts between two looks at the clock.

@@ -33,7 +33,7 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     ///
     /// # Panics
     ///
-    /// When contended, if the CPU's number is not less than [`Platform::MAX_CPUS`] or the hash
+    /// When it has to queue, if the CPU's number is not less than [`Platform::MAX_CPUS`] or the hash
     /// table has less than four entries for each CPU.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]

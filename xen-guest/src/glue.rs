@@ -448,6 +448,11 @@ unsafe impl<K: Kernel> Platform for XenPlatform<K> {
     fn mode() -> Mode {
         MODE.get()
     }
+
+    #[inline]
+    fn plain_unlock() -> bool {
+        MODE.plain_unlock()
+    }
 }
 
 #[cfg(test)]
