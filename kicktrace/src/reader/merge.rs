@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::event;
 use crate::reader::reading::{PcpuReading, ReadOptions, Reading, Silence};
 use crate::reader::record::{Record, Visit};
-use crate::reader::time::FAR;
+use crate::reader::time::{FAR, QUIET};
 use crate::reader::tournament::{NOTHING, Tournament};
 use crate::reader::window::{Block, End, FULL};
 use crate::reader::words::{LONGEST, payload, record_words, wide};
@@ -98,9 +98,8 @@ impl Passes {
 /// Times in which no pCPU wrote anything.
 #[derive(Default)]
 struct Pauses {
-    /// Whether any record was delivered, and the latest time of one.
-    begun: bool,
-    reach: u64,
+    /// The latest time of a record delivered; `None` before the first one.
+    reach: Option<u64>,
     /// The two longest that are no silence.
     longest: [Silence; 2],
 }
@@ -109,7 +108,11 @@ struct Pauses {
 const SILENCES: usize = 16;
 
 /// A pause shorter than this (a fraction of a second) is none, however it stands out.
-const OUTSTANDING: u64 = 1 << 28;
+const OUTSTANDING: u64 = QUIET;
+
+/// One that stands out and is longer than this (a second or so) is no pause of a trace that was being
+/// taken, however long the trace: `xentrace` itself wakes ten times a second.
+const UNEXPLAINED: u64 = 1 << 31;
 
 pub(super) struct Merge<'v, V> {
     streams: Vec<Stream>,
@@ -247,13 +250,13 @@ impl<'v, V: Visit> Merge<'v, V> {
                 return Ok(());
             }
             self.reading.first_tsc = self.reading.first_tsc.min(key);
-            if key > self.pauses.reach {
+            if self.pauses.reach.is_none_or(|reach| key > reach) {
                 self.pause(key);
             }
             let stream = &mut self.streams[cpu as usize];
             let records = stream.advance(&mut self.buffer, self.visitor)?;
             self.next.set(cpu, stream.key);
-            self.pauses.reach = self.pauses.reach.max(stream.tsc);
+            self.pauses.reach = self.pauses.reach.max(Some(stream.tsc));
             if key < self.delivered {
                 self.reading.late_records += records;
             } else {
@@ -267,14 +270,10 @@ impl<V: Visit> Merge<'_, V> {
     /// Nothing was written from the last record on to `to`.
     #[inline]
     fn pause(&mut self, to: u64) {
-        let pause = Silence { from: self.pauses.reach, to };
-        if pause.ticks() <= self.pauses.longest[1].ticks() {
-            return;
-        }
-        if self.pauses.begun {
+        let pause = Silence { from: self.pauses.reach.unwrap_or(to), to };
+        if pause.ticks() > self.pauses.longest[1].ticks() {
             self.long_pause(pause);
         }
-        self.pauses.begun = true;
     }
 
     #[cold]
@@ -297,7 +296,8 @@ impl Pauses {
     /// The longest pause, if it is so long, beside the trace and all others, that no trace explains it.
     fn outstanding(&self, ticks: u64) -> Option<Silence> {
         let [first, second] = self.longest.map(|pause| pause.ticks());
-        (first > OUTSTANDING && first > ticks / 2 && first / 8 > second).then_some(self.longest[0])
+        let long = first > OUTSTANDING && first > ticks / 2 || first > UNEXPLAINED;
+        (long && first / 8 > second).then_some(self.longest[0])
     }
 }
 

@@ -8,9 +8,16 @@ use crate::event;
 use crate::reader::reading::{Drift, ReadOptions};
 use crate::reader::words::{LONGEST, payload, split, wide};
 
-/// A TSC that falls by more than this has started again; a record held up while it was written is
-/// late by far less.
-const RESET: u64 = 1 << 28;
+/// A TSC that falls by more than this (a millisecond or more), and goes on from there, has started
+/// again: Xen reads it under the lock of the ring, so it never falls in one session.
+const RESET: u64 = 1 << 22;
+
+/// pCPUs whose TSCs started again together are apart by less than this.
+const TOGETHER: u64 = 1 << 28;
+
+/// A step of more than this (a tenth of a second or so) needs its place among all pCPUs' records: all
+/// of them may have been silent.
+pub(super) const QUIET: u64 = 1 << 28;
 
 /// A step of more than this within one pCPU is a pause nobody expects.
 pub(super) const FAR: u64 = 1 << 34;
@@ -84,7 +91,7 @@ impl Times {
     }
 
     /// Judges a step of `cpu`'s TSC from `before` to that of the record at `at`, which is larger than
-    /// [`FAR`] or backwards.
+    /// [`QUIET`] or backwards.
     #[cold]
     pub(super) fn step(
         &mut self,
@@ -95,6 +102,9 @@ impl Times {
         end: usize,
     ) -> Step {
         let tsc = wide(words[at + 1], words[at + 2]);
+        if (before..=before.saturating_add(FAR)).contains(&tsc) {
+            return Step::Sound;
+        }
         let highest = self.highest.max(before);
         let next = first_timed(words, at + payload(words[at]).end, end);
         let of = self.of(cpu);
@@ -124,7 +134,7 @@ impl Times {
     pub(super) fn follows_restart(&mut self, cpu: u32, tsc: u64) -> bool {
         let (latest, highest) = (self.bases.len() - 1, self.highest);
         let of = self.of(cpu);
-        of.timed && of.session < latest && tsc <= highest.saturating_add(RESET) && tsc < of.last
+        of.timed && of.session < latest && tsc <= highest.saturating_add(TOGETHER) && tsc < of.last
     }
 
     /// `cpu` enters a session behind its own, with a TSC of `tsc`.

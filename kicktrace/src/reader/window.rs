@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event;
 use crate::reader::reading::{ReadOptions, Truncation};
 use crate::reader::record::Visit;
-use crate::reader::time::{FAR, Step, Times, first_timed};
+use crate::reader::time::{QUIET, Step, Times, first_timed};
 use crate::reader::words::{LONGEST, payload, record_words, split, wide};
 
 /// Words read at a time. A window larger than this comes as several blocks.
@@ -304,7 +304,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
             records += 1;
             let mut tsc = if timed { wide(lo, hi) } else { before };
             // Backwards, or far ahead.
-            if tsc.wrapping_sub(before) > FAR {
+            if tsc.wrapping_sub(before) > QUIET {
                 match self.times.step(cpu, before, &block.words, at, filled) {
                     // Nothing may have been written for long: who is to be told of it needs a stop here.
                     Step::Sound => is_stop = true,
