@@ -89,6 +89,8 @@ struct Side {
     acquisitions: Option<Together>,
     latencies: [(Pooled, Certainty, &'static [&'static str; 2]); 3],
     ns: Option<f64>,
+    /// By how much of its value a time may be wrong, because the frequency is not known better.
+    clock_error: f64,
 }
 
 struct Together {
@@ -151,6 +153,7 @@ impl Side {
         Self {
             seconds: summary.seconds,
             ns: summary.clock.hz.map(|hz| 1e9 / hz),
+            clock_error: summary.clock.error_ppm.unwrap_or(0.0) / 1e6,
             evtchn_ops: sum(|domain| domain.counts.evtchn_ops.value),
             waits: sum(|domain| domain.counts.waits.value),
             vcpu_ticks: guests().map(|domain| domain.ticks as f64).sum(),
@@ -204,7 +207,7 @@ impl Side {
                 let count = count as f64;
                 // Nothing seen still leaves three open (95 %).
                 let rate = around(count, Some((Z * count.sqrt()).max(3.0)));
-                let rate = scaled(rate, 1.0 / seconds);
+                let rate = widened(scaled(rate, 1.0 / seconds), self.clock_error);
                 figures.push((name, "/s", rate, self.counts_certainty));
             }
         }
@@ -224,7 +227,8 @@ impl Side {
         for (pooled, certainty, names) in &self.latencies {
             for (name, q) in names.iter().zip([0.5, 0.99]) {
                 if let Some(estimate) = pooled.quantile(q) {
-                    figures.push((name, unit, scaled(estimate, ns), *certainty));
+                    let estimate = widened(scaled(estimate, ns), self.clock_error);
+                    figures.push((name, unit, estimate, *certainty));
                 }
             }
         }
@@ -306,7 +310,8 @@ impl Pooled {
         };
         let rank = (count * q).ceil();
         // Where the ranks run off an end, the values leave that end open.
-        let low = (rank - spread >= 1.0).then(|| at(rank - spread));
+        // Within a class nobody knows where a value lies.
+        let low = (rank - spread >= 1.0).then(|| at(rank - spread) * (1.0 - CLASS));
         let high = (rank + spread <= count).then(|| at(rank + spread));
         Some(Estimate { value: at(rank), low, high })
     }
@@ -364,6 +369,9 @@ fn mean_error(variance: f64, count: f64) -> Option<f64> {
     (count >= FEW && variance.is_finite()).then(|| (Z * (variance / count).sqrt()).max(3.0 / count))
 }
 
+/// Width of a class of the histograms, as a part of its values, which are told as its upper end.
+const CLASS: f64 = 0.01;
+
 /// Values from which a variance means something.
 const FEW: f64 = 8.0;
 
@@ -375,6 +383,13 @@ fn around(value: f64, error: Option<f64>) -> Estimate {
 fn scaled(of: Estimate, by: f64) -> Estimate {
     let scale = |end: Option<f64>| end.map(|end| end * by);
     Estimate { value: of.value * by, low: scale(of.low), high: scale(of.high) }
+}
+
+/// As it is told if its unit may be wrong by this part.
+fn widened(of: Estimate, error: f64) -> Estimate {
+    let Estimate { value, low, high } = of;
+    let low = low.map(|end| end * (1.0 - error).max(0.0));
+    Estimate { value, low, high: high.map(|end| end * (1.0 + error)) }
 }
 
 /// Wilson's interval of a proportion.
@@ -419,9 +434,9 @@ mod tests {
         let pooled = Pooled((1..=1000).map(|value| (value, 1)).collect());
         let median = pooled.quantile(0.5).expect("it holds values");
         assert_eq!(median.value, 500.0);
-        // 1.96 * sqrt(1000 / 4) = 31.
+        // 1.96 * sqrt(1000 / 4) = 31, and the width of a class.
         let (low, high) = (median.low.unwrap(), median.high.unwrap());
-        assert!((468.0..471.0).contains(&low) && (530.0..533.0).contains(&high));
+        assert!((463.0..466.5).contains(&low) && (530.0..533.0).contains(&high));
         assert!(Pooled::default().quantile(0.5).is_none());
     }
 
@@ -441,6 +456,9 @@ mod tests {
         // Four values say nothing of what half of all exceed, nor ten of the longest in a hundred.
         let few = Pooled((1..=4).map(|value| (value, 1)).collect());
         assert_eq!(few.quantile(0.5).unwrap().error(), None);
+        // All alike, and within a class of the histogram.
+        let alike = Pooled(vec![(2_607, 50)]).quantile(0.5).unwrap();
+        assert!((alike.error().unwrap() - 13.0).abs() < 0.1, "{alike:?}");
         let ten = Pooled((1..=10).map(|value| (value, 1)).collect());
         assert_eq!(ten.quantile(0.99).unwrap().high, None);
     }

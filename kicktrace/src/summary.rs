@@ -192,9 +192,14 @@ pub struct Clock {
     pub hz: Option<f64>,
     /// Where the frequency comes from.
     pub source: ClockSource,
-    /// Spread of the calibration in parts per million: half the distance of the quartiles of its runs,
-    /// each weighed by its length; where pCPUs disagree and neither can be told wrong, their distance.
+    /// How far the frequency may be off, in parts per million: the largest of half the distance of the
+    /// quartiles of its runs, each weighed by its length, of what the ends of the longest run leave open, and
+    /// of the distance of pCPUs that disagree; and besides what TSCs that are out of step, or the
+    /// corrections of them, leave open. Never 0.
     pub error_ppm: Option<f64>,
+    /// The error may be larger: TSCs are out of step, and some pCPUs have no runs that would tell how fast
+    /// theirs is.
+    pub error_open: bool,
     /// Runs of vCPUs the calibration could choose from.
     pub runs: u64,
     /// pCPUs whose system time runs at another rate than the others', in parts per million.
@@ -206,7 +211,14 @@ impl Clock {
     #[must_use]
     pub const fn known(hz: Option<f64>) -> Self {
         let source = if hz.is_some() { ClockSource::Given } else { ClockSource::None };
-        Self { hz, source, error_ppm: None, runs: 0, disagreeing: Vec::new() }
+        Self { hz, source, error_ppm: None, error_open: false, runs: 0, disagreeing: Vec::new() }
+    }
+
+    /// The error as people read it: whole parts per million, rounded up.
+    #[must_use]
+    pub fn error_text(&self) -> Option<String> {
+        let more = if self.error_open { " or more" } else { "" };
+        self.error_ppm.map(|ppm| format!("{:.0} ppm{more}", ppm.ceil().max(1.0)))
     }
 
     /// Ticks to nanoseconds, when the frequency is known.
@@ -252,6 +264,20 @@ pub struct Classes {
     pub hvm_handlers: bool,
     /// A guest called `hvm_op`, as it does to mark.
     pub mark_calls: bool,
+}
+
+impl Classes {
+    /// Whether wakes and blocks were captured, though none may have happened.
+    #[must_use]
+    pub const fn knows_wakes(&self) -> bool {
+        self.wakes || self.scheduler
+    }
+
+    /// Whether hypercalls were captured, though none may have happened.
+    #[must_use]
+    pub const fn knows_hypercalls(&self) -> bool {
+        self.pv_hypercalls || self.hvm_hypercalls || self.pv_entries || self.hvm_handlers
+    }
 }
 
 /// How a domain enters Xen, as its records show it.

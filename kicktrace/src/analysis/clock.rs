@@ -35,6 +35,10 @@ const LITTLE: f64 = 0.02;
 /// A disagreement over this share of the measured time makes the frequency itself doubtful.
 const MINORITY: f64 = 0.25;
 
+/// Nanoseconds by which the time stamp and the nanoseconds of an end of a run may be apart, though all
+/// runs agree: Xen reads them one after the other.
+const ENDS_NS: f64 = 100.0;
+
 /// Two to the number of bits of the nanoseconds.
 const WRAP: f64 = 4_294_967_296.0;
 
@@ -113,7 +117,8 @@ impl Calibration {
         let spread = |of: f64| quantile(&ratios, of).map_or(0.0, |at| (at - hz).abs());
         // Half of what the runs weigh lies between the quartiles.
         let mut error = ((spread(0.25) + spread(0.75)) / 2.0 / hz).max(end_error(&ratios, hz));
-        let disagreeing = disagreeing(&ratios, hz);
+        let (disagreeing, apart) = disagreeing(&ratios, hz);
+        error = error.max(apart);
         let time = |ratios: &mut dyn Iterator<Item = &Ratio>| ratios.map(|of| of.ns).sum::<f64>();
         let minority =
             time(&mut ratios.iter().filter(|of| disagreeing.iter().any(|&(cpu, _)| cpu == of.cpu)));
@@ -124,9 +129,15 @@ impl Calibration {
             hz: Some(hz * 1e9),
             source: ClockSource::Calibrated,
             error_ppm: Some(error * 1e6),
+            error_open: false,
             runs: self.count,
             disagreeing,
         }
+    }
+
+    /// Whether a pCPU's own runs tell its frequency.
+    pub(super) fn knows(&self, cpu: u32) -> bool {
+        self.pcpus.get(cpu as usize).is_some_and(|of| !of.runs.is_empty())
     }
 
     /// All runs that were kept, their nanoseconds in full; `None` if that cannot be known.
@@ -200,33 +211,40 @@ fn quantile(sorted: &[Ratio], q: f64) -> Option<f64> {
 }
 
 /// The part by which the ratio of the longest run may be off: its ends are as uncertain as those of the
-/// other runs, whose distance from the common ratio shows that.
+/// other runs, whose distance from the common ratio shows that, and by [`ENDS_NS`] at least.
 fn end_error(runs: &[Ratio], ratio: f64) -> f64 {
     let mut off: Vec<_> = runs.iter().map(|of| (of.ratio - ratio).abs() * of.ns).collect();
     off.sort_by(f64::total_cmp);
     let longest = runs.iter().map(|of| of.ns).fold(1.0, f64::max);
-    off.get(off.len() / 2).map_or(0.0, |ticks| ticks / (longest * ratio))
+    let seen = off.get(off.len() / 2).map_or(0.0, |ticks| ticks / ratio);
+    seen.max(ENDS_NS) / longest
 }
 
-/// pCPUs whose own runs tell another frequency, and by how many parts per million.
-fn disagreeing(sorted: &[Ratio], hz: f64) -> Vec<(u32, f64)> {
+/// pCPUs whose own runs tell another frequency, and by how many parts per million; and the largest part
+/// by which one differs that is not told so.
+fn disagreeing(sorted: &[Ratio], hz: f64) -> (Vec<(u32, f64)>, f64) {
     let mut pcpus: Vec<_> = sorted.iter().map(|of| of.cpu).collect();
     pcpus.sort_unstable();
     pcpus.dedup();
     let time = |runs: &[Ratio]| runs.iter().map(|of| of.ns).sum::<f64>();
     let all = time(sorted);
-    let off = pcpus.into_iter().filter_map(|cpu| {
+    let (mut told, mut apart) = (Vec::new(), 0.0_f64);
+    for cpu in pcpus {
         let own: Vec<_> = sorted.iter().filter(|of| of.cpu == cpu).copied().collect();
         if time(&own) < LITTLE * all {
-            return None;
+            continue;
         }
         let [low, middle, high] = [0.25, 0.5, 0.75].map(|q| quantile(&own, q).unwrap_or(hz));
         let by = middle / hz - 1.0;
         // Beyond what its own runs leave open.
         let open = (2.0 * (high - low) / hz).max(4.0 * end_error(&own, middle));
-        (by.abs() > DISAGREES.max(open)).then_some((cpu, by * 1e6))
-    });
-    off.collect()
+        if by.abs() > DISAGREES.max(open) {
+            told.push((cpu, by * 1e6));
+        } else if by.abs() > open {
+            apart = apart.max(by.abs());
+        }
+    }
+    (told, apart)
 }
 
 /// Reads a trace for its frequency alone.
@@ -298,12 +316,31 @@ mod tests {
     }
 
     #[test]
+    fn no_error_is_zero() {
+        // All alike, and yet each end may be off by 100 ns: 10 ppm of 10 ms, a tenth of 1 us.
+        for (ticks, ppm) in [(10_000_000, 10.0), (1_000, 100_000.0)] {
+            for runs in [1, 50] {
+                let error = of(&[&vec![(ticks, ticks); runs]]).error_ppm.unwrap();
+                assert!((error - ppm).abs() < 1e-6, "{runs} runs of {ticks}: {error}");
+            }
+        }
+        // One of eight pCPUs is off by 300 ppm: too little to be named, and no less an error.
+        let sound = vec![(10_000_000, 10_000_000); 20];
+        let off = vec![(10_000_000, 10_003_000); 20];
+        let mut pcpus = vec![&sound[..]; 7];
+        pcpus.push(&off);
+        let clock = of(&pcpus);
+        assert!(clock.disagreeing.is_empty(), "{clock:?}");
+        assert!((clock.error_ppm.unwrap() - 300.0).abs() < 1.0, "{clock:?}");
+    }
+
+    #[test]
     fn a_pcpu_that_disagrees_is_told_and_the_error_is_honest() {
         let sound: Vec<_> = (1..20).map(|n| (n * 1_000_000, n * 1_000_000)).collect();
         let off: Vec<_> = (1..20).map(|n| (n * 1_000_000, n * 800_000)).collect();
         let clock = of(&[&sound, &sound, &off, &sound, &sound]);
         assert_eq!(clock.hz, Some(1e9));
-        assert!(clock.error_ppm.unwrap() < 1.0 && clock.disagreeing.len() == 1, "{clock:?}");
+        assert!(clock.error_ppm.unwrap() < 6.0 && clock.disagreeing.len() == 1, "{clock:?}");
         assert_eq!(clock.disagreeing[0].0, 2);
         // One of two: nobody can say which is right.
         let clock = of(&[&sound, &off]);

@@ -30,12 +30,12 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{self, Runstate};
 use crate::markers;
 use crate::reader::{self, ReadOptions, Record, Visit};
-use crate::summary::{Classes, Summary};
+use crate::summary::{Classes, Clock, Summary};
 
 use clock::Calibration;
 use gaps::Gaps;
 use locks::Locks;
-use skew::Skew;
+use skew::{STEEPEST, Skew};
 use vcpu::{Vcpu, tell_interval};
 
 pub use clock::calibrate;
@@ -125,6 +125,8 @@ struct Pcpu {
     exit_tsc: u64,
     /// The last WAKE written here, until the change it makes.
     wake: Option<Wake>,
+    /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting.
+    outer_wake: Option<Wake>,
     /// Whether the trace shows how the current vCPU came, or entered Xen last.
     watched: bool,
     /// Operations and polls of a current vCPU that is not known.
@@ -143,6 +145,8 @@ pub struct Analyser<O = ()> {
     observer: O,
     started: bool,
     skew: Skew,
+    /// The largest contradiction of all phases, in ticks.
+    worst_skew: u64,
     pcpus: Vec<Pcpu>,
     vcpus: Vec<Vcpu>,
     /// `domain << 16 | vcpu` to index.
@@ -156,6 +160,10 @@ pub struct Analyser<O = ()> {
     bad_markers: u64,
     /// Changes that one pCPU wrote for another.
     shared_cores: u64,
+    /// vCPUs that were blocked no more without a WAKE on that pCPU.
+    unseen_wakes: u64,
+    /// Operations marked as a kick of one vCPU that woke another.
+    mistaken_marks: u64,
     /// Domains whose begin is in the trace, and that have not ended.
     began: FxHashSet<u16>,
     /// How many domains of each number have ended.
@@ -191,6 +199,7 @@ impl<O: Observe> Analyser<O> {
             observer,
             started: false,
             skew: Skew::default(),
+            worst_skew: 0,
             pcpus: Vec::new(),
             vcpus: Vec::new(),
             index: FxHashMap::default(),
@@ -201,6 +210,8 @@ impl<O: Observe> Analyser<O> {
             classes: Classes::default(),
             bad_markers: 0,
             shared_cores: 0,
+            unseen_wakes: 0,
+            mistaken_marks: 0,
             began: FxHashSet::default(),
             lives: FxHashMap::default(),
             beyond_limit: 0,
@@ -305,9 +316,31 @@ impl<O: Observe> Analyser<O> {
         let summary = tell::summary(self, reading);
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.begin_again(tsc));
         self.locks = Locks::default();
+        self.worst_skew = self.worst_skew.max(self.skew.worst());
         self.skew = Skew::default();
         (self.bad_markers, self.shared_cores) = (0, 0);
+        (self.unseen_wakes, self.mistaken_marks) = (0, 0);
         summary
+    }
+}
+
+impl<O> Analyser<O> {
+    /// The clock, after `ticks` of the trace. TSCs that are out of step may run at different rates: where
+    /// pCPUs have no runs of their own to tell theirs, that is part of its error.
+    fn clock(&self, ticks: u64) -> Clock {
+        let mut clock = self.calibration.clock(self.options.cpu_hz);
+        let scheduled = self.pcpus.iter().zip(0..).filter(|(pcpu, _)| pcpu.scheduled);
+        let all_known = scheduled.into_iter().all(|(_, cpu)| self.calibration.knows(cpu));
+        let part = |apart: u64| apart as f64 / ticks.max(1) as f64;
+        if let (Some(error), false) = (&mut clock.error_ppm, all_known) {
+            let contradicted = self.worst_skew.max(self.skew.worst());
+            // More than any drift is an offset.
+            let apart = Some(part(contradicted)).filter(|&part| part < STEEPEST).unwrap_or(0.0);
+            *error += apart.max(part(self.options.read.tsc_open)) * 1e6;
+            // The largest contradiction of one vCPU is no bound of a drift.
+            clock.error_open = contradicted > 0;
+        }
+        clock
     }
 }
 

@@ -104,7 +104,7 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         if self.stage == Stage::Inside && (end > self.began || self.records > 0) {
             self.cut(end.max(self.began));
         }
-        let clock = self.analyser.calibration.clock(self.analyser.options.cpu_hz);
+        let clock = self.analyser.clock(reading.ticks());
         (self.analyser.observer, clock)
     }
 

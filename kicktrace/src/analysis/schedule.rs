@@ -9,6 +9,7 @@ use crate::analysis::{Analyser, Current, NOBODY, Op, Pcpu, Wake, short};
 use crate::error::Error;
 use crate::event::{self, Runstate};
 use crate::reader::Record;
+use crate::summary::DomainKind;
 
 /// An event channel operation is over after so many ticks (a few milliseconds), whatever the trace
 /// shows: a kick takes microseconds, some more in an emulator.
@@ -36,10 +37,14 @@ impl<O: Observe> Analyser<O> {
             return Ok(());
         }
         // Xen writes the WAKE just before the change it makes, on the same pCPU.
-        let wake = self.pcpu(cpu).wake.take().filter(|wake| wake.target == index);
+        let pcpu = self.pcpu(cpu);
+        let (wake, scheduled) = (pcpu.wake.take(), pcpu.scheduled);
+        pcpu.wake = pcpu.outer_wake.take();
+        let wake = wake.filter(|wake| wake.target == index);
         let vcpu = &mut self.vcpus[index as usize];
         let now = vcpu.compare_clocks(cpu, record.tsc, (old, new), &mut self.skew);
         if old == Runstate::Blocked && matches!(new, Runstate::Runnable | Runstate::Offline) {
+            self.unseen_wakes += u64::from(wake.is_none() && scheduled);
             self.woken(index, wake, record.tsc);
         }
         let vcpu = &mut self.vcpus[index as usize];
@@ -213,7 +218,9 @@ impl<O: Observe> Analyser<O> {
         let (by, counts) = self.waker(cpu, tsc, target);
         let kick = by.filter(|_| counts);
         let seen = self.pcpu(cpu).current != Current::Unknown;
-        self.pcpu(cpu).wake = Some(Wake { target, tsc, by, kick, seen });
+        let pcpu = self.pcpu(cpu);
+        pcpu.outer_wake = pcpu.wake.filter(|outer| outer.target != target);
+        pcpu.wake = Some(Wake { target, tsc, by, kick, seen });
         let (open, known) = self.vcpus[target as usize].wake_early(tsc, kick);
         if open && by.is_some() {
             self.op_wakes(cpu);
@@ -235,9 +242,12 @@ impl<O: Observe> Analyser<O> {
         };
         let (waker, target) = (&self.vcpus[by as usize], &self.vcpus[target as usize]);
         let in_time = tsc.saturating_sub(begun) < LONGEST_OPERATION;
+        if !in_time || waker.domain != target.domain {
+            return (None, false);
+        }
         // A marked kick wakes its target or nobody.
-        let meant = announced.is_none_or(|announced| announced == u32::from(target.id));
-        if !in_time || !meant || waker.domain != target.domain {
+        if announced.is_some_and(|announced| announced != u32::from(target.id)) {
+            self.mistaken_marks += 1;
             return (None, false);
         }
         let marked = announced.is_some();
@@ -261,6 +271,11 @@ impl<O: Observe> Analyser<O> {
             self.op_wakes(by.cpu);
         }
         match (self.vcpus[index as usize].woken((woken, tsc), kick, seen), by) {
+            (Woke::Poll, Some(by)) if kick.is_none() => {
+                // Not a kick by its guest's word, as it marks its kicks and did not mark this one.
+                self.vcpus[by.by as usize].raw.unmarked_late += 1;
+                self.vcpus[index as usize].raw.woken_unmarked += 1;
+            }
             (Woke::Poll, _) => self.kicked_awake(kick),
             (Woke::Idle, Some(by)) => self.vcpus[by.by as usize].raw.idle_kicks += 1,
             _ => {}
@@ -298,7 +313,9 @@ impl<O: Observe> Analyser<O> {
             }
         }
         if index != NOBODY {
-            self.vcpus[index as usize].block(record.tsc, watched);
+            // Where the trace shows no call of it at all, nobody knows in which one it blocks.
+            let vcpu = &mut self.vcpus[index as usize];
+            vcpu.block(record.tsc, watched && vcpu.kind != DomainKind::Unknown);
         }
         Ok(())
     }
@@ -361,7 +378,7 @@ impl<O: Observe> Analyser<O> {
             if matches!(pcpu.current, Current::Vcpu(index) if ended.binary_search(&index).is_ok()) {
                 (pcpu.current, pcpu.op) = (Current::Unknown, Op::None);
             }
-            pcpu.wake = None;
+            (pcpu.wake, pcpu.outer_wake) = (None, None);
         }
     }
 
@@ -388,7 +405,8 @@ impl<O: Observe> Analyser<O> {
         self.calibration.forget(record.cpu);
         let cpu = record.cpu;
         let pcpu = self.pcpu(cpu);
-        (pcpu.op, pcpu.wake, pcpu.watched, pcpu.scheduled) = (Op::None, None, false, true);
+        (pcpu.op, pcpu.wake, pcpu.outer_wake) = (Op::None, None, None);
+        (pcpu.watched, pcpu.scheduled) = (false, true);
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let elsewhere = vcpu.state == Some(Runstate::Running) && vcpu.cpu != cpu;
             if !elsewhere {

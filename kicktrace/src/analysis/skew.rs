@@ -36,6 +36,11 @@ impl Skew {
         }
     }
 
+    /// The largest contradiction, in ticks.
+    pub(super) fn worst(&self) -> u64 {
+        self.evidence.values().copied().max().unwrap_or(0)
+    }
+
     /// Ticks to add to the TSCs of each pCPU so that no contradiction is left, as far as one
     /// reading shows. Empty if there is none.
     pub(super) fn offsets(&self) -> Vec<(u32, i64)> {
@@ -126,6 +131,7 @@ pub fn fix_skew<R: Read + Send, E>(
         (learner, *options) = (after, tried);
     }
     fixed.corrections.sort_by_key(|of| of.cpu);
+    options.read.tsc_open = fixed.corrections.iter().filter_map(|of| of.open).max().unwrap_or(0);
     Ok(fixed)
 }
 
@@ -454,10 +460,10 @@ struct Line {
     slope: f64,
 }
 
-impl Line {
-    /// A TSC that is off by more than this part is no TSC.
-    const STEEPEST: f64 = 0.02;
+/// A TSC that is off by more than this part is no TSC.
+pub(super) const STEEPEST: f64 = 0.02;
 
+impl Line {
     fn at(&self, x: f64) -> f64 {
         self.base + self.slope * x
     }
@@ -481,8 +487,7 @@ impl Line {
         let middle = (first + last) / 2.0;
         let edge = hull.windows(2).find(|edge| edge[1].0 >= middle)?;
         let slope = (edge[1].1 - edge[0].1) / (edge[1].0 - edge[0].0);
-        (slope.abs() < Self::STEEPEST)
-            .then_some(Self { base: edge[0].1 - slope * edge[0].0, slope })
+        (slope.abs() < STEEPEST).then_some(Self { base: edge[0].1 - slope * edge[0].0, slope })
     }
 
     /// Whether a slope is needed: no constant satisfies all bounds, or the bounds lie far nearer to the

@@ -15,8 +15,8 @@ use crate::summary::{
 
 /// What `analyser` has found so far; `reading` ends where its vCPUs' times do.
 pub(super) fn summary<O>(analyser: &Analyser<O>, reading: Reading) -> Summary {
-    let clock = analyser.calibration.clock(analyser.options.cpu_hz);
     let ticks = reading.ticks();
+    let clock = analyser.clock(ticks);
     let last = reading.last_tsc;
     // In a phase behind the end of its domain a vCPU is no more.
     let there = |vcpu: &&Vcpu| !vcpu.is_over() || vcpu.observed(last) > 0;
@@ -113,7 +113,7 @@ fn domain(vcpus: &[&Vcpu], last: u64, doubt: Doubt) -> (Domain, u128, u128) {
             ..TimesCertainty::default()
         },
         latencies: self::latencies(&latencies, trust),
-        marked: marked.map(|tally| tally.of_marks(order)),
+        marked: marked.map(|tally| tally.of_marks(order.max(trust.marks))),
         inferred: inferred.summary(Certainty::Inferred),
         locks: Vec::new(),
         vcpus: told,
@@ -133,13 +133,15 @@ struct Trust {
     polls: Certainty,
     /// What ended its waits: exact if each kick that did is marked.
     waits: Certainty,
+    /// Whether those that mark mark all they do.
+    marks: Certainty,
     doubt: Doubt,
 }
 
 impl Trust {
     fn certain(doubt: Doubt) -> Self {
         let exact = Certainty::Exact;
-        Self { own: exact, kicks: exact, polls: exact, waits: exact, doubt }
+        Self { own: exact, kicks: exact, polls: exact, waits: exact, marks: exact, doubt }
     }
 
     fn of(vcpu: &Vcpu, doubt: Doubt) -> Self {
@@ -156,9 +158,12 @@ impl Trust {
             } else {
                 Certainty::Exact
             },
-            kicks: inferred_if(raw.unmarked_waking > 0).max(order),
+            kicks: inferred_if(raw.unmarked_waking > 0 || raw.marks_in_part()).max(order),
             polls,
-            waits: inferred_if(raw.kicked_unmarked > 0).max(polls).max(order),
+            waits: inferred_if(raw.kicked_unmarked > 0 || raw.woken_in_part())
+                .max(polls)
+                .max(order),
+            marks: inferred_if(raw.marks_in_part() || raw.woken_in_part()),
             doubt,
         }
     }
@@ -168,6 +173,7 @@ impl Trust {
         self.kicks = self.kicks.and(other.kicks);
         self.polls = self.polls.and(other.polls);
         self.waits = self.waits.and(other.waits);
+        self.marks = self.marks.and(other.marks);
     }
 }
 
@@ -215,7 +221,7 @@ fn vcpu(vcpu: &Vcpu, last: u64, trust: Trust) -> summary::Vcpu {
         },
         times: vcpu.times,
         latencies: latencies(&vcpu.latencies, trust),
-        marked: vcpu.marked.as_ref().map(|marked| marked.tally.of_marks(order)),
+        marked: vcpu.marked.as_ref().map(|marked| marked.tally.of_marks(order.max(trust.marks))),
         inferred: vcpu.inferred.summary(Certainty::Inferred),
     }
 }

@@ -67,12 +67,35 @@ pub(super) struct Raw {
     pub(super) waits_kicked: u64,
     /// Of `waits_kicked`: by a kick that is not marked.
     pub(super) kicked_unmarked: u64,
+    /// Operations that woke a poller and are not marked, by a vCPU that had marked a kick before.
+    pub(super) unmarked_late: u64,
+    /// Polls that such an operation ended.
+    pub(super) woken_unmarked: u64,
     pub(super) waits_tainted: u64,
     pub(super) spurious_wakes: u64,
     pub(super) kicker_preempted: u64,
     pub(super) inconsistent: u64,
     /// Of `inconsistent`: no change that came early explains it, so one is missing.
     pub(super) skipped: u64,
+}
+
+/// One in so many: where a guest that marks its kicks wakes pollers without a mark more often than
+/// other interrupts explain, it does not mark all of its kicks.
+const SELDOM: u64 = 10;
+
+/// So many of them may be interrupts, however few marks there are.
+const SOME: u64 = 3;
+
+impl Raw {
+    /// Whether a vCPU that marks its kicks seems to leave some unmarked.
+    pub(super) const fn marks_in_part(&self) -> bool {
+        self.unmarked_late > SOME && self.unmarked_late * SELDOM > self.marked_kicks
+    }
+
+    /// Whether some of what ended its waits seem to be kicks that are not marked.
+    pub(super) const fn woken_in_part(&self) -> bool {
+        self.woken_unmarked > SOME && self.woken_unmarked * SELDOM > self.waits_kicked
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -435,7 +458,8 @@ impl Vcpu {
     pub(super) fn block(&mut self, tsc: u64, seen: bool) {
         if self.poll == Poll::Entered {
             self.poll = Poll::Blocking;
-            self.block_tsc = tsc;
+            // Until it leaves its pCPU, which may be told late or never.
+            (self.block_tsc, self.left_tsc) = (tsc, tsc);
         } else if seen {
             self.raw.idle_blocks += 1;
         } else {
@@ -528,7 +552,9 @@ impl Vcpu {
             let blocked = self.unblocked_tsc.saturating_sub(self.left_tsc);
             self.times.blocked_in_poll = self.times.blocked_in_poll.saturating_add(blocked);
         }
-        let tainted = self.wake_unseen || gaps.up_to(tsc) > self.gaps_at_poll;
+        // A wait that ends before it begins is a length of nothing.
+        let backwards = tsc < self.block_tsc;
+        let tainted = self.wake_unseen || backwards || gaps.up_to(tsc) > self.gaps_at_poll;
         let (block_tsc, wake_tsc) = (self.block_tsc, self.wake_tsc);
         let wait = Wait { kick: self.kicked_by, block_tsc, wake_tsc, tainted };
         if tainted {

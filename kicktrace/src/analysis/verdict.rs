@@ -13,6 +13,10 @@ use crate::summary::{Certainty, Clock, ClockSource, DomainKind, Finding, Summary
 /// Where the others' records begin so much of the trace earlier, a pCPU that was busy begins late.
 const LATE_START: u64 = 20;
 
+/// One in so many: marks are mistaken if more of them name another target than interrupts explain, which
+/// wake vCPUs inside an operation too.
+const MISTAKEN: u64 = 20;
+
 /// A frequency with a larger error than this (parts per million) is doubtful.
 const ROUGH_PPM: f64 = 10_000.0;
 
@@ -52,7 +56,11 @@ impl Doubt {
 }
 
 fn is_partial<O>(analyser: &Analyser<O>, reading: &Reading) -> bool {
+    let of = &analyser.classes;
+    let captured = of.runstates && of.knows_wakes() && of.knows_hypercalls();
     reading.lost_records() > 0
+        || !captured
+        || unseen_wakes(analyser, reading) > 0
         || !absent_pcpus(reading).is_empty()
         || skipped(analyser) > 0
         || !late_pcpus(analyser, reading).is_empty()
@@ -70,6 +78,12 @@ fn is_joined(reading: &Reading) -> bool {
 /// Changes of runstates that are not in the trace.
 fn skipped<O>(analyser: &Analyser<O>) -> u64 {
     analyser.vcpus.iter().map(|vcpu| vcpu.raw.skipped).sum()
+}
+
+/// Wakes that are not in the trace, though all of it seems to be.
+fn unseen_wakes<O>(analyser: &Analyser<O>, reading: &Reading) -> u64 {
+    let explained = reading.lost_records() > 0 || is_joined(reading);
+    if explained { 0 } else { analyser.unseen_wakes }
 }
 
 /// pCPUs without records among those with records.
@@ -146,7 +160,7 @@ impl Judge {
 /// Judges the trace and writes what was found into the summary.
 pub(super) fn judge<O>(summary: &mut Summary, analyser: &Analyser<O>) {
     let mut judge = Judge(Vec::new());
-    classes(&mut judge, summary);
+    classes(&mut judge, summary, analyser);
     records(&mut judge, summary, analyser);
     times(&mut judge, summary, analyser);
     figures(&mut judge, summary, analyser);
@@ -168,8 +182,9 @@ fn conclude(summary: &mut Summary, judge: Judge) {
 }
 
 /// Whether the mask had what a kick count needs.
-fn classes(judge: &mut Judge, summary: &Summary) {
+fn classes<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     let classes = &summary.classes;
+    let unseen = unseen_wakes(analyser, &summary.reading);
     judge.class(
         "runstate changes",
         classes.runstates,
@@ -180,15 +195,25 @@ fn classes(judge: &mut Judge, summary: &Summary) {
     judge.class(
         "wake or block records",
         classes.wakes,
-        classes.scheduler,
+        classes.knows_wakes() && unseen == 0,
         event::SCHED_VERBOSE,
         "add 0x00028000 to the mask",
     );
+    if unseen > 0 && classes.wakes {
+        judge.say(
+            Verdict::Doubtful,
+            "wakes",
+            format!(
+                "vCPUs were woken {unseen} times without a WAKE record, which Xen always writes"
+            ),
+            "some records of the trace were taken out of it",
+        );
+    }
     let hvm_only = classes.hvm_exits && !classes.pv_entries;
     judge.class(
         "hypercalls",
         classes.pv_hypercalls || classes.hvm_hypercalls,
-        classes.pv_entries || classes.hvm_handlers,
+        classes.knows_hypercalls(),
         if hvm_only { event::HVM_HANDLER } else { event::PV_ENTRY },
         "PV guests: add 0x00201000 to the mask; PVH guests: 0x00083000 (with its subclass 2)",
     );
@@ -239,8 +264,11 @@ fn records<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
             "pCPUs",
             format!(
                 "vCPUs changed their state {skipped} times without a record, though no record is told \
-                 as lost: a pCPU beside {} has no records, or not all",
-                some(&there)
+                 as lost: {}",
+                out_of_sight(summary).unwrap_or_else(|| format!(
+                    "a pCPU beside {} has no records, or not all",
+                    some(&there)
+                ))
             ),
             "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
         );
@@ -271,6 +299,28 @@ fn records<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
             "see the other findings for the reason",
         );
     }
+}
+
+/// pCPUs that wrote nothing in a good part of the trace, at its start or its end; none if the trace does
+/// not tell.
+fn out_of_sight(summary: &Summary) -> Option<String> {
+    let reading = &summary.reading;
+    let told = |cpu: u32, ticks: u64, where_: &str| {
+        let long = ticks.saturating_sub(reading.silent_ticks) > reading.ticks() / LATE_START;
+        long.then(|| format!("pCPU {cpu} has no record in the {where_} {}", time(summary, ticks)))
+    };
+    // In a part of a trace nobody asked when each pCPU began.
+    let whole = reading.pcpus.iter().filter(|pcpu| pcpu.last_tsc > 0);
+    let found: Vec<_> = whole
+        .flat_map(|pcpu| {
+            let begins = pcpu.first_tsc.saturating_sub(reading.first_tsc);
+            let ends = reading.last_tsc.saturating_sub(pcpu.last_tsc);
+            [told(pcpu.cpu, begins, "first"), told(pcpu.cpu, ends, "last")]
+        })
+        .flatten()
+        .take(8)
+        .collect();
+    (!found.is_empty()).then(|| found.join(", "))
 }
 
 fn time(summary: &Summary, ticks: u64) -> String {
@@ -374,7 +424,8 @@ fn times<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
             Verdict::Doubtful,
             "silence",
             format!(
-                "nothing was recorded for {}, most of the trace, from {} after the first record on",
+                "nothing was recorded for {} from {} after the first record on, and no other pause of the \
+                 trace is near as long",
                 time(summary, pause.ticks()),
                 time(summary, pause.from.saturating_sub(reading.first_tsc))
             ),
@@ -445,16 +496,20 @@ fn times<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
 
 fn clock(judge: &mut Judge, summary: &Summary) {
     let clock = &summary.clock;
-    let remedy = "give --cpu-hz (xl dmesg: \"Detected ... MHz processor\"), or trace for longer";
+    let remedy = match clock.error_open {
+        true => "use --fix-skew, or give --cpu-hz",
+        false => "give --cpu-hz (xl dmesg: \"Detected ... MHz processor\"), or trace for longer",
+    };
     match (clock.hz, clock.error_ppm) {
         (Some(hz), _) if clock.source == ClockSource::Given => {
             let what = format!("frequency {:.6} GHz, given", hz / 1e9);
             judge.say(Verdict::Good, "frequency", what, "");
         }
         (Some(hz), error) => {
-            let ppm = error.unwrap_or(0.0);
-            let what = format!("frequency {:.6} GHz, +-{ppm:.0} ppm", hz / 1e9);
-            judge.find("frequency", ppm <= ROUGH_PPM, Verdict::Doubtful, what, remedy);
+            let told = clock.error_text().unwrap_or_else(|| "an unknown error".into());
+            let what = format!("frequency {:.6} GHz, +-{told}", hz / 1e9);
+            let good = error.is_some_and(|ppm| ppm <= ROUGH_PPM) && !clock.error_open;
+            judge.find("frequency", good, Verdict::Doubtful, what, remedy);
         }
         (None, _) => judge.say(
             Verdict::Note,
@@ -520,6 +575,19 @@ fn figures<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
             "choose domains with --dom, or a part of the trace",
         );
     }
+    let marked: u64 = analyser.vcpus.iter().map(|vcpu| vcpu.raw.marked_kicks).sum();
+    if analyser.mistaken_marks * MISTAKEN > marked {
+        judge.say(
+            Verdict::Doubtful,
+            "mistaken marks",
+            format!(
+                "{} operations marked as a kick of one vCPU woke another vCPU of the domain, of {marked} \
+                 marked kicks",
+                analyser.mistaken_marks
+            ),
+            "the guest marks another target than it sends to",
+        );
+    }
     if analyser.bad_markers > 0 {
         judge.say(
             Verdict::Doubtful,
@@ -541,8 +609,8 @@ fn figures<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
         let mut unmarked: Vec<_> = analyser
             .vcpus
             .iter()
-            .filter(|vcpu| vcpu.raw.unmarked_waking > 0)
-            .map(|vcpu| (vcpu.raw.unmarked_waking, vcpu.name()))
+            .filter(|vcpu| vcpu.raw.unmarked_waking > 0 || vcpu.raw.marks_in_part())
+            .map(|vcpu| (vcpu.raw.unmarked_waking + vcpu.raw.unmarked_late, vcpu.name()))
             .collect();
         unmarked.sort_by_key(|&(kicks, name)| (Reverse(kicks), name));
         if let Some((_, name)) = unmarked.first() {
@@ -550,8 +618,8 @@ fn figures<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
                 |domain| analyser.vcpus.iter().any(|of| of.domain == domain && of.marks_kicks);
             if marks(name.domain) {
                 let what = format!(
-                    "{} vCPUs kick without marks ({name} first) beside others that mark: what they did \
-                     is inferred (~)",
+                    "{} vCPUs kick without marks ({name} most) beside kicks that are marked: what they \
+                     did is inferred (~)",
                     unmarked.len()
                 );
                 judge.say(Verdict::Note, "partial marks", what, "");

@@ -36,6 +36,8 @@ pub(super) struct Reading {
     tsc_offsets: Vec<(u32, i64)>,
     #[arg(skip)]
     tsc_drifts: Vec<Drift>,
+    #[arg(skip)]
+    tsc_open: u64,
     /// Hold back at most so many MiB of records to put them in order
     #[arg(long, value_name = "MIB", default_value_t = 256,
           value_parser = clap::value_parser!(u64).range(1..=65536))]
@@ -69,6 +71,7 @@ impl Reading {
                 strict: self.strict,
                 tsc_offsets: self.tsc_offsets.clone(),
                 tsc_drifts: self.tsc_drifts.clone(),
+                tsc_open: self.tsc_open,
             },
             cpu_hz: self.cpu_hz,
             domains: self.domains.clone(),
@@ -138,6 +141,7 @@ impl Input {
         let fixed = crate::fix_skew(|| self.open(), |source| self.failure(source), &mut options)?;
         self.reading.tsc_offsets = options.read.tsc_offsets;
         self.reading.tsc_drifts = options.read.tsc_drifts;
+        self.reading.tsc_open = options.read.tsc_open;
         Ok(fixed)
     }
 
@@ -166,6 +170,21 @@ impl Window {
         match (self.from, self.to) {
             (Some(from), Some(to)) if to <= from => Err(Failure::Usage(format!(
                 "--from {from} --to {to}: the window ends before it begins"
+            ))),
+            (_, Some(0.0)) => {
+                Err(Failure::Usage("--to 0: the window ends where the trace begins".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a window that begins behind the end of the trace, `ticks` after its first record.
+    pub(super) fn reached(&self, ticks: u64, hz: Option<f64>, file: &str) -> Result<(), Failure> {
+        let length = ticks as f64 / hz.unwrap_or(1.0);
+        let unit = if hz.is_some() { "s" } else { "ticks" };
+        match self.from {
+            Some(from) if from > length => Err(Failure::Usage(format!(
+                "{file}: the trace ends before --from {from}, {length} {unit} after its first record"
             ))),
             _ => Ok(()),
         }
@@ -225,6 +244,9 @@ pub(super) fn parse_vcpu(text: &str) -> Result<VcpuId, String> {
 
 /// A window that begins behind the end of the trace.
 pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
+    if bounds.to.is_some_and(|to| to <= bounds.from) {
+        return Failure::Usage("the window is shorter than a tick of the TSC".into());
+    }
     Failure::Usage(format!(
         "{}: the trace ends before --from ({} ticks after its first record)",
         input.file, bounds.from

@@ -68,9 +68,9 @@ impl Display for Summary {
                 let clock = format!(
                     "{seconds:.6} s at {:.6} GHz ({})",
                     hz / 1e9,
-                    match (self.clock.source, self.clock.error_ppm) {
-                        (ClockSource::Calibrated, Some(ppm)) =>
-                            format!("measured on {} runs, +-{ppm:.0} ppm", self.clock.runs),
+                    match (self.clock.source, self.clock.error_text()) {
+                        (ClockSource::Calibrated, Some(error)) =>
+                            format!("measured on {} runs, +-{error}", self.clock.runs),
                         _ => "given".into(),
                     }
                 );

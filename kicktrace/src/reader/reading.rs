@@ -13,6 +13,8 @@ pub struct ReadOptions {
     pub tsc_offsets: Vec<(u32, i64)>,
     /// TSCs that run faster or slower than the others, to be corrected besides.
     pub tsc_drifts: Vec<Drift>,
+    /// Ticks by which hand-overs leave those corrections open at most, where they were learned.
+    pub tsc_open: u64,
 }
 
 impl ReadOptions {
@@ -86,6 +88,7 @@ impl Default for ReadOptions {
             strict: false,
             tsc_offsets: Vec::new(),
             tsc_drifts: Vec::new(),
+            tsc_open: 0,
         }
     }
 }

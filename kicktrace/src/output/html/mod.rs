@@ -70,9 +70,9 @@ pub fn write(out: &mut dyn Write, summary: &Summary, parts: &Parts) -> io::Resul
 
 fn head(page: &mut String, summary: &Summary) {
     let reading = &summary.reading;
-    let clock = match (summary.clock.hz, summary.clock.source, summary.clock.error_ppm) {
-        (Some(hz), ClockSource::Calibrated, Some(ppm)) => {
-            format!("{:.6} GHz, measured on the trace, ±{ppm:.0} ppm", hz / 1e9)
+    let clock = match (summary.clock.hz, summary.clock.source, summary.clock.error_text()) {
+        (Some(hz), ClockSource::Calibrated, Some(error)) => {
+            format!("{:.6} GHz, measured on the trace, ±{error}", hz / 1e9)
         }
         (Some(hz), ..) => format!("{:.6} GHz, given", hz / 1e9),
         _ => "unknown frequency: times are in TSC ticks".into(),

@@ -1,0 +1,255 @@
+//! Variations of one sound trace, each with something that a stranger's trace may have and that is in none
+//! of the given cases. What is right was written down before the program was asked.
+//!
+//! The sound one (`00_base`): v0 stays on pCPU 0 and kicks v1 fifty times, every 100 us, out of a poll on
+//! pCPU 1. Its TSC has 1 GHz and starts at 1000 s.
+
+#[path = "common/records.rs"]
+mod records;
+
+use kicktrace::summary::{Domain, Verdict};
+use kicktrace::{Certainty, Options, Summary, event, summarise};
+use records::{Rec, file, records};
+
+const BASE: &[u8] = include_bytes!("data/cases/00_base.bin");
+
+/// When it starts.
+const START: u64 = 1_000_000_000_000;
+
+fn base() -> Vec<Rec> {
+    records(BASE)
+}
+
+fn told(records: &[Rec]) -> Summary {
+    summarise(&file(records)[..], &Options::default()).expect("a sound file")
+}
+
+fn guest(summary: &Summary) -> &Domain {
+    summary.domains.iter().find(|domain| domain.id == 1).expect("the guest")
+}
+
+fn found<'a>(summary: &'a Summary, topic: &str) -> Option<&'a str> {
+    summary.findings.iter().find(|of| of.topic == topic).map(|of| of.what.as_str())
+}
+
+/// Topics of what is doubtful or missing.
+fn doubts(summary: &Summary) -> Vec<&'static str> {
+    let bad = summary.findings.iter().filter(|of| of.verdict >= Verdict::Doubtful);
+    bad.map(|of| of.topic).collect()
+}
+
+fn shifted(records: &[Rec], by: i64) -> Vec<Rec> {
+    let shift =
+        |rec: &Rec| Rec { tsc: rec.tsc.map(|tsc| tsc.wrapping_add_signed(by)), ..rec.clone() };
+    records.iter().map(shift).collect()
+}
+
+fn is_wake(rec: &Rec) -> bool {
+    rec.event == event::WAKE
+}
+
+#[test]
+fn taken_apart_and_put_together_it_is_the_same() {
+    assert!(file(&base()) == BASE);
+}
+
+/// An interrupt between a WAKE and the change it makes may wake another vCPU.
+#[test]
+fn a_wake_inside_a_wake_takes_nothing_from_it() {
+    let mut all = base();
+    let kicks: Vec<u64> = all.iter().filter(|rec| is_wake(rec)).filter_map(|rec| rec.tsc).collect();
+    let other = |from: u32, to: u32| event::RUNSTATE_CHANGE | from << 8 | to << 4;
+    for tsc in kicks {
+        // d2v0 sleeps on pCPU 2 and is woken in between by pCPU 0.
+        all.push(Rec::new(0, tsc + 30, event::WAKE, &[2, 0]));
+        all.push(Rec::new(0, tsc + 60, other(2, 1), &[2 << 16]));
+        all.push(Rec::new(2, tsc + 1_000, other(1, 0), &[2 << 16]));
+        all.push(Rec::new(2, tsc + 2_000, other(0, 2), &[2 << 16]));
+    }
+    let summary = told(&all);
+    let counts = &guest(&summary).counts;
+    assert_eq!((counts.waking_kicks.value, counts.waits_kicked.value), (50, 50));
+    assert_eq!(counts.waits_tainted.value, 0);
+    assert_eq!(doubts(&summary), Vec::<&str>::new());
+}
+
+/// Records of a moment long before, on one pCPU or on all, whatever stands first behind them.
+#[test]
+fn what_is_left_from_before_is_told_as_silence() {
+    let early = |cpu: u32, tsc: u64| Rec::new(cpu, tsc, event::CONTINUE_RUNNING, &[1 << 16 | cpu]);
+    for (name, old) in [
+        ("at TSC 0", vec![early(0, 0)]),
+        ("at TSC 0, on the other pCPU", vec![early(1, 0)]),
+        ("a second before", vec![early(1, START - 1_000_000_000), early(1, START - 999_000_000)]),
+        ("on both", (0..2).map(|cpu| early(cpu, START - 4_000_000_000)).collect()),
+    ] {
+        let summary = told(&[old, base()].concat());
+        let silence = found(&summary, "silence").unwrap_or_else(|| panic!("{name}"));
+        assert!(silence.contains("nothing was recorded for"), "{name}: {silence}");
+        assert_eq!(guest(&summary).counts.waking_kicks.value, 50, "{name}");
+        assert!(!doubts(&summary).contains(&"pCPUs"), "{name}: {:?}", summary.warnings);
+    }
+    // A session of four seconds before one of ten: less than half, and no less odd.
+    let slow: Vec<Rec> = base()
+        .into_iter()
+        .map(|rec| Rec { tsc: rec.tsc.map(|tsc| START + (tsc - START) * 2_000), ..rec })
+        .collect();
+    let summary = told(&[shifted(&base(), -4_000_000_000), slow].concat());
+    assert!(found(&summary, "silence").is_some(), "{:?}", summary.warnings);
+}
+
+/// TSCs may start again by a little only: the same file twice, or a session that began shortly before.
+#[test]
+fn sessions_that_overlap_are_told_apart() {
+    for back in [0, 100_000_000, 1_000_000_000] {
+        let mut both = file(&base());
+        both.extend(file(&shifted(&base(), -back)));
+        let summary = summarise(&both[..], &Options::default()).expect("a sound file");
+        assert!(found(&summary, "TSC restart").is_some(), "{back}: {:?}", summary.warnings);
+        assert_eq!(summary.reading.late_records, 0, "{back}");
+        let counts = &guest(&summary).counts;
+        assert_eq!((counts.waking_kicks.value, counts.inconsistent.value), (100, 0), "{back}");
+    }
+}
+
+#[test]
+fn a_pcpu_that_falls_silent_is_named() {
+    let half = START + 2_500_000;
+    for (cpu, before, place) in [(1, true, "first"), (1, false, "last"), (0, true, "first")] {
+        let mut all = base();
+        all.retain(|rec| rec.cpu != cpu || (rec.tsc.unwrap() > half) == before);
+        let summary = told(&all);
+        let what = found(&summary, "pCPUs").unwrap();
+        let named = format!("pCPU {cpu} has no record in the {place} 0.00");
+        assert!(what.contains(&named), "{what}");
+        assert_ne!(guest(&summary).counts.waits.certainty, Certainty::Exact);
+    }
+}
+
+/// What was not captured did not "not happen", whatever else of its group is there.
+#[test]
+fn a_class_that_is_not_there_leaves_nothing_exact() {
+    let without = |out: fn(&Rec) -> bool| {
+        let mut all = base();
+        all.retain(|rec| !out(rec));
+        told(&all)
+    };
+    let no_wakes = without(|rec| matches!(rec.event, event::WAKE | event::BLOCK));
+    assert_eq!(doubts(&no_wakes), ["wake or block records"], "{:?}", no_wakes.findings);
+    let no_calls = without(|rec| rec.event == event::PV_HYPERCALL);
+    assert_eq!(doubts(&no_calls), ["hypercalls"]);
+    // Nobody knows what they blocked in.
+    let counts = &guest(&no_calls).counts;
+    assert_eq!((counts.idle_blocks.value, counts.blocks_unknown.value), (0, 50));
+    let no_changes = without(|rec| rec.event & event::GROUP_MASK == event::SCHED_MIN);
+    assert!(doubts(&no_changes).contains(&"runstate changes"));
+    for summary in [&no_wakes, &no_calls, &no_changes] {
+        let counts = &guest(summary).counts;
+        for of in [counts.waking_kicks, counts.waits, counts.evtchn_ops, counts.polls] {
+            assert_eq!(of.certainty, Certainty::LowerBound, "{of:?}");
+        }
+    }
+    // A filter that took out some.
+    let mut all = base();
+    let mut odd = false;
+    all.retain(|rec| {
+        odd ^= is_wake(rec);
+        !is_wake(rec) || odd
+    });
+    let some_wakes = told(&all);
+    assert_eq!(doubts(&some_wakes), ["wakes"]);
+    assert_ne!(guest(&some_wakes).counts.waits.certainty, Certainty::Exact);
+}
+
+/// The guest's mark of a kick of vCPU `target` by `by`, a microsecond before each operation of `kicks`.
+fn marked(kicks: std::ops::Range<usize>, by: u32, target: u32) -> Summary {
+    let mut all = Vec::new();
+    let mut seen = 0;
+    for rec in base() {
+        let is_kick = rec.event == event::PV_HYPERCALL
+            && rec.words[0] & 0xf_ffff == event::HYPERCALL_EVENT_CHANNEL_OP;
+        if is_kick && kicks.contains(&seen) {
+            let tsc = rec.tsc.unwrap() - 1_000;
+            all.push(Rec::new(0, tsc, event::PV_HYPERCALL, &[event::HYPERCALL_HVM_OP]));
+            let kick = kicktrace::markers::GUEST | kicktrace::markers::KICK;
+            let words = vec![by, target, 0x1000, 0];
+            all.push(Rec { cpu: 0, tsc: None, event: kick, words });
+        }
+        seen += usize::from(is_kick);
+        all.push(rec);
+    }
+    told(&all)
+}
+
+#[test]
+fn marks_of_some_kicks_are_no_proof_for_all() {
+    let whole = marked(0..50, 0, 1);
+    assert_eq!(guest(&whole).counts.waking_kicks, kicktrace::Count::exact(50));
+    assert_eq!(guest(&whole).counts.waits_kicked, kicktrace::Count::exact(50));
+    // Marks that begin late, end early, or come and go.
+    for kicks in [25..50, 0..25, 10..40] {
+        let summary = marked(kicks.clone(), 0, 1);
+        let counts = &guest(&summary).counts;
+        for of in [counts.waking_kicks, counts.waits_kicked, counts.waits_other] {
+            assert_ne!(of.certainty, Certainty::Exact, "{kicks:?}: {of:?}");
+        }
+        assert!(found(&summary, "partial marks").is_some(), "{kicks:?}");
+    }
+    // Five of fifty may be other interrupts.
+    let most = marked(0..46, 0, 1);
+    assert_eq!(guest(&most).counts.waking_kicks, kicktrace::Count::exact(46));
+}
+
+#[test]
+fn marks_that_the_hypervisor_contradicts_are_doubtful() {
+    let summary = marked(0..50, 0, 7);
+    assert_eq!(guest(&summary).counts.waking_kicks.value, 0, "v7 was not woken");
+    assert_eq!(doubts(&summary), ["mistaken marks"]);
+    assert_eq!(doubts(&marked(0..50, 1, 1)), ["malformed marks"], "v0 speaks for v1");
+}
+
+/// With core scheduling the change that ends a wait may come before the records that begin it: that is
+/// no wait of no length.
+#[test]
+fn no_wait_ends_before_it_begins() {
+    let mut all = base();
+    for rec in &mut all {
+        let comes = event::runstate_change(rec.event).is_some_and(|(old, new)| {
+            old == event::Runstate::Runnable && new == event::Runstate::Running
+        });
+        // pCPU 0 sets v1 running on pCPU 1.
+        if comes && rec.words[0] == 1 << 16 | 1 {
+            rec.cpu = 0;
+        }
+    }
+    all.retain(|rec| {
+        rec.words.first().is_none_or(|key| key >> 16 != event::DOMID_IDLE || rec.cpu == 0)
+    });
+    let summary = told(&all);
+    assert!(doubts(&summary).contains(&"cores"), "{:?}", summary.warnings);
+    let guest = guest(&summary);
+    assert!(guest.times.blocked_in_poll <= guest.times.blocked, "{:?}", guest.times);
+    let wait = &guest.latencies.wait;
+    assert!(wait.count == 0 || wait.min > 10_000, "{wait:?}");
+}
+
+/// A frequency is told with all that is known against it.
+#[test]
+fn no_uncertainty_is_zero() {
+    let clock = told(&base()).clock;
+    // The longest run has 52 us, whose ends may be off by 100 ns.
+    assert!((1_900.0..2_000.0).contains(&clock.error_ppm.unwrap()), "{clock:?}");
+    assert_eq!(clock.error_text().unwrap(), "1914 ppm");
+    // The TSC of pCPU 1 runs away by 1 in 1000; of pCPU 0 no run ends, so nothing tells whose is right.
+    let drifting: Vec<Rec> = (0..10)
+        .flat_map(|n| shifted(&base(), n * 5_000_000))
+        .map(|rec| {
+            let off = |tsc: u64| if rec.cpu == 1 { tsc + (tsc - START) / 1_000 } else { tsc };
+            Rec { tsc: rec.tsc.map(off), ..rec }
+        })
+        .collect();
+    let summary = told(&drifting);
+    assert!(summary.clock.error_open, "{:?}", summary.clock);
+    assert!(found(&summary, "frequency").unwrap().ends_with("ppm or more"));
+    assert!(doubts(&summary).contains(&"frequency"));
+}
