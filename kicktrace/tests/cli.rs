@@ -115,6 +115,19 @@ fn no_output_overwrites_its_input() {
         let out = program.args(command).args([&file, "-"]).stdin(stdin).output().unwrap();
         assert_eq!(out.status.code(), Some(2), "{command:?}");
     }
+    // Nor does one of the files of a folder, whose names nobody gave.
+    let dir = temporary("own.tables");
+    std::fs::create_dir_all(&dir).unwrap();
+    for table in ["runs", "waits", "kicks", "acquisitions", "domains"] {
+        let inside = format!("{dir}/{table}.csv");
+        let _ = std::fs::remove_file(&inside);
+        std::os::unix::fs::symlink(&file, &inside).unwrap();
+        for input in [&inside, &file, &hard] {
+            let message = bad(&["export", "--csv", &dir, input], 2);
+            assert!(message.contains("destroy it"), "{message}");
+        }
+        std::fs::remove_file(&inside).unwrap();
+    }
     assert!(std::fs::read(&file).unwrap() == trace, "the trace is as it was");
 }
 
@@ -129,6 +142,39 @@ fn a_dash_is_standard_output_for_every_file_that_is_written() {
     good(&["generate", "--mb", "1", "-o", &file]);
     let out = kicktrace(&["generate", "--mb", "1", "-o", "-"]);
     assert!(out.status.success() && out.stdout == std::fs::read(&file).unwrap());
+    // Several tables are no one output.
+    for kind in ["--csv", "--parquet"] {
+        let message = bad(&["export", kind, "-", TWICE], 2);
+        assert!(message.contains("folder") || message.contains("without Parquet"), "{message}");
+    }
+    assert!(!std::path::Path::new("-").exists());
+}
+
+/// The sums of a window and those of the rest are those of the whole.
+#[test]
+fn a_window_of_locks_is_a_part_of_them() {
+    let waits = |window: &[&str]| -> u64 {
+        let json = good(&[&["locks", "--json"], window, &[TWICE]].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let all = json["domains"].as_array().unwrap().iter();
+        let locks = all.flat_map(|domain| domain["locks"].as_array().unwrap());
+        locks.map(|lock| lock["waits"].as_u64().unwrap()).sum()
+    };
+    let (whole, first, rest) = (waits(&[]), waits(&["--to", "1.6"]), waits(&["--from", "1.6"]));
+    assert!(first > 0 && rest > 0, "{first} {rest}");
+    assert_eq!(first + rest, whole);
+}
+
+#[test]
+fn a_window_behind_the_end_is_an_error_everywhere() {
+    for command in ["summary", "host", "timeline", "dump", "locks"] {
+        let message = bad(&[command, "--from", "99", TWICE], 2);
+        assert!(message.contains("the trace ends before --from"), "{command}: {message}");
+        let message = bad(&[command, "--to", "0", TWICE], 2);
+        assert!(message.contains("where the trace begins"), "{command}: {message}");
+    }
+    assert!(bad(&["summary", "--to", "1e-12", TWICE], 2).contains("shorter than a tick"));
+    assert!(bad(&["locks", "--each", "--from", "99", TWICE], 2).contains("ends before --from"));
 }
 
 /// Ticks are never told as nanoseconds.

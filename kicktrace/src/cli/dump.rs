@@ -46,6 +46,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     lines.out.flush()?;
     let reading = done.map_err(|source| args.input.failure(source))?;
     lines.unseen()?;
+    args.window.reached(reading.ticks(), lines.clock, &args.input.file)?;
     all_read(&args.input, &reading)
 }
 

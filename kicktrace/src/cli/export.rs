@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::input::Input;
-use super::{Failure, judged};
+use super::{Failure, judged, sink};
 use crate::analysis::Analyser;
-use crate::output::export::{Csv, Export, Rows, Table};
+use crate::output::export::{Csv, Export, Rows, TABLES, Table};
 use crate::reader::read;
 
 #[derive(Debug, ClapArgs)]
@@ -32,6 +32,20 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 .into(),
         ));
     }
+    let dirs = [(&args.parquet, "parquet"), (&args.csv, "csv")];
+    for (dir, ending) in dirs {
+        let Some(dir) = dir else { continue };
+        if sink::is_stdout(dir) {
+            return Err(Failure::Usage(
+                "the rows are of several tables, so they go into a folder and not to standard output (-): \
+                 name one"
+                    .into(),
+            ));
+        }
+        for table in TABLES {
+            sink::refuse_inputs(&table.path(dir, ending), &[&input.file])?;
+        }
+    }
     let Some(hz) = input.clock()? else {
         return Err(Failure::Usage(format!(
             "{}: rows are in nanoseconds, and the TSC frequency is not known beforehand: give --cpu-hz or \
@@ -40,11 +54,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         )));
     };
     // One of the two is there; both are read for in turn.
-    for (dir, parquet) in [(&args.parquet, true), (&args.csv, false)] {
+    for (dir, ending) in dirs {
         let Some(dir) = dir else { continue };
         let open = |source| Failure::Open { name: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(open)?;
-        let export = Export::new(hz, |table| create(dir, table, parquet)).map_err(open)?;
+        let export = Export::new(hz, |table| create(dir, table, ending)).map_err(open)?;
         let options = input.reading.options();
         let mut analyser = Analyser::observed(&options, export);
         let reading = read(input.open()?, &options.read, &mut analyser)
@@ -57,14 +71,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 #[cfg(feature = "parquet")]
-fn create(dir: &Path, table: &Table, parquet: bool) -> io::Result<Box<dyn Rows>> {
-    if parquet {
+fn create(dir: &Path, table: &Table, ending: &str) -> io::Result<Box<dyn Rows>> {
+    if ending == "parquet" {
         return Ok(Box::new(crate::output::parquet::Parquet::create(dir, table)?));
     }
     Ok(Box::new(Csv::create(dir, table)?))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn create(dir: &Path, table: &Table, _: bool) -> io::Result<Box<dyn Rows>> {
+fn create(dir: &Path, table: &Table, _: &str) -> io::Result<Box<dyn Rows>> {
     Ok(Box::new(Csv::create(dir, table)?))
 }

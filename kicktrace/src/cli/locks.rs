@@ -6,6 +6,7 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use super::input::{Input, Window};
+use super::summary::{bounds, terminal_width, windowed};
 use super::timeline::Windowed;
 use super::{Failure, judged};
 use crate::Clock;
@@ -24,7 +25,7 @@ pub(super) struct Args {
     /// Only acquisitions of this lock: the low half of its address, 0x1040c0 (with --each)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_lock, requires = "each")]
     lock: Option<u32>,
-    /// The part of the trace whose acquisitions are told (with --each)
+    /// The part of the trace whose acquisitions are told
     #[command(flatten)]
     pub(super) window: Window,
     /// Print JSON: one document, or one object a line with --each
@@ -54,7 +55,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let summary = if args.each {
         each(args, &mut out)?
     } else {
-        let summary = args.input.summarise()?;
+        let bounds = bounds(&args.input, args.window, None)?;
+        let summary = windowed(&args.input, bounds)?;
         if args.json {
             let domains = summary.domains.iter().filter(|domain| !domain.locks.is_empty());
             let domains = domains.map(|of| OfDomain { id: of.id, locks: &of.locks }).collect();
@@ -64,7 +66,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         } else if args.csv {
             locks::csv(&mut out, &summary)?;
         } else {
-            let columns = super::summary::terminal_width();
+            let columns = terminal_width();
             for domain in summary.domains.iter().filter(|domain| !domain.locks.is_empty()) {
                 let first = summary.reading.first_tsc;
                 let exact = domain.locks.iter().all(|of| of.certainty == Certainty::Exact);
@@ -83,10 +85,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     out.flush()?;
     if !summary.classes.markers {
         return Err(Failure::Usage(format!(
-            "{}: no guest marks in its {} bytes, and nothing else in a trace names a lock: let the \
+            "{}: no guest marks in its {} bytes{}, and nothing else in a trace names a lock: let the \
              guest mark (pvlab's do with trace=markers) and capture with the mask of `kicktrace \
              capture --markers`",
-            args.input.file, summary.reading.bytes
+            args.input.file,
+            summary.reading.bytes,
+            if summary.window.is_some() { " up to the end of this window" } else { "" }
         )));
     }
     judged(&args.input, &summary)
@@ -111,6 +115,7 @@ fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
         (None, Some(mut to)) => to.flush()?,
         (None, None) => {}
     }
+    args.window.reached(summary.ticks, hz, &args.input.file)?;
     Ok(summary)
 }
 

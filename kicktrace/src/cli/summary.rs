@@ -124,7 +124,7 @@ pub(super) fn bounds(input: &Input, window: Window, every: Option<f64>) -> Resul
 }
 
 /// The summary of one window, or of the whole trace.
-fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure> {
+pub(super) fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure> {
     if bounds == Bounds::default() {
         return input.summarise();
     }

@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let perfetto = Perfetto::new(file, hz);
         let (summary, perfetto) = observe(args, Windowed::new(args.window, Some(hz), perfetto))?;
         perfetto.finish()?;
-        return judged(&args.input, &summary);
+        return told(args, &summary, Some(hz));
     }
     if args.json {
         let out = BufWriter::new(io::stdout().lock());
@@ -52,7 +52,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             return Err(error.into());
         }
         lines.out.flush()?;
-        return judged(&args.input, &summary);
+        return told(args, &summary, hz);
     }
     // A chart of 100 columns needs no more than this many intervals to be read.
     let story = Story::with_limit(2_000_000);
@@ -61,7 +61,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     gantt::write(&mut out, &story, &clock, usize::from(args.width))?;
     out.flush()?;
-    judged(&args.input, &summary)
+    told(args, &summary, hz)
+}
+
+/// What the command ends with.
+fn told(args: &Args, summary: &Summary, hz: Option<f64>) -> Result<(), Failure> {
+    judged(&args.input, summary)?;
+    args.window.reached(summary.ticks, hz, &args.input.file)
 }
 
 fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<(Summary, O), Failure> {

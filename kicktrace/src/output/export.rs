@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::analysis::{AcquisitionStory, Interval, Observe, VcpuId, WaitStory};
 use crate::summary::{Certainty, Summary};
@@ -122,6 +122,17 @@ pub const DOMAINS: Table = Table {
     ],
 };
 
+/// All tables.
+pub const TABLES: [Table; 5] = [RUNS, WAITS, KICKS, ACQUISITIONS, DOMAINS];
+
+impl Table {
+    /// Its file in the folder `dir`.
+    #[must_use]
+    pub fn path(&self, dir: &Path, ending: &str) -> PathBuf {
+        dir.join(format!("{}.{ending}", self.name))
+    }
+}
+
 /// Takes the rows of one table.
 pub trait Rows {
     /// Adds a row: a cell for each column.
@@ -146,7 +157,7 @@ impl Csv {
     /// # Errors
     /// Whatever the file returns.
     pub fn create(dir: &Path, table: &Table) -> io::Result<Self> {
-        let mut out = BufWriter::new(File::create(dir.join(format!("{}.csv", table.name)))?);
+        let mut out = BufWriter::new(File::create(table.path(dir, "csv"))?);
         let names: Vec<_> = table.columns.iter().map(|(name, _)| *name).collect();
         writeln!(out, "{}", names.join(","))?;
         Ok(Self(out))

@@ -46,7 +46,7 @@ impl Parquet {
         }
         message.push('}');
         let schema = Arc::new(parse_message_type(&message).map_err(failed)?);
-        let file = File::create(dir.join(format!("{}.parquet", table.name)))?;
+        let file = File::create(table.path(dir, "parquet"))?;
         let properties = Arc::new(WriterProperties::builder().build());
         let writer = SerializedFileWriter::new(file, schema, properties).map_err(failed)?;
         let columns = table.columns.iter().map(|(_, kind)| match kind {
