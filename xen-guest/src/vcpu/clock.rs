@@ -1,13 +1,14 @@
 //! The PV clock: system time from the TSC and the vCPU's [`TimeInfo`].
 //!
 //! This file owns the arithmetic (Xen public/xen.h, "struct vcpu_time_info") and the protocol of
-//! reading it while Xen may write. It sets no timer.
+//! reading it while Xen may write; and a clock for kernels whose tasks move between vCPUs
+//! ([`SharedClock`]). It sets no timer.
 //!
 //! Alone it needs to know [which vCPU](super::identity) this is, and that vCPU's area
 //! [registered](super::area::register).
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
-use core::sync::atomic::fence;
+use core::sync::atomic::{AtomicU64, fence};
 
 use super::area::Area;
 use super::identity;
@@ -23,6 +24,60 @@ pub fn now() -> u64 {
 #[inline]
 pub fn now_on(vcpu: u32) -> u64 {
     read(&Area::of(vcpu).info.time, tsc)
+}
+
+/// One time for all vCPUs, in nanoseconds since it was started: nobody sees it go back.
+///
+/// The clocks of two vCPUs may disagree: on an emulator whose cores had other work, by 8 ms. A task
+/// that moves between them would see [`now`] jump back, and what a vCPU that is behind has read lies
+/// before the start. Here it reads what was read last, anywhere; at first, 0.
+///
+/// ```
+/// use xen_guest::vcpu::clock::SharedClock;
+///
+/// static UPTIME: SharedClock = SharedClock::new();
+///
+/// // Each number is what `now` says on some vCPU.
+/// UPTIME.start(1_000);
+/// assert_eq!(UPTIME.elapsed(1_500), 500);
+/// assert_eq!(UPTIME.elapsed(1_400), 500); // on another, whose clock is behind
+/// ```
+#[derive(Debug)]
+pub struct SharedClock {
+    start: AtomicU64,
+    latest: AtomicU64,
+}
+
+impl SharedClock {
+    /// A clock that was started when Xen was.
+    #[must_use]
+    pub const fn new() -> Self {
+        SharedClock { start: AtomicU64::new(0), latest: AtomicU64::new(0) }
+    }
+
+    /// Starts it at the system time `now`. Once, before any other vCPU runs.
+    pub fn start(&self, now: u64) {
+        // Relaxed: read by vCPUs that are started afterwards, by a hypercall.
+        self.start.store(now, Relaxed);
+    }
+
+    /// The time since its start, where the system time of the vCPU is `now`.
+    pub fn elapsed(&self, now: u64) -> u64 {
+        let elapsed = now.saturating_sub(self.start.load(Relaxed));
+        // Relaxed: the one value is all there is to agree on.
+        self.latest.fetch_max(elapsed, Relaxed).max(elapsed)
+    }
+
+    /// The system time at which it shows `elapsed`: for a timer.
+    pub fn system_time(&self, elapsed: u64) -> u64 {
+        self.start.load(Relaxed).saturating_add(elapsed)
+    }
+}
+
+impl Default for SharedClock {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// The time-stamp counter.
@@ -71,6 +126,16 @@ mod tests {
         assert_eq!(scale(2_500_000_000, mul, -1), 999_999_999);
         assert_eq!(scale(1, 1 << 31, 1), 1);
         assert_eq!(scale(u64::MAX, 1 << 31, -1), u64::MAX >> 2);
+    }
+
+    #[test]
+    fn a_vcpu_whose_clock_is_behind_the_start_does_not_send_all_to_the_end_of_time() {
+        let clock = SharedClock::new();
+        clock.start(97_518_010_250);
+        assert_eq!(clock.elapsed(97_510_207_077), 0);
+        assert_eq!(clock.elapsed(97_518_010_251), 1);
+        assert_eq!(clock.elapsed(97_510_207_077), 1);
+        assert_eq!(clock.system_time(u64::MAX), u64::MAX);
     }
 
     #[test]

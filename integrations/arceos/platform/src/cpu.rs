@@ -3,6 +3,7 @@
 //! Owns each vCPU's number, as ArceOS and Xen both know it.
 
 use axplat::power::PowerIf;
+use spin::Once;
 use xen_guest::daemons::console;
 use xen_guest::glue;
 use xen_guest::vcpu::{area, identity, start};
@@ -56,7 +57,11 @@ impl PowerIf for Power {
         hypercall::sched_shutdown(ShutdownReason::Poweroff)
     }
 
+    /// Asked of Xen once: ArceOS asks again and again while it waits for all CPUs.
     fn cpu_num() -> usize {
-        start::count().map_or(crate::config::plat::MAX_CPU_NUM, |count| count as usize)
+        static COUNT: Once<usize> = Once::new();
+        let ask =
+            || start::count().map_or(crate::config::plat::MAX_CPU_NUM, |count| count as usize);
+        *COUNT.call_once(ask)
     }
 }

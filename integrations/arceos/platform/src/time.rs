@@ -8,25 +8,22 @@ use core::sync::atomic::Ordering::Relaxed;
 use axplat::time::TimeIf;
 use x86_64::instructions::interrupts;
 use xen_guest::events::{shared_info, timer};
-use xen_guest::vcpu::clock;
+use xen_guest::vcpu::clock::{self, SharedClock};
 
 use crate::config::devices::TIMER_IRQ;
 
-/// Xen's time when ArceOS booted.
-static BOOT: AtomicU64 = AtomicU64::new(0);
+/// Time since ArceOS booted.
+static UPTIME: SharedClock = SharedClock::new();
 
 /// When ArceOS booted, in nanoseconds since 1970. Xen changes its own wall clock when the host's is
 /// set; ArceOS sleeps and measures by this one, so it stays.
 static EPOCH: AtomicU64 = AtomicU64::new(0);
 
-/// The latest time that any vCPU has read.
-static LATEST: AtomicU64 = AtomicU64::new(0);
-
 /// From now on there is a time. On vCPU 0, once its clock is registered.
 pub(crate) fn init() {
-    // Relaxed: read by vCPUs that are started afterwards, by a hypercall.
     let boot = clock::now();
-    BOOT.store(boot, Relaxed);
+    UPTIME.start(boot);
+    // Relaxed: read by vCPUs that are started afterwards, by a hypercall.
     EPOCH.store(shared_info::epoch_offset_ns() + boot, Relaxed);
 }
 
@@ -39,13 +36,10 @@ struct Time;
 
 #[impl_plat_interface]
 impl TimeIf for Time {
-    /// A tick is a nanosecond. Time never goes back, although the clocks of two vCPUs may disagree a
-    /// little and tasks move between them.
+    /// A tick is a nanosecond.
     fn current_ticks() -> u64 {
         // A task that moves between the question for its vCPU and the clock reads another's.
-        let now = interrupts::without_interrupts(clock::now) - BOOT.load(Relaxed);
-        // Relaxed: the one value is all there is to agree on.
-        LATEST.fetch_max(now, Relaxed).max(now)
+        UPTIME.elapsed(interrupts::without_interrupts(clock::now))
     }
 
     fn ticks_to_nanos(ticks: u64) -> u64 {
@@ -65,7 +59,7 @@ impl TimeIf for Time {
     }
 
     fn set_oneshot_timer(deadline_ns: u64) {
-        interrupts::without_interrupts(|| timer::set(BOOT.load(Relaxed) + deadline_ns))
+        interrupts::without_interrupts(|| timer::set(UPTIME.system_time(deadline_ns)))
             .expect("a vCPU sets its own timer");
     }
 }
