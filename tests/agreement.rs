@@ -1,7 +1,7 @@
 //! What parts of the project repeat because none may import the other, compared here. Needs no Xen.
 
 use kicktrace::markers as read;
-use lab_guest::locks::markers as written;
+use xen_guest::markers as written;
 
 #[test]
 fn the_guest_writes_the_markers_kicktrace_reads() {

@@ -17,10 +17,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use experiment::record::Histogram;
 use experiment::{Fault, Key, Limit};
+use xen_guest::markers;
 
 use self::rng::{Around, Stream};
 use self::work::work;
-use crate::locks::{TestedLock, markers};
+use crate::locks::TestedLock;
 
 /// The vCPU a workload runs on.
 pub trait Vcpu {
@@ -189,7 +190,7 @@ pub fn contend<L: TestedLock<Guarded>>(
     locks: &[CachePadded<L>],
     progress: &AtomicU64,
 ) -> Share {
-    let number = vcpu.number() as usize;
+    let number = vcpu.number();
     let mut rng = Stream::new(plan.seed, vcpu.number());
     let mut share = Share::default();
     let started = plan.start_at.unwrap_or_else(|| vcpu.now());
@@ -262,7 +263,7 @@ pub fn compute(vcpu: &impl Vcpu, plan: &Plan, progress: &AtomicU64) -> Share {
 fn commit<L: TestedLock<Guarded>>(fault: Fault, vcpu: &impl Vcpu, lock: &L, share: &mut Share) {
     // Counted, so that it is done once.
     share.acquisitions += 1;
-    markers::acquiring(vcpu.number() as usize, markers::lock_id(lock));
+    markers::acquiring(vcpu.number(), markers::lock_id(lock));
     match fault {
         Fault::Off | Fault::Lose => {}
         Fault::Hang => lock.with(|_| {

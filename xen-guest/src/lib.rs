@@ -6,6 +6,7 @@
 //! | floor | what lives there |
 //! |---|---|
 //! | [`mod@kernel`] | a kernel made of all below: boot, memory, vCPUs, crash reports, suspend |
+//! | [`markers`] | what a lock writes into the hypervisor's trace |
 //! | [`glue`] | the join: `pvlock` on `evtchn` on Xen |
 //! | [`daemons`] | the console, and a client of xenstore |
 //! | [`events`] | event channels: the shared page, both ABIs, upcalls, a timer, sleep |
@@ -67,5 +68,6 @@ pub mod daemons;
 pub mod events;
 pub mod glue;
 pub mod kernel;
+pub mod markers;
 pub mod vcpu;
 pub mod xen;

@@ -1,9 +1,8 @@
-//! The locks under test: their types behind one trait, the kernel they are on, the marks they leave
-//! in the hypervisor's trace, and the allocator that one of them may be the lock of.
+//! The locks under test: their types behind one trait, the kernel they are on, and the allocator that
+//! one of them may be the lock of.
 
 mod families;
 pub mod heap;
-pub mod markers;
 pub mod platform;
 
 pub use families::{Family, Pv, Spin, TestedLock, Ticket};

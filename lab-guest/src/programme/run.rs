@@ -20,7 +20,7 @@ use pvlock::Counter;
 use spin::{Mutex, Once};
 use xen_guest::kernel::machine::{self, Machine, ShutdownReason};
 use xen_guest::vcpu::Area;
-use xen_guest::{events, glue};
+use xen_guest::{events, glue, markers};
 
 use super::contest::{self, Contest};
 use super::host::Host;
@@ -28,8 +28,8 @@ use super::orders::{Events, Orders};
 use super::report::{self, Domain};
 use super::vcpu::RunningVcpu;
 use super::watchdog::{Stuck, Watchdog};
+use crate::locks::heap;
 use crate::locks::platform::TestedPlatform;
-use crate::locks::{heap, markers};
 use crate::workload::rng::Around;
 use crate::workload::work::{Disturbed, Speed, work};
 use crate::workload::{Plan, Share};
@@ -248,7 +248,7 @@ impl Run {
     fn describe(&self, out: &mut dyn Write, stuck: Stuck) -> fmt::Result {
         writeln!(out, "guest failure: {stuck}")?;
         for (vcpu, progress) in self.watchdog.snapshot().enumerate() {
-            let after = markers::current_lock(vcpu);
+            let after = markers::current_lock(vcpu as u32);
             match progress {
                 None => writeln!(out, "vCPU {vcpu}: done")?,
                 Some(n) if after == 0 => writeln!(out, "vCPU {vcpu}: {n} acquisitions, outside")?,

@@ -6,10 +6,11 @@
 use xen_guest::events::timer;
 use xen_guest::glue;
 use xen_guest::kernel::machine::Machine;
+use xen_guest::markers;
 use xen_guest::vcpu::{clock, mask};
 
 use super::orders::Orders;
-use crate::locks::{markers, platform};
+use crate::locks::platform;
 use crate::workload::{Vcpu, WaitCounts};
 
 /// How long a vCPU sleeps between two looks at the start line.

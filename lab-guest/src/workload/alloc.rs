@@ -18,12 +18,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use experiment::Limit;
 use linked_list_allocator::Heap as FreeList;
+use xen_guest::markers;
 
 use super::rng::Stream;
 use super::work::work;
 use super::{Plan, Share, Vcpu, WaitCounts};
 use crate::locks::heap::Arena;
-use crate::locks::{Family, TestedLock, markers};
+use crate::locks::{Family, TestedLock};
 
 /// Blocks a vCPU holds at a time.
 const BLOCKS: usize = 16;
@@ -81,7 +82,7 @@ impl<F: Family> TestedArena<F> {
 
     fn with<R>(&self, vcpu: u32, section: impl FnOnce(&mut FreeList) -> R) -> R {
         let id = markers::lock_id(&*self.free);
-        let before = markers::acquiring(vcpu as usize, id);
+        let before = markers::acquiring(vcpu, id);
         let result = self.free.with(|free| {
             // Relaxed: only this vCPU uses its entry.
             self.owned_at[vcpu as usize].store((self.now)(), Ordering::Relaxed);
@@ -90,7 +91,7 @@ impl<F: Family> TestedArena<F> {
             *core::hint::black_box(&mut free.calls) = calls + 1;
             result
         });
-        markers::acquiring(vcpu as usize, before);
+        markers::acquiring(vcpu, before);
         result
     }
 }

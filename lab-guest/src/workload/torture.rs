@@ -16,11 +16,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use experiment::Limit;
+use xen_guest::markers;
 
 use super::rng::Stream;
 use super::work::work;
 use super::{Guarded, Plan, Share, Vcpu, free_locks};
-use crate::locks::{Family, TestedLock, markers};
+use crate::locks::{Family, TestedLock};
 
 /// Most locks held at once by one vCPU outside interrupts.
 const DEPTH: u64 = 4;
@@ -253,7 +254,7 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
         let at = from + self.rng.below((locks - from) as u64) as usize;
         let lock = &*torture.lasting[at];
         let turns = self.holding_time();
-        let (number, id) = (self.vcpu.number() as usize, markers::lock_id(lock));
+        let (number, id) = (self.vcpu.number(), markers::lock_id(lock));
         let waits = self.vcpu.wait_counts();
         let before = markers::acquiring(number, id);
         let asked = self.vcpu.now();
@@ -289,7 +290,7 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
         let short = torture.join(slot, &mut spare);
         drop(spare);
         let turns = self.holding_time();
-        let number = self.vcpu.number() as usize;
+        let number = self.vcpu.number();
         let before = markers::acquiring(number, markers::lock_id(short.lock()));
         short.lock().with(|shared| shared.guarded.increment_around(|| work(turns)));
         markers::acquiring(number, before);
