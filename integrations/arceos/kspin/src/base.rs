@@ -2,16 +2,18 @@
 //!
 //! Owns the order of the two: the guard is acquired before the lock and released after it.
 
+use core::any::TypeId;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
-use kernel_guard::{BaseGuard, NoPreempt};
-use pvlock::{KickAtUnlock, RawPvLock};
+use kernel_guard::{BaseGuard, NoOp, NoPreempt};
+use pvlock::{Adaptive, RawPvLock};
 use xen_guest::glue::XenPlatform;
+use xen_guest::markers::{self, Marked};
 
-type Raw = RawPvLock<XenPlatform, KickAtUnlock>;
+type Raw = RawPvLock<XenPlatform<Marked>, Adaptive>;
 
 /// A lock around a value; `G` is what it holds off meanwhile, such as interrupts.
 ///
@@ -83,8 +85,27 @@ impl<G: BaseGuard, T: ?Sized> BaseSpinLock<G, T> {
     #[cold]
     fn wait(&self) {
         NoPreempt::acquire();
-        self.raw.lock();
+        markers::acquire(&self.raw, || self.raw.lock());
         NoPreempt::release(());
+    }
+
+    /// Releases the lock, in whose last steps, the kick, the task must not move to another CPU either.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the lock.
+    #[inline(always)]
+    unsafe fn unlock_raw(&self) {
+        // Known at compile time: one of the two is all that is left.
+        let may_move = typeid::of::<G>() == TypeId::of::<NoOp>();
+        if may_move {
+            NoPreempt::acquire();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.raw.unlock() };
+        if may_move {
+            NoPreempt::release(());
+        }
     }
 
     /// Whether somebody owns the lock. A snapshot.
@@ -103,7 +124,7 @@ impl<G: BaseGuard, T: ?Sized> BaseSpinLock<G, T> {
     pub unsafe fn force_unlock(&self) {
         if cfg!(feature = "smp") {
             // SAFETY: the caller's promise.
-            unsafe { self.raw.unlock() };
+            unsafe { self.unlock_raw() };
         }
     }
 
