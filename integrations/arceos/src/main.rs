@@ -2,7 +2,7 @@
 //!
 //! It uses ArceOS as any application does (`axstd`), and one thing beside it: the counts that
 //! `xen_guest::glue` keeps of the waits of the lock under everything. What the tasks do is in
-//! [`work`].
+//! [`work`]; how every vCPU comes to sleep, in [`drill`].
 //!
 //! The domain's configuration may say how much (`extra = "rounds=100 tasks=16"`), see [`Plan`].
 #![no_std]
@@ -14,11 +14,12 @@ extern crate alloc;
 // The platform: nothing here names it, and the image needs it.
 extern crate axplat_x86_xen as platform;
 
+mod drill;
 mod plan;
+mod team;
 mod work;
 
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 use std::io::Read;
@@ -29,8 +30,10 @@ use std::time::Instant;
 
 use pvlock::Counter;
 use xen_guest::glue::{self, XenPlatform};
+use xen_guest::markers;
 
 use plan::Plan;
+use team::Place;
 use work::{COUNTER, Done};
 
 /// ArceOS calls it on vCPU 0, when all vCPUs run its scheduler; the domain ends when it returns.
@@ -40,15 +43,23 @@ fn main() {
     println!("Hello, ArceOS on Xen! {vcpus} vCPUs");
     println!("arceos: {} s since 1970", time::wall_time().as_secs());
     let plan = Plan::from_words(platform::cmdline(), vcpus).unwrap_or_else(|why| panic!("{why}"));
+    markers::enable(plan.markers);
     interrupt_all(vcpus);
     if plan.ask {
         ask();
     }
     let begin = Instant::now();
-    let tasks = (0..plan.tasks).map(|task| thread::spawn(move || work::run(task, plan, vcpus)));
-    let tasks: Vec<_> = tasks.collect();
-    let done: Vec<Done> = tasks.into_iter().map(|task| task.join().expect("a task ends")).collect();
-    report(vcpus, &done, begin.elapsed().as_nanos() as u64);
+    let done = team::run(plan.tasks, Place::Anywhere, move |task| work::run(task, plan));
+    let ns = begin.elapsed().as_nanos() as u64;
+    // The original lock never sleeps.
+    let sleeps = !cfg!(feature = "original-kspin");
+    if plan.drill && sleeps {
+        drill::run(vcpus);
+    }
+    if plan.stall && sleeps {
+        drill::outlast_polls(vcpus);
+    }
+    report(vcpus, &done, ns);
 }
 
 /// Lets every vCPU run a function by an interrupt from this one.
@@ -102,6 +113,6 @@ fn report(vcpus: u32, done: &[Done], ns: u64) {
     println!(
         "arceos: counter {} of {taken}; {} of {vcpus} vCPUs slept and were kicked awake; {lost} lost",
         *COUNTER.lock(),
-        work::sleepers(vcpus)
+        drill::sleepers(vcpus)
     );
 }

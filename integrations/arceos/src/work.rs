@@ -5,30 +5,17 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use core::hint::black_box;
-use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 
 use kspin::SpinNoIrq;
 use std::thread;
 use std::time::Instant;
-use xen_guest::{glue, vcpu};
+use xen_guest::vcpu;
 
 use crate::plan::Plan;
 
 /// What the lock protects: read, held on to for a while, written back one higher.
 pub(crate) static COUNTER: SpinNoIrq<u64> = SpinNoIrq::new(0);
-
-/// How many vCPUs have slept in a wait and were kicked awake; never more than there are.
-static SLEEPERS: AtomicU32 = AtomicU32::new(0);
-
-/// Rounds of a task that was told no number, at least and at most: a kernel whose kicks wake nobody
-/// ends too, and says so.
-const AT_LEAST: u64 = 50;
-const AT_MOST: u64 = 20_000;
-
-/// A task sleeps after so many rounds.
-const ROUNDS_PER_SLEEP: u64 = 8;
 
 /// What came of a task.
 #[derive(Debug, Default)]
@@ -57,21 +44,15 @@ impl VcpuSet {
 }
 
 /// Task number `task` of `plan`.
-pub(crate) fn run(task: u32, plan: Plan, vcpus: u32) -> Done {
+pub(crate) fn run(task: u32, plan: Plan) -> Done {
     let mut done = Done::default();
     let mut kept: Vec<Vec<u32>> = Vec::new();
-    loop {
-        match plan.rounds {
-            Some(rounds) if done.taken == rounds => break,
-            None if done.taken >= AT_MOST => break,
-            None if done.taken >= AT_LEAST && all_slept(vcpus) => break,
-            _ => {}
-        }
+    while done.taken < plan.rounds {
         done.ran_on.insert(vcpu::current());
         count(plan, &mut done);
         allocate(task, done.taken, &mut kept);
-        work(plan.outside_us);
-        if done.taken % ROUNDS_PER_SLEEP == 0 {
+        work(plan.outside);
+        if plan.nap > 0 && done.taken % plan.nap == 0 {
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -83,7 +64,7 @@ fn count(plan: Plan, done: &mut Done) {
     let mut counter = COUNTER.lock();
     let waited = begin.elapsed().as_nanos() as u64;
     let before = black_box(*counter);
-    work(plan.critical_us);
+    work(plan.critical);
     *counter = before + 1;
     drop(counter);
     done.taken += 1;
@@ -100,30 +81,10 @@ fn allocate(task: u32, round: u64, kept: &mut Vec<Vec<u32>>) {
     }
 }
 
-/// Works for so long, as long as this vCPU runs.
-fn work(us: u64) {
-    /// Turns of the loop that last a microsecond or so, here and on any machine of today.
-    const TURNS_PER_US: u64 = 250;
-    let mut value = us;
-    for turn in 0..us * TURNS_PER_US {
+/// Works for so many turns, as long as this vCPU runs. No PAUSE: it may exit to the hypervisor.
+fn work(turns: u64) {
+    let mut value = turns;
+    for turn in 0..turns {
         value = black_box(value ^ turn);
     }
-}
-
-fn all_slept(vcpus: u32) -> bool {
-    // Relaxed: a hint when to end.
-    SLEEPERS.load(Relaxed) == vcpus || {
-        let now = sleepers(vcpus);
-        SLEEPERS.fetch_max(now, Relaxed);
-        now == vcpus
-    }
-}
-
-/// How many vCPUs have slept in a wait for a lock and were kicked awake.
-pub(crate) fn sleepers(vcpus: u32) -> u32 {
-    let slept = |vcpu: &u32| {
-        let counts = glue::wait_counts(*vcpu as usize);
-        counts.polls > 0 && counts.kicked > counts.latched
-    };
-    (0..vcpus).filter(slept).count() as u32
 }
