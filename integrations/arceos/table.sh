@@ -39,19 +39,16 @@ measure() { # LABEL KERNEL VCPUS DOMAINS WORDS
     if [ "$trace" ]; then kill -INT $tracer; wait $tracer; fi
 }
 
-rounds=${rounds:-100}
-# Sections: long (two thirds of the time in the lock), short (one third).
-for section in "long critical=5000 outside=2500" "short critical=150 outside=300"; do
+# Sections in turns of a loop: long ones, two thirds of a task's time; and short ones, a third.
+for section in 'long critical=5000 outside=2500 rounds=100' 'short critical=150 outside=300 rounds=400'; do
     set -- $section
+    label=$1 words="$2 $3 $4 nap=32" trace=
     for kernel in original pvlock; do
-        trace=
-        words="$2 $3 nap=32 rounds=$rounds"
-        measure "$1-1x" $kernel 2 1 "$words"
-        measure "$1-2x" $kernel 4 1 "$words"
-        measure "$1-2x2" $kernel 2 2 "$words"
+        measure $label-1x $kernel 2 1 "$words"
+        measure $label-2x $kernel 4 1 "$words"
+        measure $label-2x2 $kernel 2 2 "$words"
     done
     trace=yes
-    words="$words markers=1"
-    measure "$1-2x-marked" pvlock 4 1 "$words"
-    measure "$1-2x2-marked" pvlock 2 2 "$words"
+    measure $label-2x-marked pvlock 4 1 "$words markers=1"
+    measure $label-2x2-marked pvlock 2 2 "$words markers=1"
 done

@@ -29,12 +29,12 @@ pub(crate) fn build(name: &str) -> Vec<u8> {
     build_in(name, name, Crates::Ours)
 }
 
-/// As [`build`], of the kernel `name` in `folder`.
+/// As [`build`], of the package `name` in `folder`.
 pub(crate) fn build_in(folder: &str, name: &str, crates: Crates) -> Vec<u8> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--locked", "--target-dir"]).arg(&target);
+    cargo.args(["build", "--release", "--locked", "--package", name, "--target-dir"]).arg(&target);
     if crates == Crates::Ours {
         cargo.arg("--offline");
     }
@@ -50,9 +50,20 @@ pub(crate) fn build_in(folder: &str, name: &str, crates: Crates) -> Vec<u8> {
 
 /// Boots a host whose script finds `kernel` and the `config` of its domain in `/guest`: what it brought home.
 pub(crate) fn boot(kernel: Vec<u8>, config: &'static [u8], script: &str) -> TempDir {
+    boot_all([("kernel", kernel)], config, script)
+}
+
+/// As [`boot`], with several kernels, by their names.
+pub(crate) fn boot_all<const N: usize>(
+    kernels: [(&str, Vec<u8>); N],
+    config: &'static [u8],
+    script: &str,
+) -> TempDir {
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(script, out.path());
-    boot.files.push(Overlay::bytes("/guest/kernel", 0o644, kernel));
+    for (name, kernel) in kernels {
+        boot.files.push(Overlay::bytes(format!("/guest/{name}"), 0o644, kernel));
+    }
     boot.files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config));
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
