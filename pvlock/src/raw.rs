@@ -33,8 +33,8 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     ///
     /// # Panics
     ///
-    /// When it has to queue, if the CPU's number is not less than [`Platform::MAX_CPUS`] or the hash
-    /// table has less than four entries for each CPU.
+    /// When it has to queue, if the CPU's number is not less than [`Platform::MAX_CPUS`] or the
+    /// hash table has less than four entries for each CPU.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock(&self) {
