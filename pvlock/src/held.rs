@@ -205,3 +205,99 @@ impl Held {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: usize = 0x40;
+    const B: usize = 0x44;
+    const C: usize = 0x48;
+
+    fn here() -> &'static Location<'static> {
+        Location::caller()
+    }
+
+    fn take(held: &Held, lock: usize) {
+        held.claim(lock, false, here()).expect("a place").hold();
+    }
+
+    #[test]
+    fn each_wait_has_a_number_that_says_wait() {
+        let held = Held::new();
+        let mut numbers = Vec::new();
+        // The last ones are beyond the largest number.
+        for begin in [0, 1, u32::MAX - 2] {
+            if begin > 1 {
+                held.waits.store(begin, Relaxed);
+            }
+            for _ in 0..3 {
+                let place = held.claim(A, false, here()).expect("a place");
+                let record = place.read().expect("filled in");
+                assert!(!record.is_held());
+                numbers.push(record.wait);
+                place.clear();
+            }
+        }
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, u32::MAX - 1, u32::MAX, 1]);
+    }
+
+    #[test]
+    fn a_cpu_is_stuck_with_what_it_holds_below_its_uppermost_wait() {
+        let held = Held::new();
+        take(&held, A);
+        take(&held, B);
+        assert!(held.stuck_with(A).is_none(), "it runs");
+        held.claim(C, false, here());
+        // A handler interrupts the wait, takes a lock, and waits too.
+        take(&held, C + 4);
+        held.claim(C + 8, false, here());
+        let stuck = |lock| held.stuck_with(lock).map(|(taken, wait)| (taken.lock, wait.lock));
+        assert_eq!(stuck(A), Some((A, C + 8)));
+        assert_eq!(stuck(B), Some((B, C + 8)));
+        assert_eq!(stuck(C), None, "it waits for that");
+        assert_eq!(stuck(C + 4), Some((C + 4, C + 8)));
+    }
+
+    #[test]
+    fn a_place_above_all_that_are_in_use_is_claimed() {
+        let held = Held::new();
+        let locks = (1..=PLACES).map(|lock| lock * 4);
+        for lock in locks.clone() {
+            take(&held, lock);
+        }
+        assert!(held.claim(A, false, here()).is_none(), "it is full");
+        assert!(held.forget(4) && !held.forget(4));
+        assert!(held.claim(A, false, here()).is_none(), "the lowest place is no use");
+        assert!(held.forget(PLACES * 4));
+        assert!(held.claim(A, false, here()).is_some());
+    }
+
+    #[test]
+    fn a_wait_is_overdue_once_in_each_bound() {
+        let held = Held::new();
+        let place = held.claim(A, false, here()).expect("a place");
+        assert!(!place.was_looked_at());
+        assert_eq!(place.overdue(100, 10), None, "it begins");
+        assert!(place.was_looked_at());
+        let told: Vec<_> = (100..135).filter_map(|now| place.overdue(now, 10)).collect();
+        assert_eq!(told, [11, 22, 33]);
+        assert!(place.tells_of_a_circle() && !place.tells_of_a_circle());
+        place.clear();
+        let place = held.claim(A, false, here()).expect("a place");
+        assert!(!place.was_looked_at() && place.tells_of_a_circle(), "a new wait");
+        assert_eq!(place.overdue(0, 10), None, "a clock that begins at 0");
+        assert!(place.was_looked_at());
+    }
+
+    #[test]
+    fn what_is_held_for_writing_can_be_shared() {
+        let held = Held::new();
+        held.claim(A, false, here());
+        take(&held, B);
+        held.share(A);
+        held.share(B);
+        let shared: Vec<_> = held.places.iter().filter_map(Place::read).map(|r| r.shared).collect();
+        assert_eq!(shared, [false, true], "the first one waits");
+    }
+}

@@ -95,8 +95,11 @@ unsafe impl<X: Preemption> Interrupts for PreemptionOff<X> {
 
 /// A raw mutex that is only held with interrupts off.
 ///
-/// Guards must be dropped in the reverse order of their making: each puts back what it found. It is
-/// kept in the lock, which is larger by that: eight bytes in all, where a flag is saved.
+/// Guards are to be dropped in the reverse order of their making: each puts back what it found.
+/// Dropped the other way round, interrupts come back with the first of them, while the other lock is
+/// held, and are off after the second; memory is safe nevertheless. If the inner lock panics, they
+/// are as they were before. What is found is kept in the lock, which is larger by that: eight bytes
+/// in all, where a flag is saved.
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
@@ -310,5 +313,56 @@ mod tests {
             ]
         );
         assert!(ENABLED.get());
+    }
+
+    #[test]
+    fn guards_dropped_the_other_way_round_put_back_what_each_found() {
+        let first = lock_api::Mutex::<RawIrqLock<Spy, Flag>, ()>::new(());
+        let second = lock_api::Mutex::<RawIrqLock<Spy, Flag>, ()>::new(());
+        let (one, two) = (first.lock(), second.lock());
+        drop(one);
+        assert!(ENABLED.get(), "the first was taken with interrupts on");
+        drop(two);
+        assert!(!ENABLED.replace(true), "the second with interrupts off");
+    }
+
+    /// A raw lock with a defect.
+    struct Faulty;
+
+    // SAFETY: nobody ever has it.
+    unsafe impl RawMutex for Faulty {
+        #[allow(clippy::declare_interior_mutable_const)]
+        const INIT: Self = Self;
+        type GuardMarker = GuardNoSend;
+
+        fn lock(&self) {
+            panic!("a defect of a lock")
+        }
+
+        fn try_lock(&self) -> bool {
+            panic!("a defect of a lock")
+        }
+
+        unsafe fn unlock(&self) {
+            panic!("a defect of a lock")
+        }
+    }
+
+    #[test]
+    fn interrupts_come_back_when_the_lock_panics() {
+        type Lock = RawIrqLock<Faulty, Flag>;
+        static LOCK: Lock = Lock::over(Faulty);
+        let taken_already = || {
+            // SAFETY: nobody else has it.
+            unsafe { LOCK.keep(Off::new()) };
+            // SAFETY: taken just now, for all this type knows.
+            unsafe { LOCK.unlock() };
+        };
+        for act in [|| RawMutex::lock(&LOCK), || assert!(!RawMutex::try_lock(&LOCK)), taken_already]
+        {
+            assert!(ENABLED.get());
+            std::panic::catch_unwind(act).expect_err("a defect of a lock");
+            assert!(ENABLED.get(), "as they were");
+        }
     }
 }

@@ -97,13 +97,20 @@ pub(crate) fn acquire<P: Platform, K: Policy, D: Discipline>(word: &Word, seen: 
 /// Takes the lock through the queue.
 #[inline(never)]
 fn acquire_queued<P: Platform, D: Discipline>(word: &Word) {
+    check_table::<P>();
+    queue::acquire::<P, D>(word);
+}
+
+/// # Panics
+///
+/// When the hash table has room for less than four entries for each CPU.
+pub(crate) fn check_table<P: Platform>() {
     assert!(
         cfg!(loom) || P::hash().capacity() >= LEVELS * P::MAX_CPUS,
         "pvlock: Platform::hash() has {} entries, {} CPUs need {LEVELS} each",
         P::hash().capacity(),
         P::MAX_CPUS
     );
-    queue::acquire::<P, D>(word);
 }
 
 /// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.

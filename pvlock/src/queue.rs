@@ -70,8 +70,7 @@ pub(crate) fn node<P: Platform>(tail: Tail) -> &'static Node {
 
 /// Takes the lock through the queue.
 pub(crate) fn acquire<P: Platform, D: Discipline>(word: &Word) {
-    let cpu = P::current_cpu();
-    assert!(cpu < P::MAX_CPUS, "pvlock: cpu {cpu} is beyond Platform::MAX_CPUS = {}", P::MAX_CPUS);
+    let cpu = current_cpu::<P>();
     let nodes = P::nodes(cpu);
     let level = nodes.enter();
     count_level::<P>(cpu, level);
@@ -84,6 +83,17 @@ pub(crate) fn acquire<P: Platform, D: Discipline>(word: &Word) {
         acquire_unqueued::<P>(word);
     }
     nodes.leave(level);
+}
+
+/// The number of the calling CPU, of which there are nodes.
+///
+/// # Panics
+///
+/// When the platform says one that is not less than its `MAX_CPUS`.
+pub(crate) fn current_cpu<P: Platform>() -> usize {
+    let cpu = P::current_cpu();
+    assert!(cpu < P::MAX_CPUS, "pvlock: cpu {cpu} is beyond Platform::MAX_CPUS = {}", P::MAX_CPUS);
+    cpu
 }
 
 /// Takes the lock when nobody owns it or waits for it. No order: others may always be faster.

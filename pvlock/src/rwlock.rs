@@ -11,7 +11,7 @@ use crate::counts::Counter;
 use crate::policy::{Spin, Stage};
 use crate::sync::{AtomicU32, Ordering::Relaxed, const_fn, ord, step};
 use crate::word::{LEVELS, Tail};
-use crate::{CpuNodes, Mode, Platform, Policy, RawPvLock};
+use crate::{CpuNodes, Mode, Platform, Policy, RawPvLock, pv, queue};
 
 /// Many readers or one writer: eight bytes, and waiters that sleep in the hypervisor.
 ///
@@ -56,8 +56,12 @@ const ASLEEP: u32 = 1 << 2;
 const WAKING: u32 = 3 << 2;
 const SLEEP: u32 = 3 << 2;
 const READER: u32 = 1 << 4;
-/// The counted readers. With one for each context of each CPU they are far from the last bit.
+/// The counted readers.
 const READERS: u32 = !(READER - 1);
+/// More readers than any machine has: guards are forgotten somewhere. Nobody begins to read then, or
+/// the count would begin anew, beside those who read. Contexts that look at the same time may each
+/// add one more; they are fewer than there is room for.
+const CROWDED: u32 = 1 << 31;
 
 /// What the head of the queue wants.
 #[derive(Clone, Copy)]
@@ -97,12 +101,13 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     ///
     /// # Panics
     ///
-    /// As [`RawPvLock::lock`].
+    /// As [`RawPvLock::lock`]; and when 134,217,728 readers hold it, which is what forgotten guards
+    /// come to.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock_shared(&self) {
         let wanted = checker::want::<P>(self.key(), How::Shared);
-        if !self.try_add_reader(WRITER | WAITING) {
+        if !self.try_add_reader(WRITER | WAITING | CROWDED) {
             self.lock_slow(Want::Read);
         }
         checker::got::<P>(wanted);
@@ -113,21 +118,31 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     ///
     /// Waits for the writer that is in, and for nobody else: it is counted as a reader at once, and
     /// does not queue, since the context below may stand in the queue. It spins, in every mode.
+    ///
+    /// # Panics
+    ///
+    /// When 134,217,728 readers hold the lock.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn lock_shared_recursive(&self) {
         let wanted = checker::want::<P>(self.key(), How::Shared);
         // Acquire, with the last writer's release. The next one waits for us.
         let seen = self.word.fetch_add(READER, ord!("rw-recursive", Acquire));
-        if seen & WRITER != 0 {
-            self.wait_for_the_writer();
+        if seen & (WRITER | CROWDED) != 0 {
+            self.read_slow(seen);
         }
         checker::got::<P>(wanted);
     }
 
+    /// Counted as a reader already, of a word that was as `seen`.
     #[cold]
     #[inline(never)]
-    fn wait_for_the_writer(&self) {
+    fn read_slow(&self, seen: u32) {
+        if seen & CROWDED != 0 {
+            // Not the last one: nobody is to be woken.
+            self.word.fetch_sub(READER, Relaxed);
+            too_many_readers();
+        }
         step!(P::current_cpu(), "rw: reads after the writer");
         let mut turn = 0_u32;
         // Acquire, with the writer's release.
@@ -152,18 +167,19 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
         checker::got::<P>(wanted);
     }
 
-    /// Takes the lock for reading if there is no writer and nobody waits.
+    /// Takes the lock for reading if there is no writer, nobody waits, and there are less than
+    /// 134,217,728 readers.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn try_lock_shared(&self) -> bool {
-        self.noted(self.try_add_reader(WRITER | WAITING), How::Shared)
+        self.noted(self.try_add_reader(WRITER | WAITING | CROWDED), How::Shared)
     }
 
-    /// Takes the lock for reading if there is no writer.
+    /// Takes the lock for reading if there is no writer, past whoever waits.
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn try_lock_shared_recursive(&self) -> bool {
-        self.noted(self.try_add_reader(WRITER), How::Shared)
+        self.noted(self.try_add_reader(WRITER | CROWDED), How::Shared)
     }
 
     /// Tells the checker of a try: whether it succeeded.
@@ -317,6 +333,14 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
             }
         }
 
+        // Before anything is done.
+        queue::current_cpu::<P>();
+        if P::mode() == Mode::Pv {
+            pv::check_table::<P>();
+        }
+        if matches!(want, Want::Read) && self.word.load(Relaxed) & CROWDED != 0 {
+            too_many_readers();
+        }
         checker::blocked::<P>(self.key());
         self.queue.acquire();
         let unwinding = Unwinding(self);
@@ -371,6 +395,11 @@ impl<P: Platform, K: Policy> RawPvRwLock<P, K> {
     }
 }
 
+#[cold]
+fn too_many_readers() -> ! {
+    panic!("pvlock: {} readers hold a lock: guards are forgotten somewhere", CROWDED / READER);
+}
+
 /// A node that is claimed when it is needed, and given back.
 struct Level {
     nodes: &'static CpuNodes,
@@ -408,5 +437,59 @@ impl<P: Platform, K: Policy> core::fmt::Debug for RawPvRwLock<P, K> {
             _ => write!(f, "a writer")?,
         }
         write!(f, "{waits})")
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::{HashStorage, HashTable, KickAtUnlock};
+    use std::panic::catch_unwind;
+
+    static NODES: CpuNodes = CpuNodes::new();
+    static STORAGE: HashStorage<64> = HashStorage::new();
+    static TABLE: HashTable = HashTable::new(&STORAGE);
+
+    struct Single;
+
+    // SAFETY: one thread that never waits.
+    unsafe impl Platform for Single {
+        const MAX_CPUS: usize = 1;
+        fn current_cpu() -> usize {
+            0
+        }
+        fn nodes(_cpu: usize) -> &'static CpuNodes {
+            &NODES
+        }
+        fn hash() -> &'static HashTable {
+            &TABLE
+        }
+        fn wait(_still_blocked: impl Fn() -> bool) {
+            unreachable!("nobody waits")
+        }
+        fn kick(_cpu: usize) {}
+        fn now() -> u64 {
+            0
+        }
+    }
+
+    /// Safe code may forget guards. The count must not come round to 0 beside one that is left.
+    #[test]
+    fn readers_that_are_forgotten_never_let_a_writer_in() {
+        static LOCK: RawPvRwLock<Single, KickAtUnlock> = RawPvRwLock::new();
+        LOCK.word.store(CROWDED - READER, Relaxed);
+        assert!(LOCK.try_lock_shared(), "one more");
+        assert!(!LOCK.try_lock_shared() && !LOCK.try_lock_shared_recursive());
+        for lock in [|| LOCK.lock_shared(), || LOCK.lock_shared_recursive()] {
+            let panic = catch_unwind(lock).expect_err("too many");
+            let text = panic.downcast_ref::<String>().expect("a text");
+            assert!(text.starts_with("pvlock: 134217728 readers hold a lock"), "{text}");
+            assert_eq!(LOCK.word.load(Relaxed), CROWDED, "as it was");
+        }
+        assert!(!LOCK.try_lock_exclusive() && !LOCK.queue.is_locked());
+        // SAFETY: one of those that are counted.
+        unsafe { LOCK.unlock_shared() };
+        LOCK.lock_shared();
+        assert_eq!(NODES.depth(), 0);
     }
 }

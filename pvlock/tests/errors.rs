@@ -1,6 +1,6 @@
 //! What a kernel can get wrong, and what it is told.
 
-use pvlock::{CpuNodes, HashStorage, HashTable, KickAtUnlock, Platform, RawPvLock};
+use pvlock::{CpuNodes, HashStorage, HashTable, KickAtUnlock, Platform, RawPvLock, RawPvRwLock};
 
 /// A machine of `MAX` CPUs with a table of 256 entries, seen from CPU `NUMBER`.
 struct Machine<const MAX: usize, const NUMBER: usize>;
@@ -51,6 +51,23 @@ fn a_table_too_small_is_named() {
     let lock = RawPvLock::<Machine<65, 0>, KickAtUnlock>::new();
     lock.lock();
     lock.lock();
+}
+
+/// A readers-writer lock says the same: its head may sleep without the queue having been asked.
+#[test]
+#[should_panic(expected = "cpu 7 is beyond Platform::MAX_CPUS = 4")]
+fn a_cpu_beyond_the_maximum_is_named_by_a_rwlock_too() {
+    let lock = RawPvRwLock::<Machine<4, 7>, KickAtUnlock>::new();
+    lock.lock_exclusive();
+    lock.lock_shared();
+}
+
+#[test]
+#[should_panic(expected = "Platform::hash() has 256 entries, 65 CPUs need 4 each")]
+fn a_table_too_small_is_named_by_a_rwlock_too() {
+    let lock = RawPvRwLock::<Machine<65, 0>, KickAtUnlock>::new();
+    lock.lock_shared();
+    lock.lock_exclusive();
 }
 
 /// A lock may be taken and released before the kernel knows who it is, while nobody waits.

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! cargo test -p pvlock-loom --test breaks -- --ignored --nocapture
+//! PVLOCK_BREAKS=hash.rs cargo test -p pvlock-loom --test breaks -- --ignored --nocapture
 //! ```
 //!
-//! goes through the whole list, some seconds each. What runs every day is that each break still fits the sources.
+//! goes through the whole list, some seconds each, or through those whose file or text contains the
+//! word. What runs every day is that each break still fits the sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,15 +28,20 @@ struct Break {
 enum By {
     /// A model whose name begins so.
     Model(&'static str),
-    /// `tests/word_steps.rs` of pvlock.
+    /// A unit test of pvlock whose name begins so.
+    Unit(&'static str),
+    /// `tests/word_steps.rs` of pvlock: two of the steps at once.
     WordSteps,
 }
 
-use By::{Model, WordSteps};
+use By::{Model, Unit, WordSteps};
+
+/// The unit test that takes each step of the word once.
+const EACH_STEP: By = Unit("word::tests::each_x86_64_step");
 
 #[rustfmt::skip] // One break, one paragraph.
 const BREAKS: &[Break] = &[
-    // ----- the word on x86-64: one for each instruction
+    // ----- the word on x86-64: one for each instruction and one for each step
     Break { wrong: "the compare-exchange of the low half is not atomic", file: "word/x86_64.rs",
         from: "lock cmpxchg word ptr", to: "cmpxchg word ptr", noticed_by: WordSteps },
     Break { wrong: "the release's compare-exchange is not atomic", file: "word/x86_64.rs",
@@ -45,8 +52,49 @@ const BREAKS: &[Break] = &[
         from: "const TAIL_HALF: usize = 2;", to: "const TAIL_HALF: usize = 0;", noticed_by: WordSteps },
     Break { wrong: "the tail is not exchanged but read and written", file: "word/x86_64.rs",
         from: "xchg word ptr [{p}], {v:x}\"", to: "movzx r11d, word ptr [{p}]\", \"mov word ptr [{p}], {v:x}\", \"mov {v:e}, r11d\", out(\"r11\") _", noticed_by: WordSteps },
+    Break { wrong: "a byte is not exchanged but read and written", file: "word/x86_64.rs",
+        from: "xchg byte ptr [{p}], {v}\"", to: "movzx r11d, byte ptr [{p}]\", \"mov byte ptr [{p}], {v}\", \"mov {v}, r11b\", out(\"r11\") _", noticed_by: WordSteps },
+    Break { wrong: "a store of the low half writes the locked byte alone", file: "word/x86_64.rs",
+        from: "mov word ptr [{p}], {v:x}\", p", to: "mov byte ptr [{p}], {v:l}\", p", noticed_by: EACH_STEP },
+    Break { wrong: "a store of a byte writes the one beside it too", file: "word/x86_64.rs",
+        from: "mov byte ptr [{p}], {v}\", p = in(reg) self.at(byte), v = in(reg_byte) value", to: "mov word ptr [{p}], {v:x}\", p = in(reg) self.at(byte), v = in(reg) u16::from(value)", noticed_by: EACH_STEP },
+    Break { wrong: "whoever takes the lock as head says slow", file: "word/x86_64.rs",
+        from: "fn set_locked(&self) {\n        self.store_byte(LOCKED_BYTE, LOCKED)", to: "fn set_locked(&self) {\n        self.store_byte(LOCKED_BYTE, SLOW)", noticed_by: EACH_STEP },
+    Break { wrong: "a head that registers leaves the byte at 1", file: "word/x86_64.rs",
+        from: "self.exchange_byte(LOCKED_BYTE, SLOW)", to: "self.exchange_byte(LOCKED_BYTE, LOCKED)", noticed_by: EACH_STEP },
+    Break { wrong: "an owner that registers leaves the byte at 1", file: "word/x86_64.rs",
+        from: "fn set_slow(&self) {\n        self.store_byte(LOCKED_BYTE, SLOW)", to: "fn set_slow(&self) {\n        self.store_byte(LOCKED_BYTE, LOCKED)", noticed_by: EACH_STEP },
+    Break { wrong: "a head that finds itself the owner stays slow", file: "word/x86_64.rs",
+        from: "fn slow_to_locked(&self) {\n        self.store_byte(LOCKED_BYTE, LOCKED)", to: "fn slow_to_locked(&self) {\n        self.store_byte(LOCKED_BYTE, SLOW)", noticed_by: EACH_STEP },
+    Break { wrong: "the pending waiter is told that pending was clear", file: "word/x86_64.rs",
+        from: " | u32::from(was) << PENDING.trailing_zeros()", to: "", noticed_by: EACH_STEP },
+    Break { wrong: "a late head does not set pending", file: "word/x86_64.rs",
+        from: "fn set_pending(&self) {\n        self.store_byte(PENDING_BYTE, 1)", to: "fn set_pending(&self) {\n        self.store_byte(PENDING_BYTE, 0)", noticed_by: EACH_STEP },
+    Break { wrong: "pending is not cleared", file: "word/x86_64.rs",
+        from: "fn clear_pending(&self) {\n        self.store_byte(PENDING_BYTE, 0)", to: "fn clear_pending(&self) {\n        self.store_byte(PENDING_BYTE, 1)", noticed_by: EACH_STEP },
+    Break { wrong: "the pending waiter takes the lock and stays pending", file: "word/x86_64.rs",
+        from: "self.store_low_half(LOCKED.into());", to: "self.store_low_half(PENDING_16 | u16::from(LOCKED));", noticed_by: EACH_STEP },
+    Break { wrong: "a thief passes a head that is late", file: "word/x86_64.rs",
+        from: "self.try_low_half(0, LOCKED.into())", to: "self.try_low_half(self.low_half() & PENDING_16, LOCKED.into())", noticed_by: EACH_STEP },
+    Break { wrong: "a head does not take the lock that is reserved for it", file: "word/x86_64.rs",
+        from: "self.try_low_half(pending, LOCKED.into())", to: "self.try_low_half(pending & 0, LOCKED.into())", noticed_by: EACH_STEP },
+    Break { wrong: "a fair release reserves nothing", file: "word/x86_64.rs",
+        from: "u16::from(LOCKED), PENDING_16)", to: "u16::from(LOCKED), 0)", noticed_by: EACH_STEP },
+    Break { wrong: "a fair release of a slow lock reserves nothing", file: "word/x86_64.rs",
+        from: "self.store_low_half(PENDING_16);", to: "self.store_low_half(0);", noticed_by: EACH_STEP },
+    Break { wrong: "a release of a slow lock goes through without a kick", file: "word/x86_64.rs",
+        from: "if was == LOCKED { Ok(()) }", to: "if was != 0 { Ok(()) }", noticed_by: EACH_STEP },
+
 
     // ----- the hash table
+    Break { wrong: "only the home line is looked at", file: "hash.rs",
+        from: "(0..self.lines.len())", to: "(0..1)", noticed_by: Unit("hash::tests::holds_as_many") },
+    Break { wrong: "all locks have one home", file: "hash.rs",
+        from: ".wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32", to: ".wrapping_mul(0)", noticed_by: Unit("hash::tests::the_home_line") },
+    Break { wrong: "a second entry goes in unseen", file: "hash.rs",
+        from: "self.check_single(lock, sleeper);", to: "", noticed_by: Unit("hash::tests::a_second_entry") },
+    Break { wrong: "an entry loses the level of its sleeper", file: "hash.rs",
+        from: "entry.sleeper.store(sleeper.bits().into(), Relaxed);", to: "entry.sleeper.store((sleeper.bits() & !3).into(), Relaxed);", noticed_by: Unit("hash::tests::holds_as_many") },
     Break { wrong: "an entry is claimed by a look and a store", file: "hash.rs",
         from: ".compare_exchange(0, lock, ord!(\"entry-claim\", Acquire), Relaxed)\n                        .is_ok()",
         to: ".load(Relaxed) == 0 && { entry.lock.store(lock, Relaxed); true }", noticed_by: Model("two_heads") },
@@ -63,7 +111,7 @@ const BREAKS: &[Break] = &[
     Break { wrong: "a node keeps its successor of the last time", file: "node.rs",
         from: "self.next.store(0, Relaxed);\n        self.handed", to: "self.handed", noticed_by: Model("kick_at_unlock") },
     Break { wrong: "a node keeps its hand-over of the last time", file: "node.rs",
-        from: "        self.handed.store(0, Relaxed);\n", to: "", noticed_by: Model("native_mode") },
+        from: "        self.handed.store(0, Relaxed);\n", to: "", noticed_by: Model("a_cpu_that_is_handed") },
     Break { wrong: "the successor is never linked", file: "node.rs",
         from: "self.next.store(u32::from(next.bits()), ord!(\"link\", Release));", to: "let _ = next;", noticed_by: Model("native_mode") },
     Break { wrong: "the hand-over is never stored", file: "node.rs",
@@ -76,10 +124,35 @@ const BREAKS: &[Break] = &[
         to: "{ self.state.store(to as u8, Relaxed); true }", noticed_by: Model("kick_at_unlock::two_cpus_that_sleep_at_once") },
     Break { wrong: "a level is claimed without being counted", file: "node.rs",
         from: "self.nodes[0].depth.store(level + 1, Relaxed);", to: "self.nodes[0].depth.store(level, Relaxed);", noticed_by: Model("native_mode") },
+    Break { wrong: "a node keeps its state of the last time", file: "node.rs",
+        from: "self.state.store(State::Running as u8, Relaxed);\n    }", to: "}", noticed_by: Unit("node::tests::a_reset_node") },
+    Break { wrong: "a node keeps the time of its last waiter", file: "node.rs",
+        from: "self.since.store(now, core::sync::atomic::Ordering::Relaxed);\n        self.thefts", to: "let _ = now;\n        self.thefts", noticed_by: Unit("node::tests::a_reset_node") },
+    Break { wrong: "a stretch of thefts goes on through the queue", file: "node.rs",
+        from: "        self.thefts.store(0, Relaxed);\n", to: "", noticed_by: Unit("node::tests::a_reset_node") },
+    Break { wrong: "a stretch of thefts begins with each theft", file: "node.rs",
+        from: "if before == 0 {", to: "if before < u32::MAX {", noticed_by: Unit("node::tests::thefts_are_counted") },
+    Break { wrong: "a waiter does not end its own halt", file: "node.rs",
+        from: "            State::Halted as u8,\n            State::Running as u8,\n            Relaxed,\n", to: "            State::Halted as u8,\n            State::Halted as u8,\n            Relaxed,\n", noticed_by: Unit("node::tests::waiter_and_predecessor") },
+    Break { wrong: "every waiter is the head", file: "node.rs",
+        from: "self.handed.load(ord!(\"handed\", Acquire)) != 0", to: "{ self.handed.load(Relaxed); true }", noticed_by: Model("kick_at_unlock::two_cpus_that_sleep_at_once") },
+    Break { wrong: "an entry that was made is not told of", file: "node.rs",
+        from: "self.state.store(State::Hashed as u8, ord!(\"hashed\", Release));", to: "", noticed_by: Unit("node::tests::a_state_is") },
+    Break { wrong: "a level is never given back", file: "node.rs",
+        from: "self.nodes[0].depth.store(depth.wrapping_sub(1), Relaxed);", to: "", noticed_by: Unit("node::tests::levels_nest") },
+    Break { wrong: "a level left out of order goes unseen", file: "node.rs",
+        from: "depth as usize == level + 1,", to: "depth as usize > level,", noticed_by: Unit("node::tests::a_level_left_out_of_order") },
+    Break { wrong: "a kick is under way unseen", file: "node.rs",
+        from: "self.nodes[0].kicks.store(self.nodes[0].kicks.load(Relaxed) + 1, Relaxed);", to: "", noticed_by: Model("fair::no_kick") },
+    Break { wrong: "nobody waits for kicks that are under way", file: "node.rs",
+        from: "self.nodes[0].kicks.load(ord!(\"kicks\", Acquire)) != 0", to: "{ self.nodes[0].kicks.load(Relaxed); false }", noticed_by: Model("fair::no_kick") },
+
+    Break { wrong: "a level is given back before its waiter has left the queue", file: "queue.rs",
+        from: "    leave::<P, D>(word, &waiter, taken);\n}", to: "    nodes.leave(tail.level());\n    leave::<P, D>(word, &waiter, taken);\n    nodes.enter();\n}", noticed_by: Model("contexts::an_interrupt_before_every_access") },
 
     // ----- thefts and their bounds
     Break { wrong: "a head clears pending on its way to sleep", file: "pv.rs",
-        from: "step!(waiter.cpu, \"head: waits while slow\");", to: "word.clear_pending();", noticed_by: Model("fair") },
+        from: "step!(waiter.cpu, \"head: waits while slow\");", to: "word.clear_pending();", noticed_by: Model("fair::a_reservation") },
     Break { wrong: "the lock is released, and reserved a step later", file: "pv.rs",
         from: "word.release_reserved();", to: "word.release();\n        word.set_pending();", noticed_by: Model("fair") },
     Break { wrong: "a head that finds itself the owner leaves pending set", file: "pv.rs",
@@ -101,7 +174,7 @@ const BREAKS: &[Break] = &[
     Break { wrong: "the last owner wakes nobody", file: "rwlock.rs",
         from: "if is_last && seen & SLEEP == ASLEEP {", to: "if false && is_last && seen & SLEEP == ASLEEP {", noticed_by: Model("readers") },
     Break { wrong: "the head takes the lock while its entry is being taken out", file: "rwlock.rs",
-        from: "if seen & want.blocked_by() == 0 && seen & SLEEP != WAKING {", to: "if seen & want.blocked_by() == 0 {", noticed_by: Model("readers") },
+        from: "if seen & want.blocked_by() == 0 && seen & SLEEP != WAKING {", to: "if seen & want.blocked_by() == 0 {", noticed_by: Model("readers::a_head_wakes") },
     Break { wrong: "the word says that the head sleeps before the entry is there", file: "rwlock.rs",
         from: "P::hash().insert(self.key(), Tail::new(cpu, level));\n", to: "self.word.fetch_or(ASLEEP, Relaxed);\n                P::hash().insert(self.key(), Tail::new(cpu, level));\n", noticed_by: Model("readers") },
 ];
@@ -136,7 +209,25 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Lock and models in a workspace of their own.
+/// The lock and its unit tests, without what its other tests need.
+const UNITS: &str = r#"
+[package]
+name = "pvlock-units"
+edition = "2024"
+[lib]
+name = "pvlock"
+path = "../pvlock/src/lib.rs"
+doctest = false
+[dependencies]
+lock_api = { workspace = true }
+[features]
+checker = []
+counters = []
+lock_api_05 = []
+posted-patch = []
+"#;
+
+/// Lock, unit tests and models in a workspace of their own.
 fn workspace() -> PathBuf {
     let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("breaks");
     let repository = repository();
@@ -160,10 +251,12 @@ fn workspace() -> PathBuf {
         .map(|package| format!("[profile.dev.package.{package}]\nopt-level = 3\n"))
         .concat();
     let text = format!(
-        "[workspace]\nmembers = [\"models/loom\"]\nresolver ={shared}\n{profile}\
+        "[workspace]\nmembers = [\"models/loom\", \"units\"]\nresolver ={shared}\n{profile}\
          [profile.dev]\ndebug = false\n"
     );
     fs::write(made.join("Cargo.toml"), text).expect("a workspace");
+    fs::create_dir_all(made.join("units")).expect("a folder");
+    fs::write(made.join("units/Cargo.toml"), UNITS).expect("a package");
     made
 }
 
@@ -176,6 +269,10 @@ fn survives(made: &Path, one: &Break) -> Result<bool, String> {
     match one.noticed_by {
         Model(name) => {
             test.args(["test", "--offline", "-p", "pvlock-loom", "--test", "models", name]);
+            test.current_dir(made).env("CARGO_TARGET_DIR", made.join("target"));
+        }
+        Unit(name) => {
+            test.args(["test", "--offline", "-p", "pvlock-units", "--lib", name]);
             test.current_dir(made).env("CARGO_TARGET_DIR", made.join("target"));
         }
         WordSteps => {
@@ -204,7 +301,11 @@ fn survives(made: &Path, one: &Break) -> Result<bool, String> {
 #[ignore = "some seconds for each break; see the file's first lines"]
 fn every_break_is_noticed() {
     let made = workspace();
-    let survivors: Vec<_> = BREAKS
+    let word = std::env::var("PVLOCK_BREAKS").unwrap_or_default();
+    let asked: Vec<_> =
+        BREAKS.iter().filter(|one| one.file.contains(&word) || one.wrong.contains(&word)).collect();
+    assert!(!asked.is_empty(), "PVLOCK_BREAKS={word}: no break has that in its file or text");
+    let survivors: Vec<_> = asked
         .iter()
         .filter(|one| survives(&made, one).unwrap_or_else(|text| panic!("{}: {text}", one.wrong)))
         .map(|one| one.wrong)

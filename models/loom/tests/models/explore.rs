@@ -77,7 +77,13 @@ impl<K: Policy> Shared<K> {
         self.lock.lock();
         // SAFETY: the lock is held; the checker would report another access.
         self.value.with_mut(|value| unsafe { *value += 1 });
-        // SAFETY: as above.
+        self.bump_and_give_up();
+    }
+
+    /// If somebody waits for the lock, which the caller holds, it gets it before this returns, and the
+    /// caller once more. Gives it up.
+    pub(crate) fn bump_and_give_up(&self) {
+        // SAFETY: the lock is held.
         let before = self.value.with(|value| unsafe { *value });
         let contended = self.lock.is_contended();
         // SAFETY: taken above.

@@ -38,6 +38,26 @@ fn a_bump_lets_the_waiter_go_first() {
     }
 }
 
+/// CPU 1 has the lock. It reserves it for CPU 0 between that one's registration and its sleep, and comes
+/// back before CPU 0 has looked again.
+#[test]
+fn a_reservation_is_not_erased_by_the_head() {
+    run("a reservation", SLEEP, || {
+        let shared = Arc::new(Shared::<NeverLate>::new());
+        shared.hold();
+        on_cpus(2, {
+            let shared = shared.clone();
+            move |cpu| match cpu {
+                0 => {
+                    shared.add_one();
+                }
+                _ => shared.bump_and_give_up(),
+            }
+        });
+        shared.assert_done(1);
+    });
+}
+
 /// CPU 1 takes a lock, and goes offline at once: after `wait_for_kicks` nobody kicks it.
 #[test]
 fn no_kick_comes_to_a_cpu_that_is_gone() {

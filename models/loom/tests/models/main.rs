@@ -104,6 +104,12 @@ fn two_cpus_deeper() {
     explore::<KickAtUnlock>(&[2, 1], Bounds { preemptions: 5, ..SLEEP });
 }
 
+/// Each CPU stands behind the other, and one of them twice: with the node of the last time.
+#[test]
+fn a_cpu_that_is_handed_the_head_twice() {
+    explore::<KickAtUnlock>(&[3, 2], Bounds { preemptions: 2, ..SLEEP });
+}
+
 /// The exploration reaches the steps that only a theft brings about, and a FIFO policy none of
 /// them.
 #[test]

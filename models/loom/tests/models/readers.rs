@@ -132,6 +132,34 @@ fn a_recursive_reader_passes_the_queue() {
     explore::<KickAtUnlock>(&["w", "w", "p"], Bounds { preemptions: 2, ..SLEEP });
 }
 
+/// CPU 1 writes, and then reads past CPU 0. That one says that it sleeps when the writer has gone
+/// already, and wakes up beside the reader that takes its entry out.
+#[test]
+fn a_head_wakes_while_its_entry_is_taken_out() {
+    run("a head beside its entry", Bounds { preemptions: 4, ..SLEEP }, || {
+        let shared = Arc::new(Shared::<KickAtUnlock>::new());
+        shared.lock.lock_exclusive();
+        on_cpus(2, {
+            let shared = shared.clone();
+            move |cpu| match cpu {
+                0 => {
+                    shared.read();
+                    shared.write();
+                }
+                _ => {
+                    // SAFETY: taken above, for this CPU.
+                    unsafe { shared.lock.unlock_exclusive() };
+                    shared.lock.lock_shared_recursive();
+                    shared.look();
+                    // SAFETY: taken just now.
+                    unsafe { shared.lock.unlock_shared() };
+                }
+            }
+        });
+        shared.assert_done(1);
+    });
+}
+
 #[test]
 fn three_cpus_read_and_write() {
     const ACTS: [&[&str]; 3] = [&["w", "w", "w"], &["r", "w", "r"], &["d", "w", "r"]];
