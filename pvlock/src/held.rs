@@ -295,9 +295,23 @@ mod tests {
         let held = Held::new();
         held.claim(A, false, here());
         take(&held, B);
-        held.share(A);
-        held.share(B);
-        let shared: Vec<_> = held.places.iter().filter_map(Place::read).map(|r| r.shared).collect();
-        assert_eq!(shared, [false, true], "the first one waits");
+        let shared = |lock| {
+            held.share(lock);
+            held.places.iter().filter_map(Place::read).map(|r| r.shared).collect::<Vec<_>>()
+        };
+        assert_eq!(shared(A), [false, false], "it is waited for");
+        assert_eq!(shared(B), [false, true]);
+    }
+
+    #[test]
+    fn what_is_held_is_forgotten_and_what_is_waited_for_is_not() {
+        let held = Held::new();
+        take(&held, A);
+        take(&held, B);
+        held.claim(A, false, here());
+        assert!(held.forget(A) && !held.forget(A));
+        let left: Vec<_> = held.places.iter().filter_map(Place::read).collect();
+        let left: Vec<_> = left.iter().map(|record| (record.lock, record.is_held())).collect();
+        assert_eq!(left, [(B, true), (A, false)]);
     }
 }

@@ -15,7 +15,8 @@ type Site = &'static Location<'static>;
 #[allow(clippy::large_enum_variant)]
 pub enum Trouble {
     /// AA: a CPU has to wait for a lock that it holds already, or that a context which it
-    /// interrupted waits for. Told before it begins to wait.
+    /// interrupted waits for. Told before it begins to wait; soon after, where it reads past the
+    /// queue.
     #[non_exhaustive]
     Twice {
         /// The CPU.

@@ -269,6 +269,7 @@ fn survives(made: &Path, one: &Break) -> Result<bool, String> {
     match one.noticed_by {
         Model(name) => {
             test.args(["test", "--offline", "-p", "pvlock-loom", "--test", "models", name]);
+            test.args(["--", "--include-ignored"]);
             test.current_dir(made).env("CARGO_TARGET_DIR", made.join("target"));
         }
         Unit(name) => {

@@ -105,6 +105,37 @@ fn a_circle_may_go_through_many_cpus_and_kinds_of_lock() {
     }
 }
 
+/// A lock that two CPUs read: one of them waits for a CPU that runs, the other closes the circle.
+#[test]
+fn a_way_that_leads_nowhere_is_no_part_of_a_circle() {
+    let _machine = machine(Mode::Pv);
+    static READ: Shared = Shared::new();
+    static A: Lock = Lock::new();
+    static D: Lock = Lock::new();
+    REPORTS.store(0, SeqCst);
+    let four = [
+        crossing!(READ lock_shared unlock_shared, D lock unlock),
+        crossing!(READ lock_shared unlock_shared, A lock unlock),
+        crossing!(A lock unlock, READ lock_exclusive unlock_exclusive),
+        Crossing {
+            take: || D.lock(),
+            // SAFETY: taken by `take`.
+            give: || unsafe { D.unlock() },
+            want: || {
+                while REPORTS.load(SeqCst) == 0 {
+                    std::thread::yield_now();
+                }
+            },
+            done: || {},
+        },
+    ];
+    for circle in circles(&four) {
+        let mut cpus: Vec<_> = circle.links().map(|link| link.cpu).collect();
+        cpus.sort_unstable();
+        assert_eq!(cpus, [1, 2], "{circle:?}");
+    }
+}
+
 /// Nobody gives way for a while: each CPU tells of the circle once, however often it looks.
 #[test]
 fn a_circle_is_told_of_once_a_wait() {

@@ -125,3 +125,24 @@ fn a_handler_that_queues_behind_the_context_it_interrupts_is_named() {
     // SAFETY: taken just now.
     unsafe { LOCK.unlock() };
 }
+
+/// Its wait is no queue's, so it is found as a circle of one.
+#[test]
+fn a_writer_that_reads_past_the_queue_is_named() {
+    let _machine = machine(Mode::Pv);
+    static LOCK: Shared = Shared::new();
+    let first = site(1);
+    LOCK.lock_exclusive();
+    GOES_ON.set(true);
+    // SAFETY: taken above.
+    WHEN_FOUND.set(Some(Box::new(|| unsafe { LOCK.unlock_exclusive() })));
+    let again = site(1);
+    LOCK.lock_shared_recursive();
+    // SAFETY: taken just now.
+    unsafe { LOCK.unlock_shared() };
+    GOES_ON.set(false);
+    let found = FOUND.take();
+    let [trouble @ Trouble::Twice { cpu: 0, .. }] = &found[..] else { panic!("{found:?}") };
+    let text = trouble.to_string();
+    assert!(text.contains(&first) && text.contains(&again), "{text}");
+}

@@ -240,3 +240,19 @@ fn a_lock_that_nobody_waits_for_asks_no_clock() {
     unsafe { LOCK.unlock() };
     assert_eq!(CLOCK.get(), before);
 }
+
+/// A CPU that the kernel has given no number yet says one beyond the last.
+#[test]
+fn a_cpu_without_a_number_is_not_checked() {
+    let _machine = machine(Mode::Pv);
+    static LOCK: Lock = Lock::new();
+    CPU.set(CPUS);
+    LOCK.lock();
+    // SAFETY: taken just now.
+    unsafe { LOCK.unlock() };
+    CPU.set(0);
+    LOCK.lock();
+    // SAFETY: taken just now.
+    unsafe { LOCK.unlock() };
+    assert!(FOUND.take().is_empty());
+}
