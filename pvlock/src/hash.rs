@@ -89,6 +89,9 @@ pub struct HashTable {
     /// of one entry a lock at the moment it breaks.
     #[cfg(loom)]
     truth: std::sync::Mutex<std::vec::Vec<(usize, Tail)>>,
+    /// Changes of `truth`, where a model watches them.
+    #[cfg(loom)]
+    changes: AtomicU32,
 }
 
 impl HashTable {
@@ -99,6 +102,8 @@ impl HashTable {
                 lines: &storage.0,
                 #[cfg(loom)]
                 truth: std::sync::Mutex::new(std::vec::Vec::new()),
+                #[cfg(loom)]
+                changes: AtomicU32::new(0),
             }
         }
     }
@@ -189,8 +194,17 @@ impl HashTable {
         }
     }
 
+    /// A change of `truth` is about to come.
+    #[cfg(loom)]
+    fn changes(&self) {
+        if crate::model::table_is_watched() {
+            self.changes.fetch_add(1, Relaxed);
+        }
+    }
+
     #[cfg(loom)]
     fn check_single(&self, lock: usize, sleeper: Tail) {
+        self.changes();
         let mut truth = self.truth.lock().expect("the model runs one thread at a time");
         if let Some(&(_, other)) = truth.iter().find(|&&(entered, _)| entered == lock) {
             drop(truth);
@@ -205,6 +219,7 @@ impl HashTable {
 
     #[cfg(loom)]
     fn forget(&self, lock: usize, sleeper: Tail) {
+        self.changes();
         let mut truth = self.truth.lock().expect("the model runs one thread at a time");
         truth.retain(|&entry| entry != (lock, sleeper));
     }

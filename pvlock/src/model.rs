@@ -53,6 +53,21 @@ pub fn before_every_access(act: Option<fn()>) {
     BEFORE_ACCESS.set(act);
 }
 
+std::thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the rule of one entry a lock counts as a thing that CPUs share. If it does, a model goes
+/// through the orders in which entries come and go even where the lock does not see a difference; on
+/// this thread, until it says otherwise.
+pub fn watch_table(on: bool) {
+    WATCHED.set(on);
+}
+
+pub(crate) fn table_is_watched() -> bool {
+    WATCHED.get()
+}
+
 /// loom's atomics, with a call before each access.
 pub(crate) mod atomic {
     use super::BEFORE_ACCESS;
