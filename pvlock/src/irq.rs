@@ -96,10 +96,10 @@ unsafe impl<X: Preemption> Interrupts for PreemptionOff<X> {
 /// A raw mutex that is only held with interrupts off.
 ///
 /// Guards are to be dropped in the reverse order of their making: each puts back what it found.
-/// Dropped the other way round, interrupts come back with the first of them, while the other lock is
-/// held, and are off after the second; memory is safe nevertheless. If the inner lock panics, they
-/// are as they were before. What is found is kept in the lock, which is larger by that: eight bytes
-/// in all, where a flag is saved.
+/// Dropped the other way round, interrupts come back with the first of them, while the other lock
+/// is held, and are off after the second; memory is safe nevertheless. If the inner lock panics,
+/// they are as they were before. What is found is kept in the lock, which is larger by that: eight
+/// bytes in all, where a flag is saved.
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
