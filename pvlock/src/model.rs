@@ -58,8 +58,8 @@ std::thread_local! {
 }
 
 /// Whether the rule of one entry a lock counts as a thing that CPUs share. If it does, a model goes
-/// through the orders in which entries come and go even where the lock does not see a difference; on
-/// this thread, until it says otherwise.
+/// through the orders in which entries come and go even where the lock sees no difference; on this
+/// thread, until it says otherwise.
 pub fn watch_table(on: bool) {
     WATCHED.set(on);
 }

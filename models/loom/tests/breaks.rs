@@ -166,7 +166,7 @@ const BREAKS: &[Break] = &[
 
     // ----- readers and writers
     Break { wrong: "a reader passes those that wait", file: "rwlock.rs",
-        from: "if !self.try_add_reader(WRITER | WAITING)", to: "if !self.try_add_reader(0)", noticed_by: Model("readers") },
+        from: "if !self.try_add_reader(WRITER | WAITING | CROWDED)", to: "if !self.try_add_reader(0)", noticed_by: Model("readers") },
     Break { wrong: "a writer comes in beside readers", file: "rwlock.rs",
         from: "Self::Write => WRITER | READERS,", to: "Self::Write => WRITER,", noticed_by: Model("readers") },
     Break { wrong: "a head that is awake leaves its entry behind", file: "rwlock.rs",
