@@ -58,9 +58,9 @@ const SLEEP: u32 = 3 << 2;
 const READER: u32 = 1 << 4;
 /// The counted readers.
 const READERS: u32 = !(READER - 1);
-/// More readers than any machine has: guards are forgotten somewhere. Nobody begins to read then, or
-/// the count would begin anew, beside those who read. Contexts that look at the same time may add
-/// one more each; they are fewer than there is room for.
+/// More readers than any machine has: guards are forgotten somewhere. Nobody begins to read then,
+/// or the count would begin anew, beside those who read. Contexts that look at the same time may
+/// add one more each; they are fewer than there is room for.
 const CROWDED: u32 = 1 << 31;
 
 /// What the head of the queue wants.
