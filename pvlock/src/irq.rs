@@ -326,6 +326,33 @@ mod tests {
         assert!(!ENABLED.replace(true), "the second with interrupts off");
     }
 
+    #[test]
+    fn preemption_is_off_as_often_as_it_was_turned_off() {
+        thread_local!(static COUNT: Cell<u32> = const { Cell::new(0) });
+
+        struct Count;
+
+        // SAFETY: there are no tasks in this test.
+        unsafe impl Preemption for Count {
+            fn disable() {
+                COUNT.set(COUNT.get() + 1);
+            }
+
+            fn enable() {
+                COUNT.set(COUNT.get() - 1);
+            }
+        }
+
+        type Lock = lock_api::Mutex<RawIrqLock<Spy, PreemptionOff<Count>>, ()>;
+        let (one, two) = (Lock::new(()), Lock::new(()));
+        let (first, second) = (one.lock(), two.lock());
+        assert_eq!(COUNT.get(), 2);
+        drop(first);
+        assert_eq!(COUNT.get(), 1, "the order does not matter");
+        drop(second);
+        assert_eq!(COUNT.get(), 0);
+    }
+
     /// A raw lock with a defect.
     struct Faulty;
 

@@ -371,6 +371,19 @@ mod tests {
         assert_eq!((cpu.enter(), cpu.depth()), (1, 2));
     }
 
+    /// An interrupt kicks in the middle of a kick.
+    #[test]
+    fn a_kick_is_under_way_until_the_last_has_been_made() {
+        let cpu = CpuNodes::new();
+        assert!(!cpu.kick_is_under_way());
+        cpu.begin_kick();
+        cpu.begin_kick();
+        cpu.end_kick();
+        assert!(cpu.kick_is_under_way());
+        cpu.end_kick();
+        assert!(!cpu.kick_is_under_way());
+    }
+
     /// Two tasks of one CPU, of which the first was preempted inside `lock` and goes on before the
     /// second is done.
     #[test]

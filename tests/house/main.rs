@@ -111,6 +111,40 @@ fn every_door_is_a_dependency_and_the_other_way_round() {
     assert_eq!(drawn, declared, "left: docs/architecture.md; right: the crates' Cargo.toml");
 }
 
+/// Without the crates of the experiment the library and the example kernel still build: nothing that
+/// they need, however far away, is one of them. `.ci/packages` builds each library alone.
+#[test]
+fn the_library_and_the_example_kernel_need_nothing_of_the_experiment() {
+    /// The folders of ours that a manifest names, and those that they name.
+    fn needed(folder: &Path, all: &mut BTreeSet<String>) {
+        let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+        let manifest: toml::Table = manifest.parse().unwrap();
+        let workspace = fs::read_to_string("Cargo.toml").unwrap();
+        let workspace: toml::Table = workspace.parse().unwrap();
+        let shared = &workspace["workspace"]["dependencies"];
+        let declared = ["dependencies", "build-dependencies"].map(|kind| manifest.get(kind));
+        for (name, said) in declared.into_iter().flatten().flat_map(|d| d.as_table().unwrap()) {
+            let inherited = said.get("workspace").is_some();
+            let at = if inherited { shared.get(name) } else { Some(said) };
+            let Some(path) = at.and_then(|at| at.get("path")) else { continue };
+            let path = Path::new(path.as_str().unwrap());
+            let path = if inherited { path.to_owned() } else { folder.join(path) };
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if all.insert(name) {
+                needed(&path, all);
+            }
+        }
+    }
+
+    for (room, knows) in [("xen-guest", true), ("example-kernel", true), ("lab-guest", false)] {
+        let mut all = BTreeSet::new();
+        needed(Path::new(room), &mut all);
+        let experiment = ["lab-guest", "experiment", "kicktrace"].map(|name| all.contains(name));
+        assert_eq!(experiment == [false; 3], knows, "{room} needs {all:?}");
+        assert!(all.contains("pvlock") && all.contains("evtchn"), "{room} needs {all:?}");
+    }
+}
+
 /// Each library brings what a registry and its readers want: texts, words to find it by, licences, and
 /// which features its documentation shows. No `repository`: this project has no address.
 #[test]
