@@ -40,6 +40,8 @@ thread_local! {
     static KICKS: Cell<u32> = const { Cell::new(0) };
     static TURNS: Cell<u32> = const { Cell::new(0) };
     static WAITS: Cell<u32> = const { Cell::new(0) };
+    /// Where a policy was asked.
+    static STAGES: RefCell<Vec<Stage>> = const { RefCell::new(Vec::new()) };
     /// The clock: a wait takes `WAIT`, a turn a microsecond.
     static NOW: Cell<u64> = const { Cell::new(1 << 40) };
     /// The lock, of whatever policy.
@@ -132,7 +134,8 @@ impl<const WAITS: u64> Policy for Robbed<WAITS> {
     const NAME: &'static str = "robbed";
     const HORIZON: Option<u64> = Some(WAITS * WAIT);
 
-    fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
+    fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+        STAGES.with_borrow_mut(|stages| stages.push(spin.stage()));
         false
     }
 }
@@ -388,9 +391,15 @@ fn an_entry_used_up_before_the_first_look_is_a_theft() {
     node.reset(NOW.get());
     node.set_state(State::Hashed);
     let waiter = Waiter { cpu: 0, node, tail, predecessor: Some(Tail::new(1, 0)) };
+    STAGES.take();
+    #[cfg(feature = "counters")]
+    let before = counted([crate::Counter::Rearm]);
     let taken = Pv::<K>::wait_as_head::<Script>(lock.word(), &waiter);
     assert!(matches!(taken, Taken::Alone));
     assert_eq!(told(), (0, 1, 1, 1), "no second theft");
+    assert_eq!(STAGES.take(), [Stage::Woken], "it was a kick that brought it here");
+    #[cfg(feature = "counters")]
+    assert_eq!(counted([crate::Counter::Rearm]), before.map(|count| count + 1));
     assert!(lock.is_locked() && !lock.is_contended());
 }
 

@@ -146,3 +146,16 @@ fn a_writer_that_reads_past_the_queue_is_named() {
     let text = trouble.to_string();
     assert!(text.contains(&first) && text.contains(&again), "{text}");
 }
+
+#[test]
+fn a_lock_that_is_held_is_known_below_others() {
+    let _machine = machine(Mode::Pv);
+    static LOCKS: [Lock; 3] = [const { Lock::new() }; 3];
+    LOCKS.iter().for_each(Lock::lock);
+    for lock in &LOCKS {
+        let text = trouble(|| lock.lock());
+        assert!(text.contains(&format!("{:#x}", (&raw const *lock).addr())), "{text}");
+    }
+    // SAFETY: taken above.
+    LOCKS.iter().for_each(|lock| unsafe { lock.unlock() });
+}

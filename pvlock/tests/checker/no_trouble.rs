@@ -121,6 +121,32 @@ fn a_lock_in_the_memory_of_a_forgotten_one_is_no_trouble() {
     unsafe { memory.unlock() };
 }
 
+/// The same of a lock that was held for reading: its record is in nobody's way later.
+#[test]
+fn a_rwlock_in_the_memory_of_a_forgotten_one_is_no_trouble() {
+    let _machine = machine(Mode::Pv);
+    static MEMORY: std::sync::OnceLock<Vec<Shared>> = std::sync::OnceLock::new();
+    let locks = vec![Shared::new()];
+    locks[0].lock_shared();
+    let place = &raw const locks[0];
+    let mut locks = locks;
+    locks[0] = Shared::new();
+    locks[0].lock_exclusive();
+    // SAFETY: taken just now.
+    unsafe { locks[0].unlock_exclusive() };
+    let lock = &MEMORY.get_or_init(|| locks)[0];
+    assert_eq!(&raw const *lock, place, "in the same memory");
+    CPU.set(1);
+    lock.lock_exclusive();
+    CPU.set(0);
+    // SAFETY: taken for CPU 1 above, and not used by it.
+    INTERRUPT.set(Some(Box::new(|| unsafe { MEMORY.get().unwrap()[0].unlock_exclusive() })));
+    lock.lock_exclusive();
+    // SAFETY: taken just now.
+    unsafe { lock.unlock_exclusive() };
+    assert!(FOUND.take().is_empty());
+}
+
 /// Locks taken in one order, by contexts and by handlers that interrupt them, readers among them.
 #[test]
 fn an_order_that_all_keep_is_no_trouble() {
