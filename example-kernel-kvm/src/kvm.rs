@@ -97,7 +97,7 @@ struct StealTime {
     steal: AtomicU64,
     version: AtomicU32,
     _flags: u32,
-    preempted: AtomicU8,
+    _preempted: AtomicU8,
     _pad: [u8; 47],
 }
 
@@ -120,7 +120,7 @@ static STEAL_TIMES: [StealTime; MAX_VCPUS] = [const {
         steal: AtomicU64::new(0),
         version: AtomicU32::new(0),
         _flags: 0,
-        preempted: AtomicU8::new(0),
+        _preempted: AtomicU8::new(0),
         _pad: [0; 47],
     }
 }; MAX_VCPUS];
@@ -171,12 +171,6 @@ pub fn now() -> u64 {
             return time;
         }
     }
-}
-
-/// Whether `vcpu` was taken off its pCPU while it had work. KVM writes it when a vCPU comes and goes.
-pub fn is_preempted(vcpu: usize) -> bool {
-    // Relaxed: a hint.
-    STEAL_TIMES[vcpu].preempted.load(Ordering::Relaxed) & 1 != 0
 }
 
 /// How long `vcpu` could have run and others did, in nanoseconds.

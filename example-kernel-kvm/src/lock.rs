@@ -124,10 +124,6 @@ unsafe impl Platform for Kernel {
         kvm::now()
     }
 
-    fn vcpu_is_preempted(cpu: usize) -> bool {
-        kvm::is_preempted(cpu)
-    }
-
     fn spin_turns() -> u32 {
         // Relaxed: see `set_spin_turns`.
         SPIN_TURNS.load(Ordering::Relaxed)

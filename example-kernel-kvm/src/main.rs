@@ -5,7 +5,7 @@
 //! | `boot.rs` | entry, page tables, the other vCPUs: yours is there already |
 //! | `cpu.rs` | which vCPU this is, and its registers: as above |
 //! | `apic.rs`, `console.rs` | the local APIC and a serial port: as above |
-//! | `kvm.rs` | what the machine is, its clock, who is preempted, the kick |
+//! | `kvm.rs` | what the machine is, its clock, what is stolen, the kick |
 //! | **`lock.rs`** | **`pvlock` on KVM: what you add** |
 //! | `run.rs` | one run of the experiment, from the command line to the report |
 //!

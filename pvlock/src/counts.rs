@@ -44,8 +44,6 @@ counters! {
     SpuriousWakeup "pv_spurious_wakeup",
     /// Heads that waited again after a wake-up.
     WaitAgain "pv_wait_again",
-    /// Waits begun early because the predecessor sleeps.
-    WaitEarly "pv_wait_early",
     /// Waits of a queue head.
     WaitHead "pv_wait_head",
     /// Waits behind the head.
@@ -70,8 +68,6 @@ counters! {
     PollTimeout "pv_poll_timeout",
     /// Kicks before the unlock, to hide the wake-up.
     KickAhead "pv_kick_ahead",
-    /// Spins cut short because the owner was preempted.
-    OwnerPreempted "pv_owner_preempted",
 }
 
 /// The counts of one CPU.
@@ -103,10 +99,9 @@ mod tests {
     #[test]
     fn the_counters_have_the_names_of_the_field() {
         let names = "pv_kick_unlock pv_kick_wake pv_latency_kick pv_latency_wake pv_lock_stealing \
-                     pv_spurious_wakeup pv_wait_again pv_wait_early pv_wait_head pv_wait_node \
+                     pv_spurious_wakeup pv_wait_again pv_wait_head pv_wait_node \
                      pv_hash_hops lock_pending lock_slowpath lock_use_node2 lock_use_node3 \
-                     lock_use_node4 lock_no_node pv_rearm pv_poll_timeout pv_kick_ahead \
-                     pv_owner_preempted";
+                     lock_use_node4 lock_no_node pv_rearm pv_poll_timeout pv_kick_ahead";
         let named: Vec<&str> = names.split(' ').collect();
         assert_eq!(Counter::ALL.map(Counter::name).as_slice(), named);
         assert_eq!(Counter::ALL.map(|counter| counter as usize), std::array::from_fn(|i| i));

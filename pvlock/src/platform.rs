@@ -80,13 +80,6 @@ pub unsafe trait Platform: 'static {
         1 << 15
     }
 
-    /// A hint, asked while spinning: whether `cpu` is a vCPU that the hypervisor has taken off its
-    /// pCPU while it could run.
-    fn vcpu_is_preempted(cpu: usize) -> bool {
-        let _ = cpu;
-        false
-    }
-
     /// Which lock to be. Must always return the same once a lock was used.
     ///
     /// Read by every waiter: a constant, or a [`ModeCell`](crate::ModeCell) that is settled at

@@ -91,7 +91,6 @@ fn adaptive_lets_thefts_go_on_for_two_milliseconds_and_the_strict_for_none() {
 
 #[test]
 fn a_platform_has_defaults() {
-    assert!(!Still::vcpu_is_preempted(0));
     assert_eq!(Still::mode(), crate::Mode::Pv);
     assert!(!Still::plain_unlock());
 }

@@ -46,8 +46,6 @@ pub(crate) struct Guest {
     kickers: Vec<Kicker>,
     /// By port: whether an event is latched. All ports are masked, so there is nothing else to know.
     latched: Vec<Cell<bool>>,
-    /// By vCPU: whether it is on a pCPU now.
-    pub(crate) running: Vec<Cell<bool>>,
     /// By vCPU: polls that slept.
     pub(crate) slept: Vec<Cell<u64>>,
     /// By vCPU: kicks that ended a sleep.
@@ -143,7 +141,6 @@ impl Guest {
             hash: HashTable::new(storage),
             kickers: (0..vcpus).map(|_| Kicker::new()).collect(),
             latched: vec![Cell::new(false); vcpus + 1],
-            running: vec![Cell::new(false); CPUS],
             slept: vec![Cell::new(0); vcpus],
             woken: vec![Cell::new(0); vcpus],
             wants: vec![Cell::new(None); vcpus],
@@ -404,11 +401,6 @@ unsafe impl<const CPUS: usize> Platform for Vm<CPUS> {
     fn spin_turns() -> u32 {
         let config = &guest().config;
         u32::try_from(config.spin.0 / config.turn.0.max(1)).unwrap_or(u32::MAX)
-    }
-
-    fn vcpu_is_preempted(cpu: usize) -> bool {
-        // As Xen's runstate shows it: whatever is not running.
-        !step(guest().config.step.0).running[cpu].get()
     }
 
     fn mode() -> Mode {

@@ -297,7 +297,6 @@ impl Host {
         let slice = self.config.slice.sample(&mut self.random).max(1);
         let until_taken = self.config.preempt_every.sample(&mut self.random).max(1);
         self.vcpus[vcpu].task = Task::Running(number);
-        self.guest.running[vcpu].set(true);
         self.pcpus[number] = Some(Pcpu {
             vcpu,
             goes_on: self.now + std::mem::take(&mut self.vcpus[vcpu].owed),
@@ -325,7 +324,6 @@ impl Host {
         self.switches.preempted += 1;
         self.guest.note(now, vcpu, Event::Preempted);
         self.vcpus[vcpu].owed = owed;
-        self.guest.running[vcpu].set(false);
         self.vcpus[vcpu].task = Task::Ready;
         self.ready.push_back(vcpu);
         let next = self.ready.pop_front().expect("somebody is ready");
@@ -340,7 +338,6 @@ impl Host {
         self.preemptible.remove(&(begin, number));
         self.switches.taken += 1;
         self.guest.note(now, vcpu, Event::Preempted);
-        self.guest.running[vcpu].set(false);
         self.arrange(number);
     }
 
@@ -354,7 +351,6 @@ impl Host {
         let (vcpu, begin) = (pcpu.vcpu, pcpu.slice_begin);
         self.preemptible.insert((begin, number));
         self.guest.note(now, vcpu, Event::GoesOn);
-        self.guest.running[vcpu].set(true);
         self.arrange(number);
     }
 
@@ -364,7 +360,6 @@ impl Host {
         let number = self.number_of(vcpu);
         let pcpu = self.pcpus[number].take().expect("its vCPU runs there");
         self.preemptible.remove(&(pcpu.slice_begin, number));
-        self.guest.running[vcpu].set(false);
         self.vcpus[vcpu].task = task;
         match self.ready.pop_front() {
             Some(next) => self.dispatch(number, next),

@@ -15,7 +15,7 @@
 //! use xen_guest::{glue, vcpu};
 //!
 //! fn join(vcpu: u32) -> Result<(), evtchn::Errno> {
-//!     vcpu::area::register(vcpu)?; // clock: deadlines of waits; runstate: who is preempted
+//!     vcpu::area::register(vcpu)?; // clock: deadlines of waits; runstate: for a report
 //!     glue::bind(vcpu).map(drop) // the port on which it is kicked
 //! }
 //! # let _ = join(0);
@@ -50,9 +50,6 @@
 //!     }
 //!     fn events() -> impl Abi {
 //!         ports()
-//!     }
-//!     fn is_preempted(_: u32) -> bool {
-//!         false // this kernel registers no runstate areas
 //!     }
 //! }
 //!
@@ -244,14 +241,6 @@ pub unsafe trait Kernel: Send + Sync + 'static {
         events::grow()
     }
 
-    /// Whether Xen has taken `vcpu` off its pCPU, or lets it sleep: a hint.
-    #[inline]
-    fn is_preempted(vcpu: u32) -> bool {
-        // Relaxed: a hint. Xen writes it when that vCPU comes and goes: 0 is running, and "blocked"
-        // stays there until a woken vCPU has really run.
-        Area::of(vcpu).runstate.state.load(Ordering::Relaxed) != 0
-    }
-
     /// Told: `vcpu`, which runs this, has to wait for a lock. `wait` is that wait, and is called
     /// once.
     #[inline]
@@ -437,11 +426,6 @@ unsafe impl<K: Kernel> Platform for XenPlatform<K> {
     fn spin_turns() -> u32 {
         // Relaxed: see `configure`.
         SPIN_TURNS.load(Ordering::Relaxed)
-    }
-
-    #[inline]
-    fn vcpu_is_preempted(cpu: usize) -> bool {
-        K::is_preempted(cpu as u32)
     }
 
     #[inline]

@@ -43,10 +43,6 @@ unsafe impl Kernel for TestKernel {
         XEN.two_level()
     }
 
-    fn is_preempted(_: u32) -> bool {
-        false
-    }
-
     fn around_wait(vcpu: u32, wait: impl FnOnce() -> WaitOutcome) -> WaitOutcome {
         assert_eq!(vcpu, NUMBER.get());
         WAITED.store(vcpu, SeqCst);

@@ -78,10 +78,6 @@ pub(crate) mod threads {
         fn events() -> impl Abi {
             XEN.two_level()
         }
-
-        fn is_preempted(_: u32) -> bool {
-            false
-        }
     }
 
     /// The same machine before a thread has a number.

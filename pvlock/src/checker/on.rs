@@ -200,10 +200,6 @@ unsafe impl<P: Platform> Platform for Checked<P> {
         P::spin_turns()
     }
 
-    fn vcpu_is_preempted(cpu: usize) -> bool {
-        P::vcpu_is_preempted(cpu)
-    }
-
     fn mode() -> Mode {
         P::mode()
     }

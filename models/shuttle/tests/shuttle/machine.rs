@@ -231,10 +231,6 @@ macro_rules! machine {
                     1
                 }
 
-                fn vcpu_is_preempted(_cpu: usize) -> bool {
-                    $crate::machine::chance()
-                }
-
                 fn relax(_turn: u32) {
                     $crate::machine::relax();
                 }
