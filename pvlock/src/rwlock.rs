@@ -446,37 +446,142 @@ mod tests {
     use crate::{HashStorage, HashTable, KickAtUnlock};
     use std::panic::catch_unwind;
 
-    static NODES: CpuNodes = CpuNodes::new();
-    static STORAGE: HashStorage<64> = HashStorage::new();
-    static TABLE: HashTable = HashTable::new(&STORAGE);
+    use std::cell::{Cell, RefCell};
 
+    thread_local! {
+        // Leaked, because `Platform` wants them for ever.
+        static NODES: &'static CpuNodes = Box::leak(Box::new(CpuNodes::new()));
+        static TABLE: &'static HashTable = {
+            let storage: &'static HashStorage<64> = Box::leak(Box::new(HashStorage::new()));
+            Box::leak(Box::new(HashTable::new(storage)))
+        };
+        /// What the other CPUs do while this one sleeps.
+        static OTHERS: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+        static KICKS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// One CPU that sleeps, number 0 in each test's own thread.
     struct Single;
 
-    // SAFETY: one thread that never waits.
+    // SAFETY: one thread; the other CPUs are calls out of its sleep.
     unsafe impl Platform for Single {
         const MAX_CPUS: usize = 1;
         fn current_cpu() -> usize {
             0
         }
         fn nodes(_cpu: usize) -> &'static CpuNodes {
-            &NODES
+            NODES.with(|nodes| *nodes)
         }
         fn hash() -> &'static HashTable {
-            &TABLE
+            TABLE.with(|table| *table)
         }
-        fn wait(_still_blocked: impl Fn() -> bool) {
-            unreachable!("nobody waits")
+        fn wait(still_blocked: impl Fn() -> bool) {
+            assert!(still_blocked(), "it was made ready to sleep");
+            OTHERS.take().expect("somebody wakes it")();
+            assert!(!still_blocked(), "it was woken");
         }
-        fn kick(_cpu: usize) {}
+        fn kick(_cpu: usize) {
+            KICKS.set(KICKS.get() + 1);
+        }
         fn now() -> u64 {
             0
         }
+        fn spin_turns() -> u32 {
+            0
+        }
+    }
+
+    type Lock = RawPvRwLock<Single, KickAtUnlock>;
+
+    /// `acts` while the next waiter sleeps.
+    fn others(lock: &'static Lock, acts: fn(&'static Lock)) {
+        KICKS.set(0);
+        OTHERS.set(Some(Box::new(move || acts(lock))));
+    }
+
+    fn free() -> &'static Lock {
+        Box::leak(Box::new(Lock::new()))
+    }
+
+    /// Whether newcomers (reader, recursive reader, writer) get the lock; they give it back.
+    fn newcomers(lock: &Lock) -> [bool; 3] {
+        let (read, past, write) =
+            (lock.try_lock_shared(), lock.try_lock_shared_recursive(), lock.try_lock_exclusive());
+        for _ in 0..u32::from(read) + u32::from(past) {
+            // SAFETY: taken just now.
+            unsafe { lock.unlock_shared() };
+        }
+        if write {
+            // SAFETY: taken just now.
+            unsafe { lock.unlock_exclusive() };
+        }
+        [read, past, write]
+    }
+
+    #[test]
+    fn a_writer_waits_for_all_readers_and_newcomers_for_it() {
+        let lock = free();
+        lock.lock_shared();
+        lock.lock_shared();
+        assert_eq!(newcomers(lock), [true, true, false], "readers share");
+        others(lock, |lock| {
+            assert_eq!(newcomers(lock), [false, true, false], "past the queue alone");
+            assert!(lock.is_locked() && !lock.is_locked_exclusive());
+            for kicks in [0, 1] {
+                assert_eq!(KICKS.replace(0), 0);
+                // SAFETY: taken above.
+                unsafe { lock.unlock_shared() };
+                assert_eq!(KICKS.get(), kicks, "the last one wakes it");
+            }
+        });
+        lock.lock_exclusive();
+        assert!(lock.is_locked_exclusive() && Single::hash().is_empty());
+        assert_eq!(newcomers(lock), [false; 3]);
+        // SAFETY: taken just now.
+        unsafe { lock.unlock_exclusive() };
+        assert_eq!(lock.word.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_reader_waits_for_the_writer() {
+        let lock = free();
+        lock.lock_exclusive();
+        others(lock, |lock| {
+            assert_eq!(newcomers(lock), [false; 3]);
+            // SAFETY: taken above.
+            unsafe { lock.unlock_exclusive() };
+            assert_eq!(KICKS.get(), 1);
+        });
+        lock.lock_shared();
+        assert_eq!(lock.word.load(Relaxed), READER);
+        assert_eq!(newcomers(lock), [true, true, false]);
+        // SAFETY: taken just now.
+        unsafe { lock.unlock_shared() };
+        assert_eq!(lock.word.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_writer_that_goes_on_reading_lets_the_reader_that_waits_in() {
+        let lock = free();
+        lock.lock_exclusive();
+        others(lock, |lock| {
+            // SAFETY: taken above.
+            unsafe { lock.downgrade() };
+            assert_eq!((KICKS.get(), lock.is_locked_exclusive()), (1, false));
+        });
+        lock.lock_shared();
+        assert_eq!(lock.word.load(Relaxed), 2 * READER);
+        for _ in 0..2 {
+            // SAFETY: held twice.
+            unsafe { lock.unlock_shared() };
+        }
+        assert_eq!((lock.word.load(Relaxed), Single::nodes(0).depth()), (0, 0));
     }
 
     /// Safe code may forget guards. The count must not come round to 0 beside one that is left.
     #[test]
     fn readers_that_are_forgotten_never_let_a_writer_in() {
-        static LOCK: RawPvRwLock<Single, KickAtUnlock> = RawPvRwLock::new();
+        static LOCK: Lock = Lock::new();
         LOCK.word.store(CROWDED - READER, Relaxed);
         assert!(LOCK.try_lock_shared(), "one more");
         assert!(!LOCK.try_lock_shared() && !LOCK.try_lock_shared_recursive());
@@ -490,6 +595,6 @@ mod tests {
         // SAFETY: one of those that are counted.
         unsafe { LOCK.unlock_shared() };
         LOCK.lock_shared();
-        assert_eq!(NODES.depth(), 0);
+        assert_eq!(Single::nodes(0).depth(), 0);
     }
 }
