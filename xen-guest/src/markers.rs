@@ -14,8 +14,8 @@
 //! `lock` is the low half of the lock's address. `outcome` is 0 = kicked, 1 = condition gone, 2 =
 //! timed out, 3 = early. The last one is written once per acquisition that blocked.
 //!
-//! The first three are written by locks on the kernel [`Marked`]. Which lock they are about, and the
-//! last one, is up to whoever takes the lock: [`acquire`] does both.
+//! The first three are written by locks on the kernel [`Marked`]. Which lock they are about, and
+//! the last one, is up to whoever takes the lock: [`acquire`] does both.
 //!
 //! ```no_run
 //! use xen_guest::glue::XenPlatform;

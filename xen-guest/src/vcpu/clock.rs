@@ -29,8 +29,8 @@ pub fn now_on(vcpu: u32) -> u64 {
 /// One time for all vCPUs, in nanoseconds since it was started: nobody sees it go back.
 ///
 /// The clocks of two vCPUs may disagree: on an emulator whose cores had other work, by 8 ms. A task
-/// that moves between them would see [`now`] jump back, and what a vCPU that is behind has read lies
-/// before the start. Here it reads what was read last, anywhere; at first, 0.
+/// that moves between them would see [`now`] jump back, and what a vCPU that is behind has read
+/// lies before the start. Here it reads what was read last, anywhere; at first, 0.
 ///
 /// ```
 /// use xen_guest::vcpu::clock::SharedClock;
