@@ -223,3 +223,66 @@ unsafe impl<P: Platform> Platform for Checked<P> {
         P::longest_wait()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::Cell;
+
+    thread_local! {
+        static KICKED: Cell<usize> = const { Cell::new(0) };
+        static REPORTS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Answers that no default gives.
+    struct Odd;
+
+    // SAFETY: nothing is locked here.
+    unsafe impl Platform for Odd {
+        const MAX_CPUS: usize = 7;
+        fn current_cpu() -> usize {
+            5
+        }
+        fn nodes(_cpu: usize) -> &'static CpuNodes {
+            static NODES: CpuNodes = CpuNodes::new();
+            &NODES
+        }
+        fn hash() -> &'static HashTable {
+            unreachable!("nobody sleeps")
+        }
+        fn wait(_still_blocked: impl Fn() -> bool) {}
+        fn kick(cpu: usize) {
+            KICKED.set(cpu);
+        }
+        fn now() -> u64 {
+            11
+        }
+        fn spin_turns() -> u32 {
+            13
+        }
+        fn mode() -> Mode {
+            Mode::TestAndSet
+        }
+        fn plain_unlock() -> bool {
+            KICKED.get() == 6
+        }
+        fn report(_trouble: &Trouble) {
+            REPORTS.set(REPORTS.get() + 1);
+        }
+        fn longest_wait() -> u64 {
+            17
+        }
+    }
+
+    #[test]
+    fn a_checked_platform_answers_as_the_one_below() {
+        type P = Checked<Odd>;
+        assert_eq!((P::MAX_CPUS, P::current_cpu(), P::now(), P::spin_turns()), (7, 5, 11, 13));
+        assert_eq!((P::mode(), P::longest_wait()), (Mode::TestAndSet, 17));
+        assert!(!P::plain_unlock());
+        P::kick(6);
+        assert!(P::plain_unlock());
+        P::report(&Trouble::Circle(Circle::EMPTY));
+        assert_eq!(REPORTS.get(), 1);
+    }
+}
