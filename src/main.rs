@@ -271,19 +271,25 @@ struct RunArguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { command, verbose, quiet } = Arguments::parse();
+    let Arguments { command, verbose, quiet } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) if told.use_stderr() => told.exit(),
+        // `--help` and `--version` are results like others.
+        Err(told) => return ended(output::done(told.print()).map(|()| ExitCode::SUCCESS)),
+    };
     let progress = match (verbose, quiet) {
         (true, _) => Progress::verbose(),
         (_, true) => Progress::hidden(),
         _ => Progress::new(),
     };
-    match perform(command, &progress) {
-        Ok(code) => code,
-        Err(error) => {
-            output::note(format_args!("pvlab: {error:#}"));
-            ExitCode::from(2)
-        }
-    }
+    ended(perform(command, &progress))
+}
+
+fn ended(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        output::note(format_args!("pvlab: {error:#}"));
+        ExitCode::from(2)
+    })
 }
 
 fn perform(command: Command, progress: &Progress) -> Result<ExitCode> {
@@ -429,7 +435,9 @@ fn compare_experiments(a: &Path, b: &Path, fail_if: &[Condition]) -> Result<Exit
 fn lab(command: LabCommand, progress: &Progress) -> Result<ExitCode> {
     interrupt::install().context("cannot install signal handlers")?;
     match command {
-        LabCommand::Prepare { packages } => commands::prepare(packages.release.as_ref(), progress)?,
+        LabCommand::Prepare { packages } => {
+            output::print(commands::prepare(packages.release.as_ref(), progress)?)?;
+        }
         LabCommand::Shell(machine) => {
             commands::shell(machine.packages.release.as_ref(), &machine.boot(), progress)?;
         }
@@ -441,10 +449,10 @@ fn lab(command: LabCommand, progress: &Progress) -> Result<ExitCode> {
             // The script's own status, as far as an exit code can say it.
             return Ok(ExitCode::from(u8::try_from(ended.status).unwrap_or(u8::MAX)));
         }
-        LabCommand::Clean => {
-            let folder = commands::clean(progress)?;
-            progress.note(format_args!("removed {}", folder.display()));
-        }
+        LabCommand::Clean => match commands::clean(progress)? {
+            Some(folder) => progress.note(format_args!("removed {}", folder.display())),
+            None => progress.note("there is no lab to remove"),
+        },
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,8 +18,7 @@ use anyhow::{Context, Result};
 ///
 /// If it cannot be written, as on a full disk.
 pub fn print(text: impl Display) -> Result<()> {
-    let mut out = io::stdout().lock();
-    done(write!(out, "{text}").and_then(|()| out.flush()))
+    done(write!(io::stdout().lock(), "{text}"))
 }
 
 /// Writes `bytes` as they are.
@@ -28,8 +27,7 @@ pub fn print(text: impl Display) -> Result<()> {
 ///
 /// As [`print()`].
 pub fn bytes(bytes: &[u8]) -> Result<()> {
-    let mut out = io::stdout().lock();
-    done(out.write_all(bytes).and_then(|()| out.flush()))
+    done(io::stdout().lock().write_all(bytes))
 }
 
 /// Writes `text` and a line end to standard error. A closed standard error is nobody's problem.
@@ -67,8 +65,13 @@ impl Display for Link<'_> {
     }
 }
 
-fn done(written: io::Result<()>) -> Result<()> {
-    match written {
+/// What became of something `written` to standard output by others.
+///
+/// # Errors
+///
+/// As [`print()`].
+pub fn done(written: io::Result<()>) -> Result<()> {
+    match written.and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output; free some space there"),
     }

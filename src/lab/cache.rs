@@ -28,6 +28,9 @@ pub(super) struct Cache {
     folder: PathBuf,
 }
 
+/// The file that is locked.
+const LOCK: &str = "lock";
+
 /// The right to build in the cache. Ends when dropped, or with the process.
 pub(super) struct Lock {
     _file: File,
@@ -69,8 +72,9 @@ impl Cache {
         fs::create_dir_all(&runs).map_err(Error::file("create folder", &runs))?;
         for entry in fs::read_dir(&runs).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let owner = name.to_str().and_then(|name| name.split('-').next());
-            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Anything else is not ours: the cache may be put into a folder that has a `run` already.
+            let owner = name.to_str().and_then(|name| name.split_once('-')?.0.parse::<u32>().ok());
+            if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                 // Another process may be doing the same.
                 drop(fs::remove_dir_all(entry.path()));
             }
@@ -81,6 +85,11 @@ impl Cache {
             .map_err(Error::file("create folder", &runs))
     }
 
+    /// Whether a lab was ever made there.
+    pub(super) fn is_ours(&self) -> bool {
+        self.folder.join(LOCK).is_file()
+    }
+
     /// Removes what the lab has put there, and nothing else. The caller holds the lock.
     pub(super) fn remove_contents(&self) -> Result<(), Error> {
         for entry in
@@ -88,8 +97,7 @@ impl Cache {
         {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with("lab-")
-                || name.starts_with("apt-")
+            if ["lab-", "apt-", "linux-"].iter().any(|ours| name.starts_with(ours))
                 || ["apt", "building", "run"].contains(&&*name)
             {
                 fs::remove_dir_all(entry.path()).map_err(Error::file("remove", entry.path()))?;
@@ -101,7 +109,7 @@ impl Cache {
     /// Takes the lock, waiting for whoever has it.
     pub(super) fn lock(&self, progress: &Progress) -> Result<Lock, Error> {
         fs::create_dir_all(&self.folder).map_err(Error::file("create folder", &self.folder))?;
-        let path = self.folder.join("lock");
+        let path = self.folder.join(LOCK);
         let file = File::create(&path).map_err(Error::file("create", &path))?;
         let mut waiting = None;
         loop {
@@ -167,9 +175,14 @@ mod tests {
         // No process has the highest number a kernel can be configured for.
         let stale = folder.path().join("run/4194305-abc");
         fs::create_dir_all(&stale).unwrap();
+        // As in /var/run, if somebody puts the cache into /var.
+        let foreign =
+            ["systemd", "user-session", "4194305"].map(|name| folder.path().join("run").join(name));
+        foreign.iter().for_each(|path| fs::create_dir_all(path).unwrap());
         let mine = cache.run_folder().unwrap();
         let other = cache.run_folder().unwrap();
         assert!(!stale.exists());
+        assert!(foreign.iter().all(|path| path.exists()));
         assert!(mine.path().exists() && other.path().exists());
     }
 }

@@ -8,29 +8,26 @@ use super::cache::Cache;
 use super::{Boot, Ended, Error, Lab, Release};
 use crate::progress::Progress;
 
-/// `pvlab lab prepare`: makes the lab and says what it is made of, on standard output.
+/// `pvlab lab prepare`: makes the lab; answers what it is made of, in lines.
 ///
 /// # Errors
 ///
 /// As [`Lab::prepare`].
-pub fn prepare(release: Option<&Release>, progress: &Progress) -> Result<(), Error> {
+pub fn prepare(release: Option<&Release>, progress: &Progress) -> Result<String, Error> {
     let lab = Lab::prepare_release(release, progress)?;
-    let mut out = io::stdout().lock();
-    let mut line =
-        |text: String| writeln!(out, "{text}").map_err(Error::file("write", "standard output"));
-    line(format!("the lab in {} is ready:", lab.folder.display()))?;
+    let mut text = format!("the lab in {} is ready:\n", lab.folder.display());
     let named = |name: &str| {
         name.starts_with("xen-hypervisor-")
             || name.starts_with("linux-image-")
             || name == "qemu-system-x86"
     };
-    for (package, version) in lab.versions().iter().filter(|(name, _)| named(name)) {
-        line(format!("  {package} {version}"))?;
+    let (shown, others): (Vec<_>, Vec<_>) =
+        lab.versions().iter().partition(|(name, _)| named(name));
+    for (package, version) in shown {
+        text += &format!("  {package} {version}\n");
     }
-    line(format!(
-        "  and {} more packages",
-        lab.versions().keys().filter(|name| !named(name)).count()
-    ))
+    text += &format!("  and {} more packages\n", others.len());
+    Ok(text)
 }
 
 /// `pvlab lab shell`: a shell in dom0 on this terminal. Ctrl-A X ends it at once, `poweroff -f` in order.
@@ -62,18 +59,19 @@ pub fn boot(
     lab.run(&boot, &mut |line| drop(writeln!(out, "{line}")))
 }
 
-/// `pvlab lab clean`: removes the cache; returns its folder.
+/// `pvlab lab clean`: removes the cache; answers its folder, `None` if there was none.
 ///
 /// # Errors
 ///
 /// If it cannot be found or removed.
-pub fn clean(progress: &Progress) -> Result<PathBuf, Error> {
+pub fn clean(progress: &Progress) -> Result<Option<PathBuf>, Error> {
     let cache = Cache::locate()?;
     let folder = cache.folder().to_path_buf();
-    if folder.exists() {
-        // Not while another process builds in it.
-        let _lock = cache.lock(progress)?;
-        cache.remove_contents()?;
+    if !cache.is_ours() {
+        return Ok(None);
     }
-    Ok(folder)
+    // Not while another process builds in it.
+    let _lock = cache.lock(progress)?;
+    cache.remove_contents()?;
+    Ok(Some(folder))
 }

@@ -141,10 +141,34 @@ pub(super) fn library_place(name: &str) -> String {
     }
 }
 
+/// Folders of dom0 that are links, and where they lead from the root.
+const LINKS: [(&str, &str); 6] = [
+    ("bin", "usr/bin"),
+    ("sbin", "usr/sbin"),
+    ("lib", "usr/lib"),
+    ("lib64", "usr/lib64"),
+    ("var/run", "run"),
+    ("var/lock", "run/lock"),
+];
+
+/// Where a file that is to be `path` in dom0 goes in an archive behind dom0's own: a folder there would take the
+/// place of a link of this name, and dom0 would not find its own programs any more.
+pub(super) fn resolved(path: &str) -> String {
+    let path = path.trim_start_matches('/');
+    let behind = |(link, target): &(&str, &str)| {
+        let rest = path.strip_prefix(link)?.strip_prefix('/')?;
+        Some(format!("/{target}/{rest}"))
+    };
+    LINKS.iter().find_map(behind).unwrap_or_else(|| format!("/{path}"))
+}
+
 fn skeleton(archive: &mut Archive) {
-    for merged in ["bin", "sbin", "lib", "lib64"] {
-        archive.directory(&format!("/usr/{merged}"));
-        archive.symlink(&format!("/{merged}"), &format!("usr/{merged}"));
+    for (link, target) in LINKS {
+        if target.starts_with("usr/") {
+            archive.directory(&format!("/{target}"));
+        }
+        let up = "../".repeat(link.matches('/').count());
+        archive.symlink(&format!("/{link}"), &format!("{up}{target}"));
     }
     for folder in [
         "/dev",
@@ -161,8 +185,6 @@ fn skeleton(archive: &mut Archive) {
     ] {
         archive.directory(folder);
     }
-    archive.symlink("/var/run", "../run");
-    archive.symlink("/var/lock", "../run/lock");
     archive.bytes("/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
     archive.bytes("/etc/group", 0o644, "root:x:0:\n");
 }
@@ -195,6 +217,21 @@ fn required(root: &Path, names: &[&str], package: &str) -> Result<PathBuf, Error
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A program placed in /bin took the place of the link to /usr/bin, and dom0 had no shell.
+    #[test]
+    fn a_file_behind_a_link_does_not_replace_the_link() {
+        for (path, place) in [
+            ("/bin/pvlab", "/usr/bin/pvlab"),
+            ("/lib64/x/y.so", "/usr/lib64/x/y.so"),
+            ("/var/run/a", "/run/a"),
+            ("/binary", "/binary"),
+            ("/root/bin/a", "/root/bin/a"),
+            ("/bin", "/bin"),
+        ] {
+            assert_eq!(resolved(path), place);
+        }
+    }
 
     #[test]
     fn init_opens_the_way_out_only_after_the_script() {

@@ -117,11 +117,12 @@ fn overlay_archive(lab: &Lab, boot: &Boot) -> Result<Archive, Error> {
         archive.bytes("/pvlab/run", 0o644, boot.script.as_bytes());
     }
     for file in &boot.files {
+        let place = initramfs::resolved(&file.path);
         match &file.content {
-            Content::Bytes(bytes) => archive.bytes(&file.path, file.mode, bytes.clone()),
-            Content::File(path) => archive.file(&file.path, file.mode, path),
+            Content::Bytes(bytes) => archive.bytes(&place, file.mode, bytes.clone()),
+            Content::File(path) => archive.file(&place, file.mode, path),
             Content::Program(path) => {
-                archive.bytes(&file.path, file.mode, overlay::program(path)?);
+                archive.bytes(&place, file.mode, overlay::program(path)?);
                 let there = |name: &str| lab.parts.libraries.iter().any(|library| library == name);
                 // dom0's own packages first: libraries of one release fit together.
                 let roots = [lab.root(), PathBuf::from("/")];

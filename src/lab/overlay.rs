@@ -49,6 +49,10 @@ impl Overlay {
     }
 }
 
+/// Folders on which dom0 mounts something before a script runs.
+const MOUNTED: [&str; 8] =
+    ["/dev/", "/lab/", "/out/", "/proc/", "/run/", "/sys/", "/var/lock/", "/var/run/"];
+
 /// A file of this machine for dom0: `SRC` or `SRC=DST`, where DST is an absolute path; without it, `/root` and the
 /// name of the file.
 impl FromStr for Overlay {
@@ -69,8 +73,14 @@ impl FromStr for Overlay {
         if !about.is_file() {
             return Err(format!("{} is not a file; pack a folder first (tar)", source.display()));
         }
-        if path.ends_with('/') {
-            return Err(format!("{path} is a folder; write the whole path of the file in dom0"));
+        let plain = |part: &str| !matches!(part, "" | "." | "..");
+        if !path.split('/').skip(1).all(plain) {
+            return Err(format!("{path}: write the whole path of the file in dom0, without .."));
+        }
+        if let Some(folder) = MOUNTED.iter().find(|folder| path.starts_with(**folder)) {
+            return Err(format!(
+                "{path} could not be seen: dom0 mounts {folder}; write another place"
+            ));
         }
         let mode = about.permissions().mode() & 0o7777;
         let bytes = fs::read(&source).map_err(read)?;
@@ -89,4 +99,29 @@ pub(super) fn program(path: &PathBuf) -> Result<Vec<u8>, Error> {
     elf::loaded_part(bytes).map_err(|what| {
         Error::Setting(format!("{}: {what}: only x86-64 programs run in dom0", path.display()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_where_a_file_would_not_be_found_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a");
+        fs::write(&file, "text").unwrap();
+        let at = |place: &str| format!("{}{place}", file.display()).parse::<Overlay>();
+        assert_eq!(at("").unwrap().path, "/root/a");
+        assert_eq!(at("=/bin/a").unwrap().path, "/bin/a");
+        for (place, word) in [
+            ("=/root/", "whole path"),
+            ("=/root/../a", "without .."),
+            ("=//a", "whole path"),
+            ("=/run/a", "mounts /run/"),
+            ("=/out/a", "mounts /out/"),
+        ] {
+            let error = at(place).unwrap_err();
+            assert!(error.contains(word), "{place}: {error}");
+        }
+    }
 }
