@@ -294,20 +294,41 @@ fn counted_wrong(domain: &DomainResult) -> Option<(u64, u64)> {
     (report.counter != report.acquisitions).then_some((report.counter, report.acquisitions))
 }
 
-/// A domain that ran something else than it was asked for has failed, whatever it says.
+/// A domain that ran something else than it was asked for, or whose result cannot be, has failed, whatever it says.
 fn compared(mut result: DomainResult, plan: &Plan, policy: &str) -> DomainResult {
-    let Some(report) = &result.report else { return result };
-    let differences = plan.mismatch(&result.name, policy, report);
-    if !differences.is_empty() {
-        let differences = differences.join("; ");
-        let message =
-            format!("domain {} DID NOT RUN what this column says: {differences}", result.name);
-        result.message = match result.message.as_str() {
-            "" => message,
-            already => format!("{already}; {message}"),
-        };
-        result.end = if result.end == End::Done { End::Failed } else { result.end };
+    let name = &result.name;
+    let mut told = Vec::from([result.message.clone()]);
+    match &result.report {
+        None if result.end == End::Done => {
+            told.push(format!("domain {name} was done and left no report: its file is damaged"));
+        }
+        None => {}
+        Some(report) => {
+            let differences = plan.mismatch(name, policy, report);
+            if !differences.is_empty() {
+                let differences = differences.join("; ");
+                told.push(format!(
+                    "domain {name} DID NOT RUN what this column says: {differences}"
+                ));
+            }
+            if result.end == End::Done && report.acquisitions == 0 {
+                told.push(format!("domain {name} made no acquisition: nothing was tested"));
+            }
+            let of_vcpus = report.vcpus.iter().map(|vcpu| vcpu.acquisitions);
+            let sum = of_vcpus.fold(0u64, u64::saturating_add);
+            if !report.vcpus.is_empty() && sum != report.acquisitions {
+                let said = report.acquisitions;
+                told.push(format!(
+                    "domain {name} reports {said} acquisitions, and {sum} by its vCPUs: its file is damaged"
+                ));
+            }
+        }
     }
+    if told.len() > 1 && result.end == End::Done {
+        result.end = End::Failed;
+    }
+    told.retain(|message| !message.is_empty());
+    result.message = told.join("; ");
     result
 }
 

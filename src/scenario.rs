@@ -131,14 +131,13 @@ impl Library {
             } else if file.ends_with(".cfg") {
                 let domain = Domain::parse(&file, &text)?;
                 if let Some(twin) = domains.iter().find(|other| other.name == domain.name) {
-                    let what = format!(
-                        "{} has the same domain name `{}`",
-                        twin.config.file(),
-                        domain.name
-                    );
-                    return Err(domain
-                        .config
-                        .error("name", what, "give each domain a name of its own")
+                    let Domain { name, config, .. } = &domain;
+                    return Err(config
+                        .error(
+                            "name",
+                            format!("{} has the same domain name `{name}`", twin.config.file()),
+                            "give each domain a name of its own",
+                        )
                         .into());
                 }
                 domains.push(domain);
@@ -200,15 +199,20 @@ impl Domain {
         let config = XlConfig::parse(file, text)?;
         for (key, remedy) in REFUSED {
             if config.get(key).is_some() {
-                let what = format!("`{key}` would change what pvlab starts");
-                return Err(config.error(key, what, remedy));
+                return Err(config.error(
+                    key,
+                    format!("`{key}` would change what pvlab starts"),
+                    remedy,
+                ));
             }
         }
         let name = config.text_of("name")?.to_owned();
         let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         // `xl` takes a name of digits for a domain's number.
         let number = name.chars().all(|c| c.is_ascii_digit());
-        if number || name.len() > LONGEST_NAME || !name.chars().all(letter) {
+        // And a file of a name that begins with a dot is not listed.
+        let hidden = name.starts_with('.');
+        if number || hidden || name.len() > LONGEST_NAME || !name.chars().all(letter) {
             return Err(config.error(
                 "name",
                 format!("`{name}` cannot name a domain"),
@@ -217,9 +221,11 @@ impl Domain {
         }
         config.text_of("kernel")?;
         if config.get("type").is_some() && !matches!(config.text_of("type")?, "pv" | "pvh") {
-            let what =
-                format!("the guest image boots as PV or PVH, not as {}", config.text_of("type")?);
-            return Err(config.error("type", what, "write `type = \"pv\"` or `type = \"pvh\"`"));
+            return Err(config.error(
+                "type",
+                format!("the guest image boots as PV or PVH, not as {}", config.text_of("type")?),
+                "write `type = \"pv\"` or `type = \"pvh\"`",
+            ));
         }
         for (key, most) in [("memory", MOST_MEMORY_MIB), ("vcpus", MAX_VCPUS.into())] {
             let number = config.integer_of(key)?;
@@ -378,13 +384,13 @@ mod tests {
 
     #[test]
     fn settings_by_which_something_else_would_run_are_refused() {
-        let names = ["dom-0", "a.b", "42", "", "../up", "a b", &"n".repeat(65)];
+        let names = ["dom-0", "a.b", "42", "", "..", "../up", "a b", &"n".repeat(65)];
         let good: Vec<_> = names
             .iter()
             .map(|name| GOOD.replace("\"a\"", &format!("\"{name}\"")))
             .map(|text| Domain::parse("a.cfg", &text).is_ok())
             .collect();
-        assert_eq!(good, [true, true, false, false, false, false, false]);
+        assert_eq!(good, [true, true, false, false, false, false, false, false]);
         for (key, _) in REFUSED {
             let text = format!("{GOOD}{key} = \"x\"\n");
             let error = Domain::parse("a.cfg", &text).unwrap_err().to_string();

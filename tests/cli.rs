@@ -120,6 +120,26 @@ fn the_image_is_written_out_as_it_is_embedded() {
 }
 
 #[test]
+fn what_is_no_lab_is_not_cleaned_away() {
+    let cache = tempfile::tempdir().unwrap();
+    let clean = || {
+        let mut pvlab = pvlab();
+        pvlab.args(["lab", "clean"]).env("PVLAB_CACHE", cache.path());
+        pvlab.assert().code(0)
+    };
+    for name in ["run", "apt", "linux-1-0", "thesis"] {
+        fs::create_dir(cache.path().join(name)).unwrap();
+    }
+    clean().stderr(contains("no lab"));
+    assert!(cache.path().join("run").exists());
+    // Now there is one.
+    fs::write(cache.path().join("lock"), "").unwrap();
+    clean().stderr(contains("removed"));
+    assert!(cache.path().join("thesis").exists());
+    assert!(!["run", "apt", "linux-1-0"].iter().any(|name| cache.path().join(name).exists()));
+}
+
+#[test]
 fn a_folder_without_a_run_has_no_report() {
     let folder = tempfile::tempdir().unwrap();
     pvlab()
@@ -299,6 +319,26 @@ fn results_that_are_missing_or_damaged_are_counted_as_missing() {
         }
         report_of(folder.path()).code(2).stdout(contains("0 of 1").and(contains("PROBLEM")));
     }
+    // What is there and cannot be.
+    type Change = fn(&mut serde_json::Value);
+    let cases: [(Change, &str); 3] = [
+        (|report| *report = json!(null), "left no report"),
+        (|report| report["acquisitions"] = json!(0), "nothing was tested"),
+        (
+            |report| {
+                report["vcpus"] = json!([{
+                    "id": 0, "acquisitions": 39, "blocked_acquisitions": 0, "waits": 0,
+                    "longest_wait_ns": 0, "stolen_ns": 0,
+                }]);
+            },
+            "39 by its vCPUs",
+        ),
+    ];
+    for (change, words) in cases {
+        let (folder, _) = run_folder("spin", change);
+        let told = report_of(folder.path()).stdout(contains("0 of 1").and(contains(words)));
+        assert_ne!(told.get_output().status.code(), Some(0), "{words}");
+    }
     // Sums of absurd numbers do not wrap.
     let (folder, _) = run_folder("spin", |report| {
         for key in ["acquisitions", "counter"] {
@@ -334,8 +374,12 @@ fn printing_commands(folder: &Path) -> Vec<Vec<std::ffi::OsString>> {
         words
     };
     vec![
+        words(&["--help"]),
+        words(&["run", "--help"]),
+        words(&["--version"]),
         words(&["scenarios"]),
         words(&["doctor"]),
+        words(&["bench", "--list"]),
         words(&["completions", "bash"]),
         words(&["image", "-o", "-"]),
         with(&["report"], 1),

@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use proc_macro2::{TokenStream, TokenTree};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// What a message follows: macros, methods and attributes.
-const BEFORE: [&str; 6] = ["bail", "ensure", "anyhow", "context", "with_context", "error"];
+/// What a message follows: macros, methods, attributes, and the variant that gives one back.
+const BEFORE: [&str; 7] = ["bail", "ensure", "anyhow", "context", "with_context", "error", "Err"];
+
+/// Functions that make nothing but messages: what the table of a run calls PROBLEM.
+const TELLERS: [&str; 5] = ["problems", "trace_doubt", "compared", "result_of", "describe"];
 
 /// A message as the chapter writes it: what differs each time is `…`, and the first line says which it is.
 fn shown(literal: &str) -> String {
@@ -33,27 +36,46 @@ fn is_message(text: &str) -> bool {
     text.contains(' ') && text.chars().any(char::is_alphabetic)
 }
 
-/// The first string in `tokens`, at any depth.
-fn first_string(tokens: TokenStream) -> Option<String> {
-    tokens.into_iter().find_map(|token| match token {
+/// The strings in `tokens`, at any depth, that are messages, as the chapter writes them.
+fn strings(tokens: TokenStream) -> Vec<String> {
+    let of = |token| match token {
         TokenTree::Literal(literal) => {
-            syn::parse_str::<syn::LitStr>(&literal.to_string()).ok().map(|text| text.value())
+            let text = syn::parse_str::<syn::LitStr>(&literal.to_string()).ok();
+            text.map(|text| shown(&text.value()))
+                .filter(|text| is_message(text))
+                .into_iter()
+                .collect()
         }
-        TokenTree::Group(group) => first_string(group.stream()),
-        _ => None,
-    })
+        TokenTree::Group(group) => strings(group.stream()),
+        _ => Vec::new(),
+    };
+    tokens.into_iter().flat_map(of).collect()
+}
+
+/// Whether `tokens` are a string or one that is made here, and not another's error.
+fn is_text(tokens: TokenStream) -> bool {
+    match tokens.into_iter().next() {
+        Some(TokenTree::Literal(_)) => true,
+        Some(TokenTree::Ident(name)) => name == "format",
+        _ => false,
+    }
 }
 
 /// The messages of a source file, its tests left out.
 fn messages(tokens: TokenStream, found: &mut BTreeSet<String>) {
     let mut before = String::new();
     let mut tests = false;
+    let mut teller = false;
     for token in tokens {
         match token {
             TokenTree::Group(group) if !std::mem::take(&mut tests) => {
-                if BEFORE.contains(&before.as_str()) {
-                    let text = first_string(group.stream()).map(|text| shown(&text));
-                    found.extend(text.filter(|text| is_message(text)));
+                if BEFORE.contains(&before.as_str()) && (before != "Err" || is_text(group.stream()))
+                {
+                    found.extend(strings(group.stream()).into_iter().next());
+                }
+                if teller && group.delimiter() == Delimiter::Brace {
+                    found.extend(strings(group.stream()));
+                    teller = false;
                 }
                 messages(group.stream(), found);
                 before.clear();
@@ -61,6 +83,7 @@ fn messages(tokens: TokenStream, found: &mut BTreeSet<String>) {
             TokenTree::Ident(name) => {
                 let name = name.to_string();
                 tests = name == "tests" && before == "mod";
+                teller |= before == "fn" && TELLERS.contains(&name.as_str());
                 before = name;
             }
             // `bail!(...)`

@@ -64,8 +64,8 @@ impl XlConfig {
     ///
     /// At the first place that is not `KEY=VALUE`, a comment or an empty line.
     pub fn parse(file: &str, text: &str) -> Result<XlConfig, ConfigError> {
-        // xl knows no other line end.
-        let text = text.replace("\r\n", "\n");
+        // xl knows no other line end, and no mark before the first line, as editors of Windows write one.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
         let mut parser = Parser { file, rest: &text, line: 1 };
         let mut settings = Vec::new();
         while let Some(setting) = parser.setting()? {
@@ -79,7 +79,7 @@ impl XlConfig {
         &self.file
     }
 
-    /// The text as it was read, its lines ended as in Unix.
+    /// The text as it was read, its lines ended as in Unix, without a byte order mark.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -257,8 +257,10 @@ impl<'a> Parser<'a> {
             if self.rest.starts_with(',') {
                 self.bump(1);
             } else if !self.rest.starts_with(']') {
-                let what = format!("expected `,` or `]` in the list, found {}", self.here());
-                return Err(self.error(what, "put a comma between two values"));
+                return Err(self.error(
+                    format!("expected `,` or `]` in the list, found {}", self.here()),
+                    "put a comma between two values",
+                ));
             }
         }
     }
@@ -347,6 +349,8 @@ mod tests {
         let config = XlConfig::parse("x.cfg", "a=\"b\"\r\n# c\r\n\r\nvcpus=2\r\n").unwrap();
         assert_eq!((config.text_of("a"), config.integer_of("vcpus")), (Ok("b"), Ok(2)));
         assert_eq!(config.text(), "a=\"b\"\n# c\n\nvcpus=2\n");
+        let config = XlConfig::parse("x.cfg", "\u{feff}a=1\r\n").unwrap();
+        assert_eq!(config.text(), "a=1\n");
     }
 
     #[test]
