@@ -23,6 +23,8 @@ mod kernel;
 mod kvm;
 mod lab_boot;
 mod lab_interrupt;
+#[cfg(not(no_guest_image))]
+mod real_host;
 mod release;
 #[cfg(not(no_guest_image))]
 mod storm;
