@@ -21,7 +21,7 @@ use super::{Account, Storm};
 const FILE: &str = "storm.json";
 
 /// Files of a part, by what is behind its name.
-const OF_A_PART: [&str; 5] = ["done", "failed", "log", "performed", "vcpus"];
+const OF_A_PART: [&str; 4] = ["done", "failed", "log", "vcpus"];
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -89,7 +89,6 @@ storm() {
         look_at_the_clock
     done < /guest/$1.operations
     [ -e /out/$1.failed ] || step $1 count
-    echo $n > /out/$1.performed
     [ -e /out/$1.failed ] || xl shutdown -w $1 > /tmp/said 2>&1 || cp /tmp/said /out/$1.failed
     sleep 1
     xl vcpu-list > /out/$1.vcpus 2>&1
