@@ -378,8 +378,15 @@ impl<H: XenHost> PolicyRun<'_, H> {
                 Ok(report) => (Some(report), String::new()),
                 Err(error) => (None, format!(" ({error:#})")),
             };
+        // Where it could not begin, it has said why.
+        let node = self.domains[index].node("error");
+        let error = self.host.read(&node).ok().flatten();
         let seconds = self.plan.deadline.as_secs();
         let (end, message) = match (&report, life) {
+            (None, _) if error.is_some() => {
+                let why = error.unwrap_or_default();
+                (End::Failed, format!("domain {name} could not begin: {why}"))
+            }
             (Some(report), _) if report.outcome != experiment::record::Outcome::Success => {
                 (End::Failed, format!("domain {name} reports {}", describe(report)))
             }

@@ -273,6 +273,21 @@ fn a_crash_without_a_word_of_the_guests_is_told_by_what_xen_knows() {
     assert!(ran.problem().contains("nothing more is known"), "{}", ran.problem());
 }
 
+/// On a busy host a start line had passed when it came, and the table said that the domain had crashed.
+#[test]
+fn a_domain_that_could_not_begin_is_told_with_its_own_words() {
+    let late = vec![Act::State("ready"), Act::State("failed"), Act::Life(Life::Crashed)];
+    let ran = play([late, good()], |host| {
+        let node = "/local/domain/1/data/pvlab/error".to_owned();
+        host.store.insert(node, "the start line was in the past".to_owned());
+    });
+    let told = "domain guest1 could not begin: the start line was in the past";
+    assert_eq!(
+        (ran.result("guest1").end, ran.result("guest1").message.as_str()),
+        (End::Failed, told)
+    );
+}
+
 #[test]
 fn a_guest_that_never_ends_is_ended_at_the_deadline() {
     let ran = play([vec![Act::State("ready"), Act::State("running")], good()], |_| ());

@@ -44,7 +44,7 @@ fn the_chapter_on_a_real_host_can_be_followed_word_for_word() {
         "pvlab can run here",
         "│ waking kicks per blocked acquisition",
         // The line for people on the guest's console.
-        "acquisitions by 4 vCPUs",
+        "acquisitions by 2 vCPUs",
     ] {
         assert!(console.contains(words), "`{words}` is not in {console}");
     }
