@@ -1,7 +1,8 @@
-//! A storm: everything a toolstack can do to a domain, in random order, while its vCPUs are at the locks.
+//! A storm: everything a toolstack can do to a domain, in random order, while its vCPUs are at the
+//! locks.
 //!
-//! Owns the domain, the script that carries the operations out in dom0, and the verdict over what the domain
-//! reports in the end. What the guest does about each is the guest's business.
+//! Owns the domain, the script that carries the operations out in dom0, and the verdict over what
+//! the domain reports in the end. What the guest does about each is the guest's business.
 //!
 //! - `operations`: what is done, dealt so that every kind comes as often as any other
 //! - `account`: what was survived, from what the script wrote down
@@ -93,7 +94,8 @@ impl Storm {
         )
     }
 
-    /// What the domain reported in the end, and what it survived, from the folder that the boot left.
+    /// What the domain reported in the end, and what it survived, from the folder that the boot
+    /// left.
     ///
     /// # Errors
     ///

@@ -13,7 +13,8 @@ pub(super) const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 const INIT: &str = include_str!("dom0-init.sh");
 
-/// The emulator in a KVM host: the lab's own, from the unpacked packages, which the host sees read-only.
+/// The emulator in a KVM host: the lab's own, from the unpacked packages, which the host sees
+/// read-only.
 const NESTED_QEMU: &str = include_str!("nested-qemu.sh");
 
 /// Modules that init loads at start.
@@ -151,8 +152,8 @@ const LINKS: [(&str, &str); 6] = [
     ("var/lock", "run/lock"),
 ];
 
-/// Where a file that is to be `path` in dom0 goes in an archive behind dom0's own: a folder there would take the
-/// place of a link of this name, and dom0 would not find its own programs any more.
+/// Where a file that is to be `path` in dom0 goes in an archive behind dom0's own: a folder there
+/// would take the place of a link of this name, and dom0 would not find its own programs any more.
 pub(super) fn resolved(path: &str) -> String {
     let path = path.trim_start_matches('/');
     let behind = |(link, target): &(&str, &str)| {
@@ -236,7 +237,8 @@ mod tests {
     #[test]
     fn init_opens_the_way_out_only_after_the_script() {
         let script = INIT.find("sh /pvlab/run").unwrap();
-        // Before it there is only what a host without Xen does, or one whose boot is asked to be live.
+        // Before it there is only what a host without Xen does, or one whose boot is asked to be
+        // live.
         let (begin, end) = (INIT.find("up_kvm()").unwrap(), INIT.find("live=no").unwrap());
         for words in ["mount $SHARE", "LOAD_WAY_OUT"] {
             let places: Vec<_> = INIT.match_indices(words).map(|(at, _)| at).collect();

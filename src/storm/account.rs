@@ -1,7 +1,7 @@
 //! What a domain survived, from what the script in dom0 wrote down.
 //!
-//! Owns the file `NAME.done` and the sums over it. An operation counts once the domain was asked for its
-//! acquisitions behind it: until then nobody knows whether it was survived.
+//! Owns the file `NAME.done` and the sums over it. An operation counts once the domain was asked
+//! for its acquisitions behind it: until then nobody knows whether it was survived.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,8 @@ use super::Operation;
 pub struct Survived {
     /// How often it was performed.
     pub times: u64,
-    /// Acquisitions from its beginning until the domain was next asked for them, of all times together.
+    /// Acquisitions from its beginning until the domain was next asked for them, of all times
+    /// together.
     pub acquisitions: u64,
     /// The fewest of one time.
     pub fewest: u64,
@@ -45,8 +46,8 @@ impl Account {
         })
     }
 
-    /// `SECONDS OPERATION` a line, behind `count` the acquisitions since boot. A line without its end is one
-    /// that was being written when the host went down.
+    /// `SECONDS OPERATION` a line, behind `count` the acquisitions since boot. A line without its
+    /// end is one that was being written when the host went down.
     fn parse(text: &str) -> Option<Account> {
         let mut account = Account::default();
         let mut pending: Vec<&str> = Vec::new();

@@ -1,7 +1,7 @@
 //! What is done to a domain, and in which order.
 //!
-//! Owns the operations, their names, and the deck they are dealt from: every kind comes once before any
-//! comes again. How one is carried out is the script's business.
+//! Owns the operations, their names, and the deck they are dealt from: every kind comes once before
+//! any comes again. How one is carried out is the script's business.
 
 use std::fmt;
 
@@ -36,11 +36,11 @@ pub enum Operation {
     Reboot,
     /// Nothing, for so many tenths of a second.
     Wait(u32),
-    /// Nothing, until this vCPU has so many ports of its own (IPIs, by `lsevtchn`): a vCPU that goes down
-    /// gives its ports back, and has new ones when it is up again.
+    /// Nothing, until this vCPU has so many ports of its own (IPIs, by `lsevtchn`): a vCPU that
+    /// goes down gives its ports back, and has new ones when it is up again.
     Ports(u32, u32),
-    /// Asks the domain how many acquisitions it has made, until there are some more: the operations before it
-    /// have been survived. It is no kind of its own.
+    /// Asks the domain how many acquisitions it has made, until there are some more: the operations
+    /// before it have been survived. It is no kind of its own.
     Count,
 }
 
@@ -88,9 +88,9 @@ impl fmt::Display for Operation {
 
 /// At least so many operations, in the random order of `seed`; the same again for the same seed.
 ///
-/// They come in rounds. In a round every kind that a domain of this type can stand comes once. Between two operations
-/// of a round a [count](Operation::Count) is as likely as not, so that some follow one another at once; each
-/// round ends with one.
+/// They come in rounds. In a round every kind that a domain of this type can stand comes once.
+/// Between two operations of a round a [count](Operation::Count) is as likely as not, so that some
+/// follow one another at once; each round ends with one.
 ///
 /// ```
 /// use pvlab::storm::operations;
@@ -145,9 +145,9 @@ struct Dealer {
     rng: SplitMix64,
     domain: DomainType,
     kinds: u32,
-    /// vCPUs that were up all the time. On PVH only those get NMIs: a vCPU that was down while the domain was
-    /// restored starts without descriptor tables, for which VCPUOP_initialise has no field, and an NMI that
-    /// waits for it, or comes before it has loaded them, is a triple fault.
+    /// vCPUs that were up all the time. On PVH only those get NMIs: a vCPU that was down while the
+    /// domain was restored starts without descriptor tables, for which VCPUOP_initialise has no
+    /// field, and an NMI that waits for it, or comes before it has loaded them, is a triple fault.
     never_down: u32,
 }
 
@@ -240,7 +240,8 @@ mod tests {
         }
     }
 
-    /// A storm of 49 operations ended in a triple fault: an NMI met a vCPU that was just coming back.
+    /// A storm of 49 operations ended in a triple fault: an NMI met a vCPU that was just coming
+    /// back.
     #[test]
     fn an_nmi_goes_to_no_pvh_vcpu_that_may_be_coming_back() {
         let mut down = VCPUS;

@@ -1,9 +1,9 @@
 //! A storm in several parts: what was asked for, and how far it came.
 //!
-//! Owns `storm.json` in the storm's folder, which is written once, and which files there belong to which part.
-//! How far a part came is in the part's own files, so nothing has to be written where a storm is cut short. Each
-//! part has a new domain. What the domain of a part that was cut short counted under its locks is not known: it
-//! never reported.
+//! Owns `storm.json` in the storm's folder, which is written once, and which files there belong to
+//! which part. How far a part came is in the part's own files, so nothing has to be written where a
+//! storm is cut short. Each part has a new domain. What the domain of a part that was cut short
+//! counted under its locks is not known: it never reported.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -109,7 +109,8 @@ impl Session {
         Ok(())
     }
 
-    /// Begins a new storm in `folder`: an earlier one's parts are deleted, and what was asked for is written down.
+    /// Begins a new storm in `folder`: an earlier one's parts are deleted, and what was asked for
+    /// is written down.
     ///
     /// # Errors
     ///

@@ -1,12 +1,14 @@
-# Carries a storm out in dom0: `storm NAME SECONDS LEAST` performs the operations of /guest/NAME.operations on the
-# domain of /guest/NAME.cfg, for so many seconds, but at least so many lines of the list. What was done is in
-# /out/NAME.done, a line each: seconds since the domain ran, the operation, and behind `count` the acquisitions. An
-# operation that fails ends the storm, with the reason in /out/NAME.failed.
+# Carries a storm out in dom0: `storm NAME SECONDS LEAST` performs the operations of
+# /guest/NAME.operations on the domain of /guest/NAME.cfg, for so many seconds, but at least so many
+# lines of the list. What was done is in /out/NAME.done, a line each: seconds since the domain ran,
+# the operation, and behind `count` the acquisitions. An operation that fails ends the storm, with
+# the reason in /out/NAME.failed.
 
 # Leaves the seconds since boot in $now. Programs are slow in the emulator: this needs none.
 look_at_the_clock() { read -r now _ < /proc/uptime; now=${now%.*}; }
-# Waits until domain $1 says that it runs, as another domain than before; leaves its number in $domid. A PV domain
-# that was just restored cannot be saved before: it has not told yet where its list of frames is.
+# Waits until domain $1 says that it runs, as another domain than before; leaves its number in
+# $domid. A PV domain that was just restored cannot be saved before: it has not told yet where its
+# list of frames is.
 running() {
     i=0; before=$domid
     while [ $i -lt 600 ]; do

@@ -1,7 +1,7 @@
 //! What apt says, as values.
 //!
-//! Owns the forms of its output: sources, plans, candidates, dependencies, and which of its complaints calls for
-//! which remedy. It starts nothing.
+//! Owns the forms of its output: sources, plans, candidates, dependencies, and which of its
+//! complaints calls for which remedy. It starts nothing.
 
 /// A package source of the machine: one suite of one repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
