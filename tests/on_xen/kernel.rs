@@ -33,38 +33,50 @@ pub(crate) fn build(name: &str) -> Vec<u8> {
 pub(crate) fn build_in(folder: &str, name: &str, crates: Crates) -> Vec<u8> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--locked", "--package", name, "--target-dir"]).arg(&target);
-    if crates == Crates::Ours {
-        cargo.arg("--offline");
-    }
-    for name in inherited::inherited() {
-        cargo.env_remove(name);
-    }
-    let built = cargo.current_dir(&folder).output().expect("cargo starts");
-    let said = String::from_utf8_lossy(&built.stderr);
-    assert!(built.status.success(), "{said}");
-    assert!(!said.contains("warning"), "{said}");
+    run(cargo(&folder, &target, crates).args(["build", "--release", "--package", name]));
     fs::read(target.join(TARGET).join("release").join(name)).expect("cargo made it")
 }
 
-/// Boots a host whose script finds `kernel` and the `config` of its domain in `/guest`: what it brought home.
-pub(crate) fn boot(kernel: Vec<u8>, config: &'static [u8], script: &str) -> TempDir {
-    boot_all([("kernel", kernel)], config, script)
+/// Cargo in `folder`, with the settings of that folder alone; its command is still to be named.
+pub(crate) fn cargo(folder: &Path, target: &Path, crates: Crates) -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    for name in inherited::inherited() {
+        cargo.env_remove(name);
+    }
+    cargo.current_dir(folder).env("CARGO_TARGET_DIR", target);
+    cargo.arg("--locked");
+    if crates == Crates::Ours {
+        cargo.arg("--offline");
+    }
+    cargo
 }
 
-/// As [`boot`], with several kernels, by their names.
+/// Runs it: it has to succeed, and to warn of nothing.
+pub(crate) fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+}
+
+/// Boots a host whose script finds these kernels, by their names, and the `config` of their domains in `/guest`:
+/// what it brought home.
 pub(crate) fn boot_all<const N: usize>(
     kernels: [(&str, Vec<u8>); N],
     config: &'static [u8],
     script: &str,
 ) -> TempDir {
+    let named = |(name, kernel)| Overlay::bytes(format!("/guest/{name}"), 0o644, kernel);
+    let mut files: Vec<Overlay> = kernels.into_iter().map(named).collect();
+    files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config));
+    boot_with(files, script)
+}
+
+/// As [`boot_all`], with whatever files.
+pub(crate) fn boot_with(files: Vec<Overlay>, script: &str) -> TempDir {
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(script, out.path());
-    for (name, kernel) in kernels {
-        boot.files.push(Overlay::bytes(format!("/guest/{name}"), 0o644, kernel));
-    }
-    boot.files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config));
+    boot.files = files;
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
     out

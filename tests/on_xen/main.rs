@@ -12,8 +12,6 @@ mod arceos;
 mod domain_life;
 #[cfg(not(no_guest_image))]
 mod domains;
-#[cfg(not(no_guest_image))]
-mod example_kernel;
 mod experiment;
 #[cfg(not(no_guest_image))]
 mod guest;
@@ -26,5 +24,7 @@ mod lab_interrupt;
 #[cfg(not(no_guest_image))]
 mod real_host;
 mod release;
+#[cfg(not(no_guest_image))]
+mod small_kernels;
 #[cfg(not(no_guest_image))]
 mod storm;
