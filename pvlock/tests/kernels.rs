@@ -158,6 +158,175 @@ mod dropped_guard {
     }
 }
 
+/// A kernel whose lock is its own, and whose guard behaviour is a parameter (`SpinLock<T, G>` of Asterinas' `ostd`): it
+/// casts between locks that differ in `G`, so the lock inside must not know of it.
+mod lock_inside_the_kernel {
+    use super::{ENABLED, Threads};
+    use core::cell::UnsafeCell;
+    use core::marker::PhantomData;
+    use pvlock::{Adaptive, RawPvLock};
+
+    pub(super) trait Guardian {
+        type Guard;
+        fn guard() -> Self::Guard;
+    }
+    pub(super) struct PreemptDisabled;
+    pub(super) struct LocalIrqDisabled;
+    impl Guardian for PreemptDisabled {
+        type Guard = ();
+        fn guard() {}
+    }
+    pub(super) struct IrqGuard(bool);
+    impl Guardian for LocalIrqDisabled {
+        type Guard = IrqGuard;
+        fn guard() -> IrqGuard {
+            IrqGuard(ENABLED.replace(false))
+        }
+    }
+    impl Drop for IrqGuard {
+        fn drop(&mut self) {
+            ENABLED.set(self.0);
+        }
+    }
+
+    #[repr(transparent)]
+    pub(super) struct SpinLock<T, G = PreemptDisabled> {
+        guard: PhantomData<G>,
+        inner: Inner<T>,
+    }
+    struct Inner<T> {
+        lock: RawPvLock<Threads, Adaptive>, // was: AtomicBool
+        value: UnsafeCell<T>,
+    }
+    // SAFETY: one at a time is let in.
+    unsafe impl<T: Send, G> Sync for SpinLock<T, G> {}
+
+    // --- in the book ---
+    impl<T, G> SpinLock<T, G> {
+        fn acquire_lock(&self) {
+            self.inner.lock.lock();
+        }
+        fn try_acquire_lock(&self) -> bool {
+            self.inner.lock.try_lock()
+        }
+        /// Called by the drop of a guard alone.
+        fn release_lock(&self) {
+            // SAFETY: the guard that is dropped owns the lock.
+            unsafe { self.inner.lock.unlock() };
+        }
+    }
+    // --- until here ---
+
+    impl<T> SpinLock<T> {
+        pub(super) const fn new(value: T) -> Self {
+            let inner = Inner { lock: RawPvLock::new(), value: UnsafeCell::new(value) };
+            Self { guard: PhantomData, inner }
+        }
+        pub(super) fn disable_irq(&self) -> &SpinLock<T, LocalIrqDisabled> {
+            // SAFETY: transparent, and the parameter is in no field.
+            unsafe { &*core::ptr::from_ref(self).cast() }
+        }
+    }
+    impl<T, G: Guardian> SpinLock<T, G> {
+        pub(super) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+            let _guard = G::guard();
+            self.acquire_lock();
+            // SAFETY: the lock is held.
+            let result = f(unsafe { &mut *self.inner.value.get() });
+            self.release_lock();
+            result
+        }
+        pub(super) fn is_free(&self) -> bool {
+            let free = self.try_acquire_lock();
+            if free {
+                self.release_lock();
+            }
+            free
+        }
+    }
+}
+
+/// A kernel whose lock types take a backend: a trait of a state, and of functions on a pointer to it (Linux'
+/// `kernel::sync::lock::Backend`, by its public documentation). The state is pinned, and zeroed memory until `init`.
+mod backend {
+    use super::Threads;
+    use pvlock::{KickAtUnlock, RawPvLock};
+
+    /// # Safety
+    ///
+    /// One at a time is between `lock` and `unlock`.
+    pub(super) unsafe trait Backend {
+        type State;
+        type GuardState;
+        unsafe fn init(state: *mut Self::State);
+        unsafe fn lock(state: *mut Self::State) -> Self::GuardState;
+        unsafe fn try_lock(state: *mut Self::State) -> Option<Self::GuardState>;
+        unsafe fn unlock(state: *mut Self::State, guard: &Self::GuardState);
+    }
+
+    // --- in the book ---
+    pub(super) struct PvLockBackend;
+
+    // SAFETY: the state is a lock.
+    unsafe impl Backend for PvLockBackend {
+        type State = RawPvLock<Threads, KickAtUnlock>;
+        type GuardState = ();
+        unsafe fn init(state: *mut Self::State) {
+            // SAFETY: the caller's: nobody uses it yet.
+            unsafe { state.write(RawPvLock::new()) };
+        }
+        unsafe fn lock(state: *mut Self::State) {
+            // SAFETY: the caller's: initialised, and it stays where it is.
+            unsafe { &*state }.lock();
+        }
+        unsafe fn try_lock(state: *mut Self::State) -> Option<()> {
+            // SAFETY: as above.
+            unsafe { &*state }.try_lock().then_some(())
+        }
+        unsafe fn unlock(state: *mut Self::State, _: &()) {
+            // SAFETY: as above.
+            let lock = unsafe { &*state };
+            // SAFETY: the caller has it.
+            unsafe { lock.unlock() };
+        }
+    }
+}
+
+#[test]
+fn a_lock_inside_a_kernel_fits() {
+    use lock_inside_the_kernel::SpinLock;
+    static DATA: SpinLock<u32> = SpinLock::new(0);
+    ENABLED.set(true);
+    std::thread::scope(|cpus| {
+        for _ in 0..4 {
+            cpus.spawn(|| (0..500).for_each(|_| DATA.with(|data| *data += 1)));
+        }
+    });
+    let seen = DATA.disable_irq().with(|data| (*data, ENABLED.get(), DATA.is_free()));
+    assert_eq!(seen, (2000, false, false));
+    assert!(ENABLED.get() && DATA.is_free());
+}
+
+#[test]
+fn a_backend_of_lock_types_fits() {
+    use backend::{Backend, PvLockBackend};
+    use core::mem::MaybeUninit;
+    let mut state = Box::new(MaybeUninit::<<PvLockBackend as Backend>::State>::zeroed());
+    let state = state.as_mut_ptr();
+    // SAFETY: in a box until the end of this function.
+    unsafe { PvLockBackend::init(state) };
+    // SAFETY: initialised, here and below.
+    unsafe { PvLockBackend::lock(state) };
+    // SAFETY: as above.
+    assert!(unsafe { PvLockBackend::try_lock(state) }.is_none());
+    // SAFETY: held.
+    unsafe { PvLockBackend::unlock(state, &()) };
+    // SAFETY: as above.
+    assert!(unsafe { PvLockBackend::try_lock(state) }.is_some());
+    // SAFETY: held.
+    unsafe { PvLockBackend::unlock(state, &()) };
+}
+
 /// The crates' own types make locks.
 #[test]
 fn the_real_guards_fit() {
