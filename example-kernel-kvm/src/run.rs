@@ -136,6 +136,7 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
             fault: params.fault,
             vcpus: params.vcpus,
             timer_ns: 0,
+            wait_bound_ns: None,
         },
         contest: contest(&params),
         shares: [const { Mutex::new(None) }; MAX_VCPUS],

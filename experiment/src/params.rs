@@ -76,10 +76,12 @@ impl Params {
             let with = Key::acquisitions.to_string();
             return conflict(Key::workload, with, Key::duration.to_string());
         }
-        if self.timer != Time::ZERO && self.workload != Workload::Torture {
-            let with = format!("{}={}", Key::workload, self.workload);
-            let (zero, torture) = (Time::ZERO, Workload::Torture);
-            return conflict(Key::timer, with, format!("{zero}, or {}={torture}", Key::workload));
+        for (key, length) in [(Key::timer, self.timer), (Key::wakeup, self.wakeup)] {
+            if length != Time::ZERO && self.workload != Workload::Torture {
+                let with = format!("{}={}", Key::workload, self.workload);
+                let (zero, torture) = (Time::ZERO, Workload::Torture);
+                return conflict(key, with, format!("{zero}, or {}={torture}", Key::workload));
+            }
         }
         if self.control == Control::Watch && self.vcpus < 2 {
             let accepted = format!("{} from 2 on", Key::vcpus);

@@ -96,7 +96,12 @@ impl Run {
     /// Everything before the measurement; answers when it begins.
     fn to_the_start_line(&'static self) -> Result<Line, String> {
         self.bring_up()?;
-        let vcpu = RunningVcpu { machine: self.machine, number: 0, orders: &self.orders[0] };
+        let vcpu = RunningVcpu {
+            machine: self.machine,
+            number: 0,
+            vcpus: self.params.vcpus,
+            orders: &self.orders[0],
+        };
         let loop_ns = self.contest.loop_ns(&vcpu, &self.plan).map_err(|why| why.to_string())?;
         // Relaxed: read by this vCPU alone.
         self.loop_ns.store(loop_ns, Ordering::Relaxed);

@@ -41,8 +41,8 @@ fn each_error_names_the_key_and_what_it_accepts() {
     assert_eq!(
         message("polcy=kick-twice"),
         "polcy: no such parameter; accepted are workload, policy, vcpus, locks, critical, outside, \
-         jitter, spin, acquisitions, duration, deadline, seed, trace, start, fault, timer, control, \
-         events"
+         jitter, spin, acquisitions, duration, deadline, seed, trace, start, fault, timer, wakeup, \
+         control, events"
     );
     assert_eq!(
         message("policy=fast"),

@@ -11,8 +11,8 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
-use experiment::{Fault, Limit, Params, Policy, Workload};
-use pvlock::{Adaptive, KickAtUnlock, KickTwice};
+use experiment::{Fault, Limit, Params, Policy, Time, Workload};
+use pvlock::{Adaptive, KickAtUnlock, KickTwice, Policy as _};
 use xen_guest::vcpu::clock;
 
 use super::vcpu::RunningVcpu;
@@ -63,6 +63,28 @@ pub(super) trait Contest: Send + Sync {
 
 fn tried<L: TestedLock<Guarded>>(locks: &[CachePadded<L>]) -> u64 {
     locks.iter().map(|lock| lock.with(|guarded| guarded.tried())).sum()
+}
+
+/// How long a wait may last by the policy's own word, in nanoseconds, if `params` tell how long a wake-up takes.
+///
+/// From asking to owning: a newcomer's budget; the horizon, for which others may pass it; then a section and a
+/// wake-up for each one ahead and for itself.
+pub(super) fn wait_bound_ns(params: &Params) -> Option<u64> {
+    let passed = match params.policy {
+        Policy::Adaptive => Adaptive::HORIZON?,
+        Policy::KickAtUnlock => 0,
+        // It is kicked twice for a turn, or others may always be faster.
+        Policy::KickTwice
+        | Policy::Native
+        | Policy::TestAndSet
+        | Policy::Spin
+        | Policy::SpinTicket => {
+            return None;
+        }
+    };
+    let turn = params.critical.ns() + params.wakeup.ns();
+    let bound = params.spin.ns() + passed + u64::from(params.vcpus) * turn;
+    (params.wakeup != Time::ZERO).then_some(bound)
 }
 
 /// The locks and the workload that `params` name.

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use experiment::record::{
     Calibration, DomainReport, Histogram, Outcome, Parameters, SCHEMA, VcpuReport, framing,
 };
-use experiment::{Control, DomainType, EventAbi, Limit, Params};
+use experiment::{Control, DomainType, EventAbi, Key, Limit, Params};
 use xen_guest::daemons::xenstore;
 
 use crate::workload::Share;
@@ -144,6 +144,18 @@ fn verdict(params: &Params, shares: &[Share], counter: u64) -> Outcome {
     Outcome::Success
 }
 
+/// Whether the longest wait that has a bound kept to it.
+pub fn verdict_on_waits(longest_ns: u64, bound_ns: u64) -> Outcome {
+    if longest_ns <= bound_ns {
+        return Outcome::Success;
+    }
+    Outcome::Failure(format!(
+        "a wait lasted {longest_ns} ns in which the vCPUs that could run had a pCPU; the policy says \
+         {bound_ns} ns at most, with the wake-ups that {}= promises",
+        Key::wakeup
+    ))
+}
+
 /// The document, compact, without line breaks.
 ///
 /// # Errors
@@ -259,6 +271,13 @@ mod tests {
         );
         let Outcome::Failure(why) = report.outcome else { panic!("{:?}", report.outcome) };
         assert!(why.contains("190 acquisitions raised the counter to 189"), "{why}");
+    }
+
+    #[test]
+    fn a_wait_beyond_its_bound_is_a_failure() {
+        assert_eq!(verdict_on_waits(2_400_000, 2_400_000), Outcome::Success);
+        let Outcome::Failure(why) = verdict_on_waits(2_400_001, 2_400_000) else { panic!() };
+        assert!(why.starts_with("a wait lasted 2400001 ns") && why.contains("wakeup="), "{why}");
     }
 
     #[test]

@@ -113,6 +113,7 @@ impl Run {
                 fault: params.fault,
                 vcpus: params.vcpus,
                 timer_ns: params.timer.ns(),
+                wait_bound_ns: contest::wait_bound_ns(&params),
             },
             contest: contest::new(&params),
             watchdog: Watchdog::new(params.vcpus, params.deadline.ns(), now),
@@ -141,6 +142,7 @@ impl Run {
             &RunningVcpu {
                 machine: self.machine,
                 number: vcpu,
+                vcpus: self.params.vcpus,
                 orders: &self.orders[vcpu as usize],
             },
             &plan,
@@ -209,6 +211,12 @@ impl Run {
         report.calibration.loop_ns = self.loop_ns.load(Ordering::Relaxed);
         if let Err(why) = handlers {
             report.outcome = report.outcome.max(Outcome::Failure(why));
+        }
+        if let Some(bound) = self.plan.wait_bound_ns {
+            let longest = shares.iter().map(|share| share.longest_bounded_ns).max().unwrap_or(0);
+            report.counters.insert("longest_bounded_wait_ns".to_string(), longest);
+            report.counters.insert("wait_bound_ns".to_string(), bound);
+            report.outcome = report.outcome.max(report::verdict_on_waits(longest, bound));
         }
         let outcome = report.outcome.clone();
         self.publish(&report, &mut host);

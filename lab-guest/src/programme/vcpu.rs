@@ -3,11 +3,13 @@
 //! Owns what a workload's [`Vcpu`] is on this kernel. In the measured loop it makes no hypercall
 //! but for a mark.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use xen_guest::events::timer;
 use xen_guest::glue;
 use xen_guest::kernel::machine::Machine;
 use xen_guest::markers;
-use xen_guest::vcpu::{clock, mask};
+use xen_guest::vcpu::{Area, clock, mask};
 
 use super::orders::Orders;
 use crate::locks::platform;
@@ -20,6 +22,8 @@ pub(super) const STEP_NS: u64 = 20_000_000;
 pub(super) struct RunningVcpu<'a> {
     pub(super) machine: &'static Machine,
     pub(super) number: u32,
+    /// Of the domain, those that take part.
+    pub(super) vcpus: u32,
     pub(super) orders: &'a Orders,
 }
 
@@ -58,6 +62,18 @@ impl Vcpu for RunningVcpu<'_> {
 
     fn uninterrupted<R>(&self, section: impl FnOnce() -> R) -> R {
         mask::without(section)
+    }
+
+    fn stolen_from_all(&self, now: Option<u64>) -> u64 {
+        let stolen = |vcpu| {
+            let runstate = &Area::of(vcpu).runstate;
+            // Relaxed: numbers that Xen writes as that vCPU comes and goes. It has the state before the time.
+            let since = runstate.state_entry_time.load(Relaxed);
+            let is_runnable = runstate.state.load(Relaxed) == 1;
+            let going_on = now.filter(|_| is_runnable).map_or(0, |now| now.saturating_sub(since));
+            runstate.stolen_ns() + going_on
+        };
+        (0..self.vcpus).map(stolen).sum()
     }
 
     fn sleep(&self) {

@@ -3,7 +3,8 @@
 //! Owns locks that last, and locks that live for a moment and whose memory is another lock the
 //! next. Each vCPU, at random: nests up to four locks, tries a lock, or visits a short-lived one
 //! and frees it if it is the last. Where timers interrupt it, their handlers take locks of their
-//! own kind, which it also takes itself, uninterrupted. Everything done under a lock is counted
+//! own kind, which it also takes itself, uninterrupted. Where a plan says how long a wait may last, all
+//! meet at one more lock, whose waits are timed. Everything done under a lock is counted
 //! without atomics, and the counts must be exact in the end.
 //!
 //! It measures nothing worth quoting: acquisitions are of several kinds.
@@ -20,11 +21,13 @@ use xen_guest::markers;
 
 use super::rng::Stream;
 use super::work::work;
-use super::{Guarded, Plan, Share, Vcpu, free_locks};
+use super::{Guarded, Plan, Share, Vcpu, WaitCounts, free_locks};
 use crate::locks::{Family, TestedLock};
 
 /// Most locks held at once by one vCPU outside interrupts.
 const DEPTH: u64 = 4;
+/// How often in a row a vCPU takes the lock whose waits are timed, so that others meet it there.
+const ROUNDS: u64 = 500;
 
 /// The locks of one run.
 pub struct Torture<F: Family> {
@@ -39,6 +42,8 @@ pub struct Torture<F: Family> {
     interrupts: CachePadded<AtomicU64>,
     /// How long they are held, in turns.
     interrupt_turns: AtomicU64,
+    /// Held for a critical section at most, and for nothing inside it: a wait for it has a bound.
+    timed: CachePadded<F::Lock<Guarded>>,
 }
 
 struct Slot<F: Family> {
@@ -71,6 +76,7 @@ impl<F: Family> Torture<F> {
             interrupt: free_locks(locks),
             interrupts: CachePadded::default(),
             interrupt_turns: AtomicU64::new(0),
+            timed: CachePadded::new(F::Lock::new(Guarded::default())),
         }
     }
 
@@ -144,8 +150,9 @@ impl<F: Family> Torture<F> {
             }
         }
         let lasting: u64 = self.lasting.iter().map(|lock| lock.with(|g| g.counter())).sum();
+        let timed = self.timed.with(|guarded| guarded.counter());
         // Relaxed: every vCPU is done, and whoever found that out synchronised with it.
-        lasting + self.retired.load(Ordering::Relaxed)
+        lasting + timed + self.retired.load(Ordering::Relaxed)
     }
 
     /// See [`TestedLock::describe`].
@@ -156,6 +163,7 @@ impl<F: Family> Torture<F> {
     pub fn describe(&self, out: &mut dyn Write) -> fmt::Result {
         self.lasting.iter().try_for_each(|lock| lock.describe(out))?;
         self.slots.iter().try_for_each(|lock| lock.describe(out))?;
+        self.timed.describe(out)?;
         self.interrupt.iter().try_for_each(|lock| lock.describe(out))
     }
 
@@ -223,6 +231,9 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
             self.vcpu.interrupt_in(self.rng.below(self.plan.timer_ns));
         }
         work(self.rng.of(self.plan.outside));
+        if self.plan.wait_bound_ns.is_some() && self.rng.below(4) == 0 {
+            return self.meet(most);
+        }
         let locks = self.torture.lasting.len();
         match self.rng.below(if self.plan.timer_ns == 0 { 4 } else { 5 }) {
             4 => {
@@ -270,14 +281,7 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
             waited
         });
         markers::acquiring(number, before);
-        if waited.waits > 0 {
-            self.share.blocked_acquisitions += 1;
-            self.share.waits.waits += waited.waits;
-            self.share.waits.kicked += waited.kicked;
-            if markers::enabled() {
-                self.vcpu.acquired_after_block(id, waited);
-            }
-        }
+        self.note(id, waited);
     }
 
     /// Joins a short-lived lock, uses it, and leaves it; sometimes takes it out of its slot, so
@@ -303,6 +307,44 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
             }
         }
         torture.leave(short);
+    }
+
+    /// Takes the lock whose waits are timed, again and again.
+    fn meet(&mut self, most: u64) {
+        let (vcpu, lock) = (self.vcpu, &*self.torture.timed);
+        let (number, id) = (vcpu.number(), markers::lock_id(lock));
+        for _ in 0..ROUNDS.min(most - self.share.acquisitions) {
+            let turns = self.rng.below(self.plan.critical_turns + 1);
+            let waits = vcpu.wait_counts();
+            // A handler inside would make the section longer than it may be.
+            let (wait, waited) = vcpu.uninterrupted(|| {
+                let before = markers::acquiring(number, id);
+                let (asked, stolen) = (vcpu.now(), vcpu.stolen_from_all(None));
+                let (owned, waited) = lock.with(|guarded| {
+                    let (owned, waited) = (vcpu.now(), vcpu.wait_counts().since(waits));
+                    guarded.increment_around(|| work(turns));
+                    (owned, waited)
+                });
+                markers::acquiring(number, before);
+                let stolen = vcpu.stolen_from_all(Some(owned)).saturating_sub(stolen);
+                (owned.saturating_sub(asked).saturating_sub(stolen), waited)
+            });
+            self.share.longest_bounded_ns = self.share.longest_bounded_ns.max(wait);
+            self.share.acquisitions += 1;
+            self.note(id, waited);
+        }
+    }
+
+    /// What an acquisition that blocked came to.
+    fn note(&mut self, lock: u32, waited: WaitCounts) {
+        if waited.waits > 0 {
+            self.share.blocked_acquisitions += 1;
+            self.share.waits.waits += waited.waits;
+            self.share.waits.kicked += waited.kicked;
+            if markers::enabled() {
+                self.vcpu.acquired_after_block(lock, waited);
+            }
+        }
     }
 
     /// Often nothing, now and then eight times the critical section.
@@ -359,6 +401,44 @@ mod tests {
         assert_eq!(taken, counted);
         assert!(taken > 10, "some are nested");
         assert_eq!(torture.counter(), 0);
+    }
+
+    /// Two vCPUs, and the hypervisor takes away what `stolen` says while one of them waits.
+    #[test]
+    fn waits_are_timed_without_what_was_stolen() {
+        struct Robbed<'a>(Thread, &'a AtomicU64);
+
+        impl Vcpu for Robbed<'_> {
+            fn number(&self) -> u32 {
+                self.0.number
+            }
+
+            fn now(&self) -> u64 {
+                // A millisecond a look: each wait lasts one.
+                self.1.fetch_add(1_000_000, Ordering::Relaxed)
+            }
+
+            fn wait_counts(&self) -> WaitCounts {
+                WaitCounts::default()
+            }
+
+            fn acquired_after_block(&self, _: u32, _: WaitCounts) {}
+
+            fn stolen_from_all(&self, now: Option<u64>) -> u64 {
+                now.map_or(0, |_| 400_000)
+            }
+
+            fn sleep(&self) {}
+        }
+
+        let torture = Torture::<Spin>::new(1);
+        let clock = AtomicU64::new(0);
+        let vcpu = Robbed(Thread { number: 0, start: Instant::now() }, &clock);
+        let limit = Limit::Acquisitions(5_000);
+        let plan = Plan { wait_bound_ns: Some(1), ..plan(limit) };
+        let share = torture.take_part(&vcpu, &plan, &AtomicU64::new(0));
+        assert_eq!(share.longest_bounded_ns, 600_000);
+        assert_eq!((share.acquisitions, torture.counter()), (5_000, 5_000));
     }
 
     #[test]
