@@ -28,7 +28,7 @@ fn main() {
     if xenalyze.is_none() {
         println!("xenalyze is not here (set XENALYZE): kicktrace alone");
     }
-    for (pcpus, domains, vcpus, wanted) in [(8, 4, 4, 3.0), (64, 16, 8, 7.0)] {
+    for (pcpus, domains, vcpus, wanted) in [(8, 4, 4, 3.5), (64, 16, 8, 40.0)] {
         let trace = trace(mb, pcpus, domains, vcpus);
         let bytes = std::fs::metadata(&trace).map_or(0, |meta| meta.len());
         println!("\n{pcpus} pCPUs, {:.1} MB", bytes as f64 / 1e6);

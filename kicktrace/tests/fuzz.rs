@@ -135,12 +135,15 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
             let records = plain.expect("what the analyser reads, anybody can").records;
             assert_eq!(reading.records, records);
             let (summary, story) = analyser.finish(reading);
+            let mut told = None;
             if random.below(8) == 0 {
                 let mut analyser = Analyser::observed(&options, Host::default());
                 let reading =
                     read(trace, &options.read, &mut analyser).expect("it was read before");
                 let (summary, mut host) = analyser.finish(reading);
-                print_host(&host.tell(&summary));
+                let host = host.tell(&summary);
+                print_host(&host);
+                told = Some(host);
             }
             let mut series = Series::default();
             // Some in which a record lies far out have thousands of phases.
@@ -154,7 +157,7 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
                     Err(error) => assert!(error.to_string().contains("--every"), "{error}"),
                 }
             }
-            print(&summary, story, series);
+            print(&summary, story, series, told);
             assert!(summarise(trace, &options).is_ok());
             true
         }
@@ -178,7 +181,7 @@ fn print_host(told: &HostSummary) {
 }
 
 /// Every output takes every summary.
-fn print(summary: &Summary, story: Story, series: Series) {
+fn print(summary: &Summary, story: Story, series: Series, host: Option<HostSummary>) {
     assert!((0.0..=100.0).contains(&summary.coverage_percent));
     assert!(!summary.to_string().is_empty());
     assert!(serde_json::to_string(summary).is_ok());
@@ -192,7 +195,7 @@ fn print(summary: &Summary, story: Story, series: Series) {
     kicktrace::output::gantt::write(&mut out, &story, &summary.clock, 40)
         .expect("a Vec takes everything");
     let worst = story.waits.iter().take(20).copied().collect();
-    let parts = html::Parts { title: "fuzz".into(), window: story, worst, series };
+    let parts = html::Parts { title: "fuzz".into(), window: story, worst, series, host };
     html::write(&mut out, summary, &parts).expect("a Vec takes everything");
     let page = String::from_utf8(out).expect("all of it is text");
     assert!(!page.contains("NaN") && page.ends_with("</html>\n"));

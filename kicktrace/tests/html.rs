@@ -1,5 +1,5 @@
-//! The HTML report in a real browser, headless: it paints, in light and in dark, and at 1280 pixels
-//! nothing runs off the page.
+//! The HTML report in a real browser, headless: it paints, in light and in dark, and at 1280 pixels and
+//! at 390 (a telephone's) nothing runs off the page.
 //!
 //! Chromium or Chrome is taken from `$CHROMIUM` or the `PATH`. Where there is none these tests say so
 //! and look at nothing.
@@ -134,31 +134,39 @@ fn the_report_paints_in_light_and_dark_and_fits() {
     }
 }
 
-/// Measures the laid out page with a script that the page itself does not have.
+/// Measures the laid out page with a script that the page itself does not have, in a frame of each width.
 fn fits(browser: &Path, name: &str, page: &str) {
-    const MEASURE: &str = "<script>\
-        document.querySelectorAll('details').forEach(of => of.open = true);\
-        const root = document.documentElement;\
-        const right = [...document.querySelectorAll('svg,figure,h1,h2,h3,p,.tiles,.wide')]\
+    const OUTER: &str = "<!doctype html><title>wait</title><iframe src=\"PAGE\" width=\"WIDE\" height=\"4000\" \
+        style=\"border:0\"></iframe><script>onload = () => {\
+        const page = document.querySelector('iframe').contentDocument;\
+        page.querySelectorAll('details').forEach(of => of.open = true);\
+        const all = selector => [...page.querySelectorAll(selector)];\
+        const right = all('svg,figure,h1,h2,h3,p,.tiles,.wide,.legend')\
+            .filter(of => of.matches('.wide') || !of.closest('.wide'))\
             .map(of => of.getBoundingClientRect().right);\
-        const flat = [...document.querySelectorAll('svg')]\
-            .filter(of => of.getBoundingClientRect().height < 5).length;\
-        document.title = ['measured', root.scrollWidth, Math.ceil(Math.max(...right)), flat,\
-            document.querySelectorAll('svg').length,\
-            document.querySelectorAll('path.kick').length].join(' ');\
-        </script></body>";
+        const flat = all('svg').filter(of => of.getBoundingClientRect().height < 5).length;\
+        document.title = ['measured', page.documentElement.scrollWidth, Math.ceil(Math.max(...right)),\
+            flat, all('svg').length, all('path.kick').length, all('table.host tr').length].join(' ');\
+        }</script>";
     let text = std::fs::read_to_string(page).expect("it was just written");
     assert!(!text.contains("<script"), "the report has no script of its own");
     assert!(!text.contains("http:") && !text.contains("https:"), "it loads nothing");
-    let measured = format!("{}/{name}-measured.html", env!("CARGO_TARGET_TMPDIR"));
-    std::fs::write(&measured, text.replace("</body>", MEASURE)).unwrap();
-    let dom = browse(browser, name, &["--dump-dom", &format!("file://{measured}")]);
-    let title = dom.split("<title>measured ").nth(1).expect("the script ran");
-    let title = title.split("</title>").next().expect("it ends");
-    let numbers: Vec<u32> = title.split(' ').map(|of| of.parse().expect("a number")).collect();
-    let &[scroll, right, flat, charts, kicks] = &numbers[..] else { panic!("{title}") };
-    assert!(scroll <= WIDTH && right <= WIDTH, "{name}: {scroll} and {right} pixels wide");
-    assert_eq!(flat, 0, "{name}: a chart without height");
-    assert!(charts >= 8, "{name}: {charts} charts");
-    assert!(kicks >= 3, "{name}: {kicks} arrows");
+    for wide in [WIDTH, 390] {
+        let measured = format!("{}/{name}-measured.html", env!("CARGO_TARGET_TMPDIR"));
+        let inner = Path::new(page).file_name().and_then(|of| of.to_str()).expect("plain names");
+        let outer = OUTER.replace("PAGE", inner).replace("WIDE", &wide.to_string());
+        std::fs::write(&measured, outer).unwrap();
+        let url = format!("file://{measured}");
+        let args = ["--allow-file-access-from-files", "--dump-dom", &url];
+        let dom = browse(browser, name, &args);
+        let title = dom.split("<title>measured ").nth(1).expect("the script ran");
+        let title = title.split("</title>").next().expect("it ends");
+        let numbers: Vec<u32> = title.split(' ').map(|of| of.parse().expect("a number")).collect();
+        let &[scroll, right, flat, charts, kicks, pcpus] = &numbers[..] else { panic!("{title}") };
+        assert!(scroll <= wide && right <= wide, "{name}: {scroll} and {right} of {wide} pixels");
+        assert_eq!(flat, 0, "{name}: a chart without height");
+        assert!(charts >= 8, "{name}: {charts} charts");
+        assert!(kicks >= 3, "{name}: {kicks} arrows");
+        assert!(pcpus >= 3, "{name}: {pcpus} lines of pCPUs");
+    }
 }

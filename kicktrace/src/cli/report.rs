@@ -10,7 +10,8 @@ use super::sink;
 use super::timeline::Windowed;
 use crate::Summary;
 use crate::analysis::{
-    Analyser, Both, Bounds, Interval, Nothing, Observe, On, Phases, WaitStory, complete,
+    Analyser, Both, Bounds, Host, HostSummary, Interval, Nothing, Observe, On, Phases, WaitStory,
+    complete,
 };
 use crate::output::html::{self, Parts};
 use crate::output::series::Series;
@@ -34,19 +35,22 @@ pub(super) fn write(
     // A given window can be drawn while the trace is read, if its frequency is known beforehand.
     let hz = input.clock()?;
     let given = window.from.is_some() || window.to.is_some();
-    let seen = Seen::new(window, hz);
+    let observer = (Seen::new(window, hz), Host::default());
     let mut series = Series::default();
-    let (summary, mut seen) = if bounds.every.is_some() {
+    let mut told = None;
+    let tell = |summary: &Summary, (_, host): &mut (Seen, Host)| told = Some(host.tell(summary));
+    let (summary, (mut seen, _)) = if bounds.every.is_some() {
         let options = input.reading.options();
         let sink = |summary, _: &mut ()| series.push(summary);
         let mut phases = Phases::new(&options, (), bounds, sink);
-        let (reading, told) = observe(input, seen, bounds, &mut phases)?;
+        let (reading, found) = observe(input, observer, bounds, &mut phases, tell)?;
         phases.finish(reading);
-        series.set_clock(told.0.clock.clone());
-        told
+        series.set_clock(found.0.clock.clone());
+        found
     } else {
-        observe(input, seen, bounds, &mut Nothing)?.1
+        observe(input, observer, bounds, &mut Nothing, tell)?.1
     };
+    let host = told.map(|host| HostSummary { clock: summary.clock.clone(), ..host });
     let mut worst: Vec<_> = std::mem::take(&mut seen.longest).into_iter().map(|l| l.0.0).collect();
     worst.sort_by_key(|wait| Reverse(rank(wait)));
     let mut drawn = seen.window.to;
@@ -60,39 +64,47 @@ pub(super) fn write(
         let at = seconds(kick.saturating_sub(summary.reading.first_tsc));
         let window = Window { from: Some((at - half).max(0.0)), to: Some(at + half) };
         let seen = Seen::new(window, hz);
-        drawn = observe(input, seen, Bounds::default(), &mut Nothing)?.1.1.window.to;
+        let all = Bounds::default();
+        drawn = observe(input, seen, all, &mut Nothing, |_, _| {})?.1.1.window.to;
     }
-    let parts = Parts { title: input.title(), window: drawn, worst, series };
+    let parts = Parts { title: input.title(), window: drawn, worst, series, host };
     let mut file = sink::create(path, sink::Kind::Text, &[&input.file])?;
     html::write(&mut file, &summary, &parts)?;
     file.flush()?;
     Ok(summary)
 }
 
-/// Reads the trace for the summary of a window, and for `beside`.
-fn observe(
+/// Reads the trace for the summary of a window, and for `beside`. When the summary is made, `tell` is called
+/// with it and the observer.
+fn observe<O: Observe>(
     input: &Input,
-    seen: Seen,
+    observer: O,
     bounds: Bounds,
     beside: &mut impl Visit,
-) -> Result<(Reading, (Summary, Seen)), Failure> {
+    mut tell: impl FnMut(&Summary, &mut O),
+) -> Result<(Reading, (Summary, O)), Failure> {
     let options = input.reading.options();
     let bounds = Bounds { every: None, ..bounds };
     if bounds == Bounds::default() {
-        let mut analyser = Analyser::observed(&options, seen);
+        let mut analyser = Analyser::observed(&options, observer);
         let reading = read(input.open()?, &options.read, &mut Both(&mut analyser, beside))
             .map_err(|source| input.failure(source))?;
-        return Ok((reading.clone(), analyser.finish(reading)));
+        let (summary, mut observer) = analyser.finish(reading.clone());
+        tell(&summary, &mut observer);
+        return Ok((reading, (summary, observer)));
     }
     let mut told = None;
-    let sink = |summary, _: &mut Seen| told = Some(summary);
-    let mut phases = Phases::new(&options, seen, bounds, sink);
+    let sink = |summary: Summary, observer: &mut O| {
+        tell(&summary, observer);
+        told = Some(summary);
+    };
+    let mut phases = Phases::new(&options, observer, bounds, sink);
     let reading = read(input.open()?, &options.read, &mut Both(&mut phases, beside))
         .map_err(|source| input.failure(source))?;
-    let (seen, clock) = phases.finish(reading.clone());
+    let (observer, clock) = phases.finish(reading.clone());
     let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
     complete(&mut summary, reading.clone(), clock);
-    Ok((reading, (summary, seen)))
+    Ok((reading, (summary, observer)))
 }
 
 /// Keeps the longest waits and one window.

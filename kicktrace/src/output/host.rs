@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::table::{mark, wrap};
-use crate::analysis::{Cause, HostDomain, HostPcpu, HostSummary, Runnable};
+use crate::analysis::{Cause, Entry, HostDomain, HostPcpu, HostSummary, Runnable};
 use crate::summary::{Certainty, Clock, Count, Distribution};
 
 /// vCPUs told of each pCPU, hypercalls, traps and exits of each domain, and events of the trace, in the
@@ -142,12 +142,7 @@ fn domain(
         )?;
     }
     for of in domain.entries.iter().take(ENTRIES) {
-        let name = format!(
-            "{} {}",
-            of.kind.name(),
-            of.name.map_or_else(|| format!("{:#x}", of.number), str::to_owned)
-        );
-        let name: String = name.chars().take(26).collect();
+        let name: String = entry_name(of).chars().take(26).collect();
         let in_xen = of.in_xen.map_or_else(String::new, |ticks| {
             format!("{}{:.2} %", mark(of.count.certainty), percent(ticks, time))
         });
@@ -189,7 +184,13 @@ fn events(out: &mut dyn Write, host: &HostSummary) -> io::Result<()> {
     Ok(())
 }
 
-fn event_name(event: u32, name: Option<&str>) -> String {
+/// A way into Xen as people know it.
+pub(super) fn entry_name(of: &Entry) -> String {
+    let name = of.name.map_or_else(|| format!("{:#x}", of.number), str::to_owned);
+    format!("{} {name}", of.kind.name())
+}
+
+pub(super) fn event_name(event: u32, name: Option<&str>) -> String {
     match (crate::event::runstate_change(event), name) {
         (Some((old, new)), _) => format!("{} to {}", old.name(), new.name()),
         (None, Some(name)) => name.to_owned(),

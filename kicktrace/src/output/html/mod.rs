@@ -2,6 +2,7 @@
 //!
 //! Owns the page. The charts are in `svg.rs`; this file puts text and tables around them.
 
+mod host;
 mod series;
 mod svg;
 
@@ -10,7 +11,7 @@ use std::io::{self, Write};
 
 use super::series::Series;
 use super::story::Story;
-use crate::analysis::WaitStory;
+use crate::analysis::{HostSummary, WaitStory};
 use crate::summary::{
     Acquisitions, Certainty, Clock, ClockSource, Domain, DomainKind, Summary, Verdict,
 };
@@ -31,6 +32,8 @@ pub struct Parts {
     pub worst: Vec<WaitStory>,
     /// The trace in phases; empty if none were asked for.
     pub series: Series,
+    /// What the hypervisor did.
+    pub host: Option<HostSummary>,
 }
 
 /// Writes the page.
@@ -61,6 +64,9 @@ pub fn write(out: &mut dyn Write, summary: &Summary, parts: &Parts) -> io::Resul
         svg::gantt(&mut page, &parts.window, summary.reading.first_tsc, &summary.clock);
     }
     worst(&mut page, &parts.worst, summary);
+    if let Some(host) = &parts.host {
+        host::write(&mut page, host);
+    }
     for domain in quiet {
         self::domain(&mut page, domain, summary);
     }
