@@ -37,6 +37,8 @@ const LONG_TAIL: usize = 60;
 /// What the lines of a guest's crash report begin with.
 const CRASH_REPORT: &str = "guest crash: ";
 
+/// How long the creation of the next domain waits for one to be ready, at most.
+const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// Time a guest that has reported gets to shut down, so that its console is complete.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
@@ -209,8 +211,7 @@ impl Running<'_> {
 impl<H: XenHost> PolicyRun<'_, H> {
     fn perform(&mut self) -> Result<()> {
         let deadline = Instant::now() + self.plan.deadline;
-        self.create_all()?;
-        self.host.watch(&self.nodes(&["state", "clock"]))?;
+        self.create_all(deadline)?;
         self.wait_until(deadline, |domain| domain.state == "ready" || domain.is_over())?;
 
         if self.plan.trace {
@@ -274,7 +275,9 @@ impl<H: XenHost> PolicyRun<'_, H> {
         self.domains.iter().flat_map(|domain| names.iter().map(|name| domain.node(name))).collect()
     }
 
-    fn create_all(&mut self) -> Result<()> {
+    /// Creates the domains, each when the one before it is ready: a domain measures how fast it works while it
+    /// comes up, and a toolstack that is at work would disturb it.
+    fn create_all(&mut self, deadline: Instant) -> Result<()> {
         let linux_spin = linux::settle(self.plan.linux.as_ref(), self.policy)?;
         for planned in &self.plan.domains {
             interrupt::check()?;
@@ -289,6 +292,9 @@ impl<H: XenHost> PolicyRun<'_, H> {
                 life: Life::Running,
             });
             (self.tell)(Event::DomainCreated { domain: planned.name.clone(), domid });
+            self.host.watch(&self.nodes(&["state", "clock"]))?;
+            let patience = deadline.min(Instant::now() + BOOT_PATIENCE);
+            self.wait_until(patience, |domain| domain.state == "ready" || domain.is_over())?;
         }
         Ok(())
     }

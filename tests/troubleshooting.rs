@@ -97,8 +97,7 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        // The benches have a chapter of their own.
-        if path.is_dir() && name != "bench" {
+        if path.is_dir() {
             sources(&path, files);
         } else if name.ends_with(".rs") && name != "tests.rs" {
             files.push(path);
