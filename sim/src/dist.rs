@@ -99,7 +99,7 @@ impl Measured {
             format!("this is not what `kicktrace summary --json` prints: {error}")
         })?;
         let hz = summary["clock"]["hz"].as_f64().filter(|hz| *hz > 0.0);
-        let hz = hz.ok_or("it does not say how fast the clock is; give kicktrace --hz")?;
+        let hz = hz.ok_or("it does not say how fast the clock is; give kicktrace --cpu-hz")?;
         let mut merged: BTreeMap<u64, u64> = BTreeMap::new();
         for domain in summary["domains"].as_array().into_iter().flatten() {
             let latencies = domain["latencies"].as_object();
@@ -268,7 +268,7 @@ mod tests {
         summary["domains"] = json!([domain(json!([]))]);
         assert!(error(&summary, "wait").contains("no value"));
         summary["clock"] = Value::Null;
-        assert!(error(&summary, "wait").contains("--hz"));
+        assert!(error(&summary, "wait").contains("--cpu-hz"));
         assert!(Measured::parse("{", "wait").unwrap_err().contains("kicktrace summary --json"));
         for source in ["measured:", "measured:x", "measured:a b:wait", "measured:/none:wait"] {
             assert!(source.parse::<Dist>().is_err(), "{source}");

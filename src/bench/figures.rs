@@ -27,12 +27,11 @@ pub struct Told {
     pub neighbour_alone: Option<Result<f64, String>>,
 }
 
-/// Work of domains that only compute, in turns a second of the window; `None` if none of them does, or one of them
-/// did not run well.
+/// Work of those of the domains that only compute, in turns a second of the window; `None` if none of them does. They
+/// have run well.
 pub(super) fn computed(domains: &[DomainResult]) -> Option<f64> {
     let mut hogs = domains
         .iter()
-        .filter(|domain| domain.message.is_empty())
         .filter_map(|domain| domain.report.as_ref())
         .filter(|report| report.parameters.workload == Workload::Hog)
         .peekable();
