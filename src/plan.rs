@@ -181,13 +181,17 @@ impl Plan {
         Ok(())
     }
 
-    /// The event classes xentrace has to record (its `-e`).
-    pub fn trace_mask(&self) -> u32 {
-        let pvh = self.domains.iter().any(|domain| {
+    /// Whether one of its domains is PVH.
+    pub(crate) fn has_pvh(&self) -> bool {
+        self.domains.iter().any(|domain| {
             let parsed = Domain::parse(&domain.file, &domain.config);
             parsed.is_ok_and(|domain| domain.config.text_of("type") == Ok("pvh"))
-        });
-        let pvh = if pvh { TRACE_MASK_PVH } else { 0 };
+        })
+    }
+
+    /// The event classes xentrace has to record (its `-e`).
+    pub fn trace_mask(&self) -> u32 {
+        let pvh = if self.has_pvh() { TRACE_MASK_PVH } else { 0 };
         let markers = if self.markers { TRACE_MASK_MARKERS } else { 0 };
         TRACE_MASK_PV | pvh | markers
     }

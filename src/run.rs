@@ -90,6 +90,9 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     let wants_linux = plan.policies.iter().any(|policy| linux::Variant::of(policy).is_some());
     let linux = if wants_linux {
         let lab = if on_host { None } else { Some(Lab::prepare(progress)?) };
+        if let Some(lab) = lab.as_ref().filter(|_| plan.has_pvh()) {
+            lab.check_pvh_linux()?;
+        }
         let files = linux_files(request.linux.as_ref(), lab.as_ref(), progress)?;
         let there = if on_host { absolute(folder.place())? } else { LAB_FOLDER.into() };
         plan.set_linux(&files, &there).map_err(anyhow::Error::msg)?;

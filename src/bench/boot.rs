@@ -76,7 +76,15 @@ pub(super) fn boot(
 
     let mut planned = Vec::new();
     for cell in cells {
-        match plan(request, &scenario, cell, &image_path, files.as_ref(), &folder) {
+        let plan = plan(request, &scenario, cell, &image_path, files.as_ref(), &folder);
+        let plan = plan.and_then(|plan| {
+            let is_linux = matches!(cell.lock, Lock::Linux(_));
+            if let Some(lab) = lab.as_ref().filter(|_| is_linux && plan.has_pvh()) {
+                lab.check_pvh_linux()?;
+            }
+            Ok(plan)
+        });
+        match plan {
             Ok(plan) => planned.push(Planned { cell: (*cell).clone(), plan }),
             Err(error) => hear(Line::Done((*cell).clone(), Err(format!("{error:#}")))),
         }

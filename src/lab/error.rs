@@ -132,6 +132,14 @@ pub enum Error {
         /// The console.
         console: PathBuf,
     },
+    /// The emulator lets no Linux boot as PVH.
+    #[error(
+        "a Linux domain of type pvh does not boot in this lab: QEMU {qemu} takes its reads of CR2 for reads of CR0, which Xen answers with 0; choose a scenario of type pv, or a Xen host"
+    )]
+    PvhLinux {
+        /// Version of the emulator.
+        qemu: String,
+    },
     /// A setting makes no sense.
     #[error("{0}")]
     Setting(String),

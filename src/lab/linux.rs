@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::apt::{self, Apt};
-use super::{Error, Lab, deb};
+use super::{Error, Lab, deb, qemu};
 use crate::linux::{Files, INIT, Ingredients, SOURCES, build};
 use crate::progress::Progress;
 
@@ -25,6 +25,18 @@ const INITRD: &str = "initrd.cpio";
 const STAMP: &str = "linux.json";
 
 impl Lab {
+    /// Checks that Linux boots as PVH here.
+    ///
+    /// # Errors
+    ///
+    /// If the emulator is one that misreads CR2.
+    pub fn check_pvh_linux(&self) -> Result<(), Error> {
+        match qemu::misreads_cr2(&self.parts.qemu) {
+            true => Err(Error::PvhLinux { qemu: self.parts.qemu.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// The files of Linux domains, made once: download 40 MB, compile one module.
     ///
     /// # Errors
