@@ -18,6 +18,7 @@ pub mod figures;
 pub mod folder;
 pub mod matrix;
 pub mod page;
+mod pause;
 pub mod plot;
 pub mod report;
 pub mod run;

@@ -30,6 +30,14 @@ pub struct Domain {
     pub initrd: PathBuf,
     /// Where the kernel's spin budget stands; empty if it was not recognised.
     pub places: Vec<Place>,
+    /// Whether its spin loops PAUSE.
+    #[serde(default = "pauses")]
+    pub pause: bool,
+}
+
+/// They do, in whatever was written before there was a choice.
+pub(crate) fn pauses() -> bool {
+    true
 }
 
 /// Gives the kernel of a plan the spin budget that `policy` names, and answers it in turns of the head's loop;
@@ -45,7 +53,7 @@ pub fn settle(domain: Option<&Domain>, policy: &str) -> Result<Option<u32>> {
         Variant::Stock => None,
         Variant::Budget(budget) => Some(budget),
     };
-    let turns = budget::write(&domain.kernel, &domain.places, budget)?;
+    let turns = budget::write(&domain.kernel, &domain.places, budget, domain.pause)?;
     // The head's turn is the shorter one, so there are more of them.
     Ok(turns.into_iter().max())
 }
@@ -70,7 +78,8 @@ mod tests {
 
     #[test]
     fn nopvspin_stands_before_the_words_for_init() {
-        let domain = Domain { kernel: "/k".into(), initrd: "/i".into(), places: Vec::new() };
+        let domain =
+            Domain { kernel: "/k".into(), initrd: "/i".into(), places: Vec::new(), pause: true };
         let lines = domain.lines(Variant::NoPv, 64, "workload=handoff");
         assert!(lines.contains(" nopvspin -- workload=handoff\""), "{lines}");
         assert!(lines.contains("memory = 192\n"), "{lines}");

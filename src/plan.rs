@@ -177,7 +177,8 @@ impl Plan {
             Err(_) => Vec::new(),
         };
         let (kernel, initrd) = (folder.join("linux-vmlinux"), folder.join("linux-initrd.cpio"));
-        self.linux = Some(linux::Domain { kernel, initrd, places });
+        let pause = files.pause;
+        self.linux = Some(linux::Domain { kernel, initrd, places, pause });
         Ok(())
     }
 

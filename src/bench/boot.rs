@@ -13,6 +13,7 @@ use experiment::{Key, Lock, Setting};
 use super::dom0::{self, Batch, Line, Planned};
 use super::folder::Setup;
 use super::matrix::{Cell, Matrix, SCENARIO};
+use super::pause;
 use crate::image;
 use crate::lab::{Boot, Lab, Overlay, Repeatable};
 use crate::linux;
@@ -66,13 +67,17 @@ pub(super) fn boot(
     let folder: PathBuf =
         if on_host { std::path::absolute(&request.out)? } else { LAB_FOLDER.into() };
     let image_path = if on_host { folder.join("xen-guest.elf") } else { LAB_IMAGE.into() };
-    let image = image::load(request.image.as_deref())?;
+    let mut image = image::load(request.image.as_deref())?;
     let lab = if on_host { None } else { Some(Lab::prepare(progress)?) };
     let wants_linux = cells.iter().any(|cell| matches!(cell.lock, Lock::Linux(_)));
-    let files = match wants_linux {
+    let mut files = match wants_linux {
         true => Some(linux_files(request.linux.as_ref(), lab.as_ref(), progress)?),
         false => None,
     };
+    if !request.setup.pause {
+        pause::out_of_image(&mut image)?;
+        files.as_mut().map_or(Ok(()), pause::out_of_linux)?;
+    }
 
     let mut planned = Vec::new();
     for cell in cells {
@@ -95,7 +100,7 @@ pub(super) fn boot(
     // In a repeatable lab a turn is two instructions, whatever else happens.
     let turns_per_us =
         request.repeatable.map(|settings| 1000.0 / f64::from(2u32 << settings.shift));
-    let batch = Batch { turns_per_us, cells: planned };
+    let batch = Batch { turns_per_us, pause: request.setup.pause, cells: planned };
     let domain = batch.cells.iter().find_map(|planned| planned.plan.linux.as_ref());
 
     let Some(lab) = lab else {

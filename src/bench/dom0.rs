@@ -31,6 +31,8 @@ const SPIN_INSTRUCTIONS: u32 = 16;
 pub struct Batch {
     /// Turns of work in a microsecond; measured on the host where it is not known beforehand.
     pub(super) turns_per_us: Option<f64>,
+    /// Whether the guests' waiters PAUSE.
+    pub(super) pause: bool,
     /// What to run, one after the other.
     pub(super) cells: Vec<Planned>,
 }
@@ -91,7 +93,7 @@ fn each(
         None => work_speed()?,
     };
     // The guest's waiters count turns. What one takes, PAUSE included, is only known while nobody else runs.
-    let spin = u64::from(linux::budget::turns_in(SPIN_INSTRUCTIONS, SPIN_US)?);
+    let spin = u64::from(linux::budget::turns_in(SPIN_INSTRUCTIONS, SPIN_US, batch.pause)?);
     let with_turns = |cell: &Cell, plan: &Plan| {
         let (critical, outside) = cell.section.turns(turns_per_us);
         let turns = [(Key::critical, critical), (Key::outside, outside), (Key::spin, spin)];

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::figures::Figures;
 use super::matrix::Cell;
+use crate::linux;
 use crate::report::Mode;
 
 /// How the cells of one folder were run; `bench.json`. Cells of another setup do not go beside them.
@@ -33,6 +34,9 @@ pub struct Setup {
     pub scheduler: Option<String>,
     /// Whether the hypervisor's trace is counted.
     pub trace: bool,
+    /// Whether waiters PAUSE while they spin; without, each PAUSE is a NOP.
+    #[serde(default = "linux::pauses")]
+    pub pause: bool,
 }
 
 /// Without another choice: an instruction lasts 8 ns of virtual time,
@@ -121,6 +125,9 @@ impl Setup {
         if !self.trace {
             add("--no-trace".to_owned());
         }
+        if !self.pause {
+            add("--no-pause".to_owned());
+        }
         text
     }
 
@@ -128,8 +135,12 @@ impl Setup {
     pub fn words(&self) -> String {
         let mode = match (self.mode, self.shift, self.slice_us) {
             (Mode::Repeatable, Some(shift), Some(slice)) => {
+                let pause = match self.pause {
+                    true => "with PAUSE, which ends a pCPU's turn",
+                    false => "without PAUSE: a NOP in its place",
+                };
                 format!(
-                    "repeatable, {} ns an instruction, turns of {slice} us, with PAUSE, which ends a pCPU's turn",
+                    "repeatable, {} ns an instruction, turns of {slice} us, {pause}",
                     1u32 << shift
                 )
             }
@@ -233,6 +244,7 @@ pub(super) mod tests {
             start_after: Duration::from_secs(1),
             scheduler: None,
             trace: true,
+            pause: true,
         }
     }
 
@@ -265,6 +277,16 @@ pub(super) mod tests {
         let parallel = Setup { mode: Mode::Parallel, shift: None, slice_us: None, ..setup() };
         let error = open(out.path(), &parallel).unwrap_err().to_string();
         assert!(error.contains("repeatable") && error.contains("parallel"), "{error}");
+        let silent = Setup { pause: false, ..setup() };
+        let error = open(out.path(), &silent).unwrap_err().to_string();
+        assert!(error.contains("with PAUSE") && error.contains("without PAUSE"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_from_before_there_was_a_choice_has_pauses() {
+        let mut old = serde_json::to_value(setup()).unwrap();
+        old.as_object_mut().unwrap().remove("pause");
+        assert_eq!(serde_json::from_value::<Setup>(old).unwrap(), setup());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use experiment::Lock;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+use super::folder::Setup;
 use super::matrix::{Cell, Section, load, pcpus};
 use super::plot::{Axis, Look, Series, chart};
 use super::report::{Report, Row};
@@ -76,7 +77,7 @@ pub fn page(report: &Report) -> String {
                 h1 { "Which lock should a Xen guest have?" }
                 p { "How: " (report.setup.words()) ". " (report.cells.len()) " cells, " (failed.len()) " of them failed. "
                     "Compared with " b { (report.baseline) } "." }
-                @if report.setup.mode != Mode::Host { p class="soft" { (caution(report.setup.mode)) } }
+                @if report.setup.mode != Mode::Host { p class="soft" { (caution(&report.setup)) } }
                 h2 { "Winners" }
                 (winners(report))
                 h2 { "Acquisitions a second" }
@@ -109,8 +110,13 @@ pub fn page(report: &Report) -> String {
     page.into_string()
 }
 
-fn caution(mode: Mode) -> &'static str {
-    match mode {
+fn caution(setup: &Setup) -> &'static str {
+    match setup.mode {
+        Mode::Repeatable if !setup.pause => {
+            "Emulated, by counting instructions: the same command gives the same figures. All pCPUs share one budget of \
+             instructions, and nobody pauses: on two pCPUs a spinner slows the holder, which flatters locks that sleep. On one \
+             pCPU the effect does not exist."
+        }
         Mode::Repeatable => {
             "Emulated, by counting instructions: the same command gives the same figures. All pCPUs share one budget of \
              instructions, and a PAUSE ends a pCPU's turn: on two pCPUs spinning is nearly free, which flatters locks that \

@@ -331,6 +331,7 @@ pub(super) mod tests {
             start_after: std::time::Duration::from_secs(1),
             scheduler: None,
             trace: true,
+            pause: true,
         };
         let versions = serde_json::Value::Null;
         Report { schema: SCHEMA, setup, versions, baseline, rows: rows(&cells, baseline), cells }

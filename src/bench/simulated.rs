@@ -73,6 +73,7 @@ fn setup() -> Setup {
         start_after: Duration::ZERO,
         scheduler: None,
         trace: false,
+        pause: true,
     }
 }
 

@@ -150,5 +150,5 @@ fn load(folder: &Path) -> Result<Option<Files>, Error> {
     };
     let (kernel, initrd) = (read(KERNEL)?, read(INITRD)?);
     let places = crate::linux::budget::find(&kernel).map_err(|error| format!("{error:#}"));
-    Ok(Some(Files { kernel, initrd, places, packages }))
+    Ok(Some(Files { kernel, initrd, places, pause: true, packages }))
 }

@@ -145,12 +145,17 @@ fn way(all: &[Instruction], from: u64, to: u64) -> Option<u32> {
 }
 
 /// Writes `budget` into the kernel's file (for `None` the one it shipped with) and answers the turns written, in
-/// the order of `places`.
+/// the order of `places`. `pause` says whether its loops have their PAUSE.
 ///
 /// # Errors
 ///
 /// If there are no places, if what stands there is no number that this function wrote, or at an I/O error.
-pub fn write(kernel: &Path, places: &[Place], budget: Option<Budget>) -> Result<Vec<u32>> {
+pub fn write(
+    kernel: &Path,
+    places: &[Place],
+    budget: Option<Budget>,
+    pause: bool,
+) -> Result<Vec<u32>> {
     if places.is_empty() {
         match budget {
             None => return Ok(Vec::new()),
@@ -164,7 +169,7 @@ pub fn write(kernel: &Path, places: &[Place], budget: Option<Budget>) -> Result<
         let turns = match budget {
             None => STOCK,
             Some(Budget::Turns(turns)) => turns,
-            Some(Budget::Time { us }) => turns_in(place.turn, us)?,
+            Some(Budget::Time { us }) => turns_in(place.turn, us, pause)?,
         };
         // The instruction in front of the number is still the one that was recognised.
         let mut opcode = [0];
@@ -183,17 +188,20 @@ pub fn write(kernel: &Path, places: &[Place], budget: Option<Budget>) -> Result<
     Ok(written)
 }
 
-/// Turns of a spin loop of `instructions` (an even number from 6, one of them a PAUSE) that take `us` microseconds on this pCPU while nobody disturbs it.
+/// Turns of a spin loop of `instructions` (an even number from 6, one of them a PAUSE, or without `pause` a NOP) that take `us` microseconds on this pCPU while nobody disturbs it.
 ///
 /// # Errors
 ///
 /// If this host is too busy to measure it.
-pub fn turns_in(instructions: u32, us: u32) -> Result<u32> {
+pub fn turns_in(instructions: u32, us: u32, pause: bool) -> Result<u32> {
     const TURNS: u32 = 1000;
     // A PAUSE may cost a hundred times the rest, so the loop has exactly one; the rest are as many looks at a word.
     let time = || {
         let begin = Instant::now();
-        spin(TURNS, instructions);
+        match pause {
+            true => spin(TURNS, instructions),
+            false => spin_without(TURNS, instructions),
+        }
         begin.elapsed().as_nanos() as f64 / f64::from(TURNS)
     };
     let mut times: Vec<f64> = (0..200).map(|_| time()).collect();
@@ -210,25 +218,39 @@ pub fn turns_in(instructions: u32, us: u32) -> Result<u32> {
     Ok((f64::from(us) * 1000.0 / fastest).round().clamp(1.0, f64::from(u32::MAX)) as u32)
 }
 
-/// `turns` turns of `instructions` each (an even number from 6), one of them a PAUSE.
-fn spin(turns: u32, instructions: u32) {
-    // SAFETY: it counts two registers down to zero; it reads and writes no memory and no stack.
-    unsafe {
-        core::arch::asm!(
-            "2:",
-            "pause",
-            "mov {left:e}, {inner:e}",
-            "3:",
-            "sub {left:e}, 1",
-            "jnz 3b",
-            "dec {turns:e}",
-            "jnz 2b",
-            turns = inout(reg) turns.max(1) => _,
-            inner = in(reg) (instructions.saturating_sub(4) / 2).max(1),
-            left = out(reg) _,
-            options(nomem, nostack),
-        );
-    }
+/// A loop of turns with this instruction in each, as a function.
+macro_rules! spin_loop {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+        $(#[$doc])*
+        fn $name(turns: u32, instructions: u32) {
+            // SAFETY: it counts two registers down to zero; it reads and writes no memory and no stack.
+            unsafe {
+                core::arch::asm!(
+                    "2:",
+                    $instruction,
+                    "mov {left:e}, {inner:e}",
+                    "3:",
+                    "sub {left:e}, 1",
+                    "jnz 3b",
+                    "dec {turns:e}",
+                    "jnz 2b",
+                    turns = inout(reg) turns.max(1) => _,
+                    inner = in(reg) (instructions.saturating_sub(4) / 2).max(1),
+                    left = out(reg) _,
+                    options(nomem, nostack),
+                );
+            }
+        }
+    };
+}
+
+spin_loop! {
+    /// `turns` turns of `instructions` each (an even number from 6), one of them a PAUSE.
+    spin, "pause"
+}
+spin_loop! {
+    /// The same, with a NOP for the PAUSE.
+    spin_without, "nop"
 }
 
 #[cfg(test)]
@@ -319,10 +341,10 @@ mod tests {
         let whole = kernel(&code(STOCK));
         std::fs::write(&file, &whole).unwrap();
         let places = find(&whole).unwrap();
-        let written = write(&file, &places, Some(Budget::Turns(777))).unwrap();
+        let written = write(&file, &places, Some(Budget::Turns(777)), true).unwrap();
         assert_eq!(written, [777, 777]);
         assert_eq!(std::fs::read(&file).unwrap()[0x1001..0x1005], 777u32.to_le_bytes());
-        write(&file, &places, None).unwrap();
+        write(&file, &places, None, true).unwrap();
         assert!(std::fs::read(&file).unwrap() == whole);
     }
 
@@ -332,13 +354,15 @@ mod tests {
         let file = folder.path().join("vmlinux");
         let places = find(&kernel(&code(STOCK))).unwrap();
         std::fs::write(&file, [0; 0x2000]).unwrap();
-        assert!(write(&file, &places, None).unwrap_err().to_string().contains("not the place"));
+        assert!(
+            write(&file, &places, None, true).unwrap_err().to_string().contains("not the place")
+        );
         assert!(std::fs::read(&file).unwrap() == [0; 0x2000]);
     }
 
     #[test]
     fn without_places_only_the_stock_budget_can_be_had() {
-        assert!(write(Path::new("/nowhere"), &[], None).unwrap().is_empty());
-        assert!(write(Path::new("/nowhere"), &[], Some(Budget::Turns(5))).is_err());
+        assert!(write(Path::new("/nowhere"), &[], None, true).unwrap().is_empty());
+        assert!(write(Path::new("/nowhere"), &[], Some(Budget::Turns(5)), true).is_err());
     }
 }

@@ -29,6 +29,8 @@ pub struct Files {
     pub initrd: Vec<u8>,
     /// Where the spin budget stands in `kernel`, or why nobody knows.
     pub places: Result<Vec<Place>, String>,
+    /// Whether these loops PAUSE, as they do in a kernel as it ships.
+    pub pause: bool,
     /// The packages they come from, with their versions; none for a kernel that a person named.
     pub packages: BTreeMap<String, String>,
 }
@@ -65,7 +67,7 @@ pub fn build(from: &Ingredients, work: &Path) -> Result<Files> {
     archive.directory("/dev");
     let mut initrd = Vec::new();
     archive.write(&mut initrd).context("cannot make the initramfs of the Linux domain")?;
-    Ok(Files { kernel, initrd, places, packages: BTreeMap::new() })
+    Ok(Files { kernel, initrd, places, pause: true, packages: BTreeMap::new() })
 }
 
 fn module(from: &Ingredients, work: &Path) -> Result<PathBuf> {
