@@ -48,6 +48,18 @@ fn a_list_has_a_command_a_cell_and_each_a_folder_of_its_own() {
 }
 
 #[test]
+fn an_ablation_lists_adaptive_with_and_without_each_of_its_mechanisms() {
+    let some = ["--topology", "4-on-1", "--section", "2/4", "--seed", "1", "--list"];
+    let listed = text(&pvlab(&[&some[..], &["--ablation", "--lock", "linux"]].concat()).stdout);
+    for lock in
+        ["adaptive", "adaptive-no-budget", "adaptive-no-thief-bound", "kick-at-unlock", "linux"]
+    {
+        assert_eq!(listed.matches(&format!("--lock {lock} ")).count(), 1, "{lock}: {listed}");
+    }
+    assert!(!listed.contains("kick-twice"), "{listed}");
+}
+
+#[test]
 fn folders_from_anywhere_make_one_report() {
     let root = tempfile::tempdir().unwrap();
     let folders: Vec<String> =
@@ -100,6 +112,7 @@ fn what_cannot_be_meant_is_refused_with_what_is_accepted() {
     for (arguments, words) in [
         (["--lock", "kick-thrice"], "linux-nopvspin"),
         (["--lock", "linux-soon"], "linux-50us"),
+        (["--lock", "adaptive-budget-9us"], "adaptive-budget-10us"),
         (["--section", "2us"], "0.2/0.4"),
     ] {
         let output = pvlab(&arguments);

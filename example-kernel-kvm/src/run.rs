@@ -115,6 +115,7 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
             Workload::Spread
         ));
     }
+    let contest = contest(&params)?;
     let mode = mode(machine, &params)?;
     lock::configure(mode).map_err(|settled| settled.to_string())?;
     let speed = Speed::calibrate(kvm::now, work).map_err(|why| why.to_string())?;
@@ -138,7 +139,7 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
             timer_ns: 0,
             wait_bound_ns: None,
         },
-        contest: contest(&params),
+        contest,
         shares: [const { Mutex::new(None) }; MAX_VCPUS],
         can_kick: machine.can_kick(),
         params,
@@ -192,11 +193,11 @@ impl<F: Family> Contest for Locks<F> {
     }
 }
 
-fn contest(params: &Params) -> Box<dyn Contest> {
+fn contest(params: &Params) -> Result<Box<dyn Contest>, String> {
     fn of<F: Family>(params: &Params) -> Box<dyn Contest> {
         Box::new(Locks::<F>(free_locks(params.locks)))
     }
-    match params.policy {
+    Ok(match params.policy {
         Policy::KickTwice => of::<Pv<Kernel, KickTwice>>(params),
         Policy::Adaptive => of::<Pv<Kernel, Adaptive>>(params),
         // Native and test-and-set are modes of the same lock.
@@ -205,7 +206,8 @@ fn contest(params: &Params) -> Box<dyn Contest> {
         }
         Policy::Spin => of::<Spin>(params),
         Policy::SpinTicket => of::<Ticket>(params),
-    }
+        variant => return Err(format!("{}={variant}: not in this kernel", Key::policy)),
+    })
 }
 
 /// The workload, on the vCPU this runs on.

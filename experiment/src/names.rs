@@ -78,7 +78,8 @@ macro_rules! names {
 }
 
 names! {
-    /// The lock under test. The four that sleep are policies of `pvlock`, and called what it calls them.
+    /// The lock under test. Those that sleep are policies of `pvlock`, and called what it calls them; behind them
+    /// stand [variants](Self::VARIANTS) of one.
     ///
     /// ```
     /// use experiment::Policy;
@@ -103,6 +104,26 @@ names! {
         Spin = "spin",
         /// `spin::mutex::TicketMutex`: strict order, everyone spins.
         SpinTicket = "spin-ticket",
+        /// [`Adaptive`](Self::Adaptive) whose newcomers look once and queue.
+        AdaptiveNoBudget = "adaptive-no-budget",
+        /// With a shorter spin budget.
+        AdaptiveBudget10us = "adaptive-budget-10us",
+        /// With a longer spin budget.
+        AdaptiveBudget200us = "adaptive-budget-200us",
+        /// With a shorter horizon.
+        AdaptiveHorizon500us = "adaptive-horizon-500us",
+        /// With a shorter horizon.
+        AdaptiveHorizon1ms = "adaptive-horizon-1ms",
+        /// With a longer horizon.
+        AdaptiveHorizon4ms = "adaptive-horizon-4ms",
+        /// Nobody is ever late: thefts are not bounded.
+        AdaptiveNoHorizon = "adaptive-no-horizon",
+        /// A head that is late does not forbid thefts.
+        AdaptiveNoLateHead = "adaptive-no-late-head",
+        /// An unlock that wakes a late head does not reserve the lock for it.
+        AdaptiveNoReservation = "adaptive-no-reservation",
+        /// A vCPU that has stolen for long does not queue.
+        AdaptiveNoThiefBound = "adaptive-no-thief-bound",
     }
 
     /// What the lock is used for.
@@ -186,7 +207,17 @@ names! {
     }
 }
 
+/// How many locks stand before the variants.
+const LOCKS: usize = Policy::SpinTicket as usize + 1;
+
 impl Policy {
+    /// The locks, each another way to lock: what an experiment compares unless a person says otherwise.
+    pub const LOCKS: &'static [Policy] = Self::ALL.split_at(LOCKS).0;
+
+    /// [`Adaptive`](Self::Adaptive) with another budget or horizon, or without one of its mechanisms: what is each
+    /// of them worth? For no other use.
+    pub const VARIANTS: &'static [Policy] = Self::ALL.split_at(LOCKS).1;
+
     /// What a comparison is of, unless a person says otherwise: the lock before the patch, and after it.
     pub const COMPARED: [Policy; 2] = [Policy::KickTwice, Policy::KickAtUnlock];
 }

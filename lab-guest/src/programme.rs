@@ -223,10 +223,6 @@ fn mode(policy: Policy) -> pvlock::Mode {
     match policy {
         Policy::Native => pvlock::Mode::Native,
         Policy::TestAndSet => pvlock::Mode::TestAndSet,
-        Policy::KickTwice
-        | Policy::KickAtUnlock
-        | Policy::Adaptive
-        | Policy::Spin
-        | Policy::SpinTicket => pvlock::Mode::Pv,
+        _ => pvlock::Mode::Pv,
     }
 }

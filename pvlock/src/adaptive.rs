@@ -39,6 +39,11 @@ pub type Adaptive = AdaptiveWithin<50_000, 2_000_000>;
 /// ```
 pub struct AdaptiveWithin<const BUDGET: u64, const HORIZON: u64>;
 
+impl<const BUDGET: u64, const HORIZON: u64> AdaptiveWithin<BUDGET, HORIZON> {
+    /// Its spin budget, in nanoseconds.
+    pub const BUDGET: u64 = BUDGET;
+}
+
 impl<const BUDGET: u64, const HORIZON: u64> Policy for AdaptiveWithin<BUDGET, HORIZON> {
     const NAME: &'static str = "adaptive";
     const HORIZON: Option<u64> = Some(HORIZON);

@@ -63,6 +63,9 @@ pub use irq::{Interrupts, Preemption, PreemptionOff, RawIrqLock};
 pub use mode::{Mode, ModeCell, ModeSettled};
 pub use node::CpuNodes;
 pub use platform::{Platform, wait_for_kicks};
+#[cfg(feature = "ablation")]
+#[doc(hidden)]
+pub use policy::Mechanism;
 pub use policy::{Handover, KickAtUnlock, KickTwice, Policy, Spin, Stage};
 pub use raw::RawPvLock;
 pub use rwlock::RawPvRwLock;

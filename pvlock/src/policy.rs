@@ -109,6 +109,37 @@ pub trait Policy: 'static {
     #[cfg(any(loom, shuttle, feature = "posted-patch"))]
     #[doc(hidden)]
     const AS_POSTED: bool = false;
+
+    /// A mechanism that is not there. For experiments.
+    #[cfg(feature = "ablation")]
+    #[doc(hidden)]
+    const WITHOUT: Option<Mechanism> = None;
+}
+
+/// What bounds thefts in time, where the policy has a horizon; see [`pv`](crate::pv).
+#[cfg_attr(not(feature = "ablation"), allow(unreachable_pub))]
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// A head that is late forbids thefts.
+    LateHead,
+    /// An unlock that wakes a late head reserves the lock for it.
+    Reservation,
+    /// A CPU that has stolen for long queues.
+    ThiefBound,
+}
+
+/// Whether `K` has `mechanism`: always, but in experiments, which measure what it is worth.
+#[cfg_attr(not(feature = "ablation"), allow(clippy::extra_unused_type_parameters))]
+#[inline(always)]
+pub(crate) fn has<K: Policy>(mechanism: Mechanism) -> bool {
+    #[cfg(feature = "ablation")]
+    return K::WITHOUT != Some(mechanism);
+    #[cfg(not(feature = "ablation"))]
+    {
+        let _ = mechanism;
+        true
+    }
 }
 
 /// The lock before the patch: the new owner kicks the sleeping next vCPU to make it spin as head,

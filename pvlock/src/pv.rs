@@ -74,7 +74,7 @@ use core::marker::PhantomData;
 use crate::counters::{add, count, timed_kick, timed_wait};
 use crate::counts::Counter;
 use crate::node::{Node, State};
-use crate::policy::{Handover, Policy, Spin, Stage};
+use crate::policy::{Handover, Mechanism, Policy, Spin, Stage, has};
 use crate::queue::{self, Discipline, Taken, Waiter};
 use crate::sync::{acquire_fence, full_fence, full_fence_before_rmw, step};
 use crate::word::{FREE, LEVELS, LOCKED, SLOW, Snapshot, Steps, Tail, Word};
@@ -127,7 +127,7 @@ pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, seen: Snapsho
         queue::rest::<P>(STRICT_REST);
         return word.try_acquire_seen_free();
     };
-    match try_past_queue::<P>(word, seen, horizon) {
+    match try_past_queue::<P, K>(word, seen, horizon) {
         Look::Taken => true,
         Look::Queue => false,
         Look::Again => keep_trying::<P, K>(word, horizon),
@@ -152,7 +152,7 @@ fn keep_trying<P: Platform, K: Policy>(word: &Word, horizon: u64) -> bool {
     while K::keep_spinning::<P>(&mut spin) {
         rest::<P>(spin.turn());
         spin.advance();
-        match try_past_queue::<P>(word, word.load(), horizon) {
+        match try_past_queue::<P, K>(word, word.load(), horizon) {
             Look::Taken => return true,
             Look::Again => {}
             Look::Queue => break,
@@ -164,7 +164,7 @@ fn keep_trying<P: Platform, K: Policy>(word: &Word, horizon: u64) -> bool {
 /// One look of a newcomer that may steal, at what it has `seen`. On a pCPU that is short of none
 /// but of time, most acquisitions are thefts, and this is all they cost.
 #[inline(always)]
-fn try_past_queue<P: Platform>(word: &Word, seen: Snapshot, horizon: u64) -> Look {
+fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot, horizon: u64) -> Look {
     if seen.pending() {
         // The head is late, or has a reservation: it comes first.
         return Look::Queue;
@@ -176,7 +176,7 @@ fn try_past_queue<P: Platform>(word: &Word, seen: Snapshot, horizon: u64) -> Loo
         return if word.try_steal() { Look::Taken } else { Look::Again };
     }
     let cpu = P::current_cpu();
-    if has_stolen_long::<P>(cpu, horizon) {
+    if has::<K>(Mechanism::ThiefBound) && has_stolen_long::<P>(cpu, horizon) {
         step!(cpu, "newcomer: has stolen for long, queues");
         return Look::Queue;
     }
@@ -288,7 +288,8 @@ fn release_slow<P: Platform, K: Policy>(word: &Word, seen: u8, reserve: bool) {
     let (sleeper, hops) = P::hash().remove(key(word));
     step!(cpu, "unlock: slow; takes the entry out");
     let since = || queue::node::<P>(sleeper).since();
-    let is_late = K::HORIZON.is_some_and(|horizon| is_late(P::now(), since(), horizon));
+    let is_late = has::<K>(Mechanism::Reservation)
+        && K::HORIZON.is_some_and(|horizon| is_late(P::now(), since(), horizon));
     if reserve || is_late {
         // R13: one step for both bytes.
         word.release_reserved();
@@ -469,7 +470,10 @@ pub(crate) fn spin_as_head<P: Platform, K: Policy>(
     let mut spin = Spin::new(stage);
     loop {
         if let Some(horizon) = K::HORIZON {
-            if !word.load().pending() && is_late(P::now(), waiter.node.since(), horizon) {
+            if has::<K>(Mechanism::LateHead)
+                && !word.load().pending()
+                && is_late(P::now(), waiter.node.since(), horizon)
+            {
                 word.set_pending();
                 step!(waiter.cpu, "head: is late, forbids thefts");
             }

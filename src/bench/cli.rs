@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use experiment::Lock;
+use experiment::{Linux, Lock, Policy};
 
 use super::boot::Request;
 use super::dom0::{self, Batch};
 use super::folder::{SCHEMA, SHIFT, SLICE_US, START_AFTER_MS, Setup, WINDOW_MS};
-use super::matrix::{Cell, Matrix, Section, Selection};
+use super::matrix::{Cell, Matrix, Section, Selection, ablation};
 use super::page;
 use super::report::Report;
 use super::run;
@@ -37,6 +37,10 @@ pub struct Arguments {
     /// A lock; may be given several times. Without it: all of the guest's, linux, linux-nopvspin, linux-50us.
     #[arg(long = "lock", value_name = "LOCK")]
     locks: Vec<Lock>,
+    /// What each mechanism of adaptive is worth: adaptive, all its variants, and kick-at-unlock; besides them the locks that
+    /// --lock names.
+    #[arg(long)]
+    ablation: bool,
     /// Work inside and outside the lock in microseconds, such as 2/4; may be given several times. Without it: 0.2/0.4,
     /// 2/4, 20/40, 500/100.
     #[arg(long = "section", value_name = "IN/OUT")]
@@ -80,9 +84,9 @@ pub struct Arguments {
     /// Run cells again that failed before.
     #[arg(long)]
     again: bool,
-    /// What the others are compared with.
-    #[arg(long, value_name = "LOCK", default_value = "linux")]
-    baseline: Lock,
+    /// What the others are compared with. Without it: linux; with --ablation: adaptive.
+    #[arg(long, value_name = "LOCK")]
+    baseline: Option<Lock>,
     /// Print a command a cell instead of running them: for GNU parallel, Slurm, or by hand.
     #[arg(long)]
     list: bool,
@@ -111,10 +115,15 @@ pub struct Arguments {
 /// # Errors
 ///
 /// If the input or the surroundings do not allow it.
-pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
+pub fn perform(mut arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
+    if arguments.ablation {
+        arguments.locks.extend(ablation());
+    }
+    let usual = if arguments.ablation { Policy::Adaptive.into() } else { Linux::Stock.into() };
+    let baseline = arguments.baseline.unwrap_or(usual);
     if !arguments.collect.is_empty() {
         let folders: Vec<&Path> = arguments.collect.iter().map(PathBuf::as_path).collect();
-        return show(&Report::collect(&folders, arguments.baseline)?, &arguments.out);
+        return show(&Report::collect(&folders, baseline)?, &arguments.out);
     }
     let matrix = Matrix::new(&Selection {
         topologies: arguments.topologies.clone(),
@@ -181,7 +190,7 @@ pub fn perform(arguments: Arguments, progress: &Progress) -> Result<ExitCode> {
     interrupt::install().context("cannot install signal handlers")?;
     let ran = run::run(&request, progress);
     // Whatever ended it: what is done is told.
-    let report = Report::collect(&[&request.out], arguments.baseline)?;
+    let report = Report::collect(&[&request.out], baseline)?;
     if let Err(error) = ran {
         page::write(&report, &request.out)?;
         let there = report.cells.len();

@@ -251,7 +251,13 @@ impl Matrix {
 pub fn all_locks() -> Vec<Lock> {
     let linux = ["linux", "linux-nopvspin", "linux-50us"]
         .map(|name| Lock::Linux(name.parse::<Linux>().expect("a name of this program's own")));
-    Policy::ALL.iter().copied().map(Lock::Guest).chain(linux).collect()
+    Policy::LOCKS.iter().copied().map(Lock::Guest).chain(linux).collect()
+}
+
+/// What each mechanism of `adaptive` is worth: it, all its variants, and the strict lock that it grew from.
+pub fn ablation() -> Vec<Lock> {
+    let known = [Policy::Adaptive, Policy::KickAtUnlock];
+    known.iter().chain(Policy::VARIANTS).copied().map(Lock::Guest).collect()
 }
 
 #[cfg(test)]
@@ -309,6 +315,21 @@ mod tests {
             ..Selection::default()
         };
         assert_eq!(Matrix::new(&chosen).cells.len(), 2 * 10, "twice the same is once");
+    }
+
+    #[test]
+    fn variants_are_compared_when_they_are_asked_for_and_else_not() {
+        let locks = |matrix: Matrix| -> std::collections::BTreeSet<String> {
+            matrix.cells.iter().map(|cell| cell.lock.to_string()).collect()
+        };
+        let all = locks(Matrix::new(&Selection::default()));
+        let variants = ablation();
+        let some =
+            locks(Matrix::new(&Selection { locks: variants.clone(), ..Selection::default() }));
+        assert_eq!(some.len(), variants.len(), "one twice");
+        let both: Vec<&String> = all.intersection(&some).collect();
+        assert_eq!(both, ["adaptive", "kick-at-unlock"]);
+        assert!(some.contains("adaptive-no-thief-bound"));
     }
 
     #[test]

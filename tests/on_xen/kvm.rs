@@ -133,7 +133,7 @@ fn kicks_are_told_from_the_trace() {
 
 #[test]
 fn the_lock_sleeps_and_is_kicked_on_kvm_as_it_says() {
-    let policies: Vec<Policy> = Policy::ALL
+    let policies: Vec<Policy> = Policy::LOCKS
         .iter()
         .copied()
         .filter(|policy| crate::domains::wanted(policy.name()))

@@ -8,6 +8,7 @@
 //! | `kick-twice`, `kick-at-unlock`, `adaptive` | `pvlock::Mutex` | the PV queue lock |
 //! | `native` | `pvlock::Mutex` | the same lock in its native mode |
 //! | `test-and-set` | `pvlock::Mutex` | the same lock in its test-and-set mode |
+//! | `adaptive-...` | `pvlock::Mutex` | `adaptive` with another number, or without a mechanism: [`variants`](super::variants) |
 //! | `spin` | [`spin::mutex::SpinMutex`] | test-and-test-and-set with PAUSE |
 //! | `spin-ticket` | [`spin::mutex::TicketMutex`] | tickets: strict order, everyone spins |
 

@@ -4,5 +4,6 @@
 mod families;
 pub mod heap;
 pub mod platform;
+pub mod variants;
 
 pub use families::{Family, Pv, Spin, TestedLock, Ticket};

@@ -17,7 +17,7 @@ use xen_guest::vcpu::clock;
 
 use super::vcpu::RunningVcpu;
 use crate::locks::platform::TestedPlatform;
-use crate::locks::{Family, Pv, Spin, TestedLock, Ticket, heap};
+use crate::locks::{Family, Pv, Spin, TestedLock, Ticket, heap, variants};
 use crate::workload::alloc::{TestedArena, churn};
 use crate::workload::rng::Around;
 use crate::workload::torture::Torture;
@@ -70,20 +70,17 @@ fn tried<L: TestedLock<Guarded>>(locks: &[CachePadded<L>]) -> u64 {
 /// From asking to owning: a newcomer's budget; the horizon, for which others may pass it; then a section and a
 /// wake-up for each one ahead and for itself.
 pub(super) fn wait_bound_ns(params: &Params) -> Option<u64> {
-    let passed = match params.policy {
-        Policy::Adaptive => Adaptive::HORIZON?,
-        Policy::KickAtUnlock => 0,
-        // It is kicked twice for a turn, or others may always be faster.
-        Policy::KickTwice
-        | Policy::Native
-        | Policy::TestAndSet
-        | Policy::Spin
-        | Policy::SpinTicket => {
-            return None;
+    let before_its_turn = match params.policy {
+        Policy::KickAtUnlock => params.spin.ns(),
+        // What a variant lacks must show as a wait that is too long.
+        policy if policy == Policy::Adaptive || Policy::VARIANTS.contains(&policy) => {
+            Adaptive::BUDGET + Adaptive::HORIZON?
         }
+        // It is kicked twice for a turn, or others may always be faster.
+        _ => return None,
     };
     let turn = params.critical.ns() + params.wakeup.ns();
-    let bound = params.spin.ns() + passed + u64::from(params.vcpus) * turn;
+    let bound = before_its_turn + u64::from(params.vcpus) * turn;
     (params.wakeup != Time::ZERO).then_some(bound)
 }
 
@@ -99,6 +96,16 @@ pub(super) fn new(params: &Params) -> Box<dyn Contest> {
         }
         Policy::Spin => of_family::<Spin>(params),
         Policy::SpinTicket => of_family::<Ticket>(params),
+        Policy::AdaptiveNoBudget => of_family::<Xen<variants::NoBudget>>(params),
+        Policy::AdaptiveBudget10us => of_family::<Xen<variants::Budget10us>>(params),
+        Policy::AdaptiveBudget200us => of_family::<Xen<variants::Budget200us>>(params),
+        Policy::AdaptiveHorizon500us => of_family::<Xen<variants::Horizon500us>>(params),
+        Policy::AdaptiveHorizon1ms => of_family::<Xen<variants::Horizon1ms>>(params),
+        Policy::AdaptiveHorizon4ms => of_family::<Xen<variants::Horizon4ms>>(params),
+        Policy::AdaptiveNoHorizon => of_family::<Xen<variants::NoHorizon>>(params),
+        Policy::AdaptiveNoLateHead => of_family::<Xen<variants::NoLateHead>>(params),
+        Policy::AdaptiveNoReservation => of_family::<Xen<variants::NoReservation>>(params),
+        Policy::AdaptiveNoThiefBound => of_family::<Xen<variants::NoThiefBound>>(params),
     }
 }
 

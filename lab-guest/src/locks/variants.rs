@@ -1,0 +1,72 @@
+//! Variants of the default policy: with another budget, another horizon, or without one of its mechanisms.
+//!
+//! Owns their numbers and what is missing in each. They are for measuring what each is worth, and nobody's lock.
+
+use pvlock::{Adaptive, AdaptiveWithin, Mechanism, Platform, Policy, Spin};
+
+const BUDGET: u64 = Adaptive::BUDGET;
+const HORIZON: u64 = Adaptive::HORIZON.expect("its thefts are bounded");
+
+/// A newcomer looks once.
+pub type NoBudget = AdaptiveWithin<0, HORIZON>;
+/// 10 microseconds.
+pub type Budget10us = AdaptiveWithin<10_000, HORIZON>;
+/// 200 microseconds.
+pub type Budget200us = AdaptiveWithin<200_000, HORIZON>;
+
+/// Half a millisecond.
+pub type Horizon500us = AdaptiveWithin<BUDGET, 500_000>;
+/// One millisecond.
+pub type Horizon1ms = AdaptiveWithin<BUDGET, 1_000_000>;
+/// Four milliseconds.
+pub type Horizon4ms = AdaptiveWithin<BUDGET, 4_000_000>;
+/// The end of time.
+pub type NoHorizon = AdaptiveWithin<BUDGET, { u64::MAX }>;
+
+/// A head that is late does not forbid thefts.
+pub type NoLateHead = Without<{ Mechanism::LateHead as u8 }>;
+/// An unlock that wakes a late head does not reserve the lock for it.
+pub type NoReservation = Without<{ Mechanism::Reservation as u8 }>;
+/// A vCPU that has stolen for long does not queue.
+pub type NoThiefBound = Without<{ Mechanism::ThiefBound as u8 }>;
+
+/// [`Adaptive`] without one mechanism, by its number.
+#[derive(Debug)]
+pub struct Without<const MECHANISM: u8>;
+
+impl<const MECHANISM: u8> Policy for Without<MECHANISM> {
+    const NAME: &'static str = Adaptive::NAME;
+    const HORIZON: Option<u64> = Adaptive::HORIZON;
+    const WITHOUT: Option<Mechanism> = {
+        let all = [Mechanism::LateHead, Mechanism::Reservation, Mechanism::ThiefBound];
+        Some(all[MECHANISM as usize])
+    };
+
+    fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+        Adaptive::keep_spinning::<P>(spin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_variant_differs_from_the_default_in_what_it_is_called_after() {
+        fn of<K: Policy>() -> (Option<u64>, Option<Mechanism>) {
+            (K::HORIZON, K::WITHOUT)
+        }
+        assert_eq!(
+            [NoBudget::BUDGET, Budget10us::BUDGET, Budget200us::BUDGET],
+            [0, 10_000, 200_000]
+        );
+        assert_eq!(of::<Budget10us>(), of::<Adaptive>());
+        let horizons = [Horizon500us::HORIZON, Horizon1ms::HORIZON, Horizon4ms::HORIZON];
+        assert_eq!(horizons, [Some(500_000), Some(1_000_000), Some(4_000_000)]);
+        assert_eq!(NoHorizon::HORIZON, Some(u64::MAX));
+        let own = Some(HORIZON);
+        assert_eq!(of::<NoLateHead>(), (own, Some(Mechanism::LateHead)));
+        assert_eq!(of::<NoReservation>(), (own, Some(Mechanism::Reservation)));
+        assert_eq!(of::<NoThiefBound>(), (own, Some(Mechanism::ThiefBound)));
+    }
+}
