@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 pub const SCENARIO: &str = "bench-";
 
 /// The topologies in the order of a report: the fewest runnable vCPUs a pCPU first.
-pub const TOPOLOGIES: [(&str, f64); 7] = [
+pub const TOPOLOGIES: [(&str, f64); 8] = [
     ("2-on-2", 1.0),
     ("4-on-2", 2.0),
     ("4-on-2-hog", 3.0),
     ("4-on-1", 4.0),
     ("2x4-on-2", 4.0),
+    ("4-on-1-hog", 5.0),
     ("3x4-on-2", 6.0),
     ("8-on-1", 8.0),
 ];
@@ -286,6 +287,7 @@ mod tests {
             ("512-on-64", Some((512, 64))),
             ("2x4-on-2", Some((8, 2))),
             ("4-on-2-hog", None),
+            ("4-on-1-hog", None),
             ("4-on-1-pvh", None),
             ("4-on-0", None),
             ("mine", None),
@@ -300,7 +302,7 @@ mod tests {
         let names: std::collections::BTreeSet<_> =
             matrix.cells.iter().map(ToString::to_string).collect();
         assert_eq!(names.len(), matrix.cells.len());
-        assert_eq!(matrix.cells.len(), 8 * 4 * 3 * 10);
+        assert_eq!(matrix.cells.len(), (TOPOLOGIES.len() + 1) * 4 * 3 * 10);
         assert!(names.contains("4-on-1_0.2-0.4_linux-50us_s3"));
     }
 
