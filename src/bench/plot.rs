@@ -12,8 +12,9 @@ const WIDTH: f64 = 270.0;
 const HEIGHT: f64 = 170.0;
 const RIGHT: f64 = 24.0;
 const BOTTOM: f64 = 40.0;
-/// Room for the locks' names.
-const NAMES: f64 = 110.0;
+/// Room for a letter of a lock's name, and beside the name.
+const LETTER: f64 = 6.2;
+const BESIDE: f64 = 24.0;
 
 /// Okabe and Ito's colours, which colour-blind readers can tell apart, and darker ones of their kind.
 const COLOURS: [&str; 11] = [
@@ -80,7 +81,7 @@ pub struct Axis {
     pub name: &'static str,
     /// A label for a value on it.
     pub label: fn(f64) -> String,
-    /// Whether a step is a factor of ten; else of two.
+    /// Whether its steps are 1, 2, 5, 10 and so on; else powers of two.
     pub decades: bool,
 }
 
@@ -96,7 +97,8 @@ pub fn chart(title: &str, x: &Axis, y: &Axis, series: &[Series], names: bool) ->
     let at_x = |value: f64| LEFT + (value.max(xs.0) / xs.0).ln() / (xs.1 / xs.0).ln() * WIDTH;
     let at_y =
         |value: f64| TOP + HEIGHT - (value.max(ys.0) / ys.0).ln() / (ys.1 / ys.0).ln() * HEIGHT;
-    let beside = if names { NAMES } else { 0.0 };
+    let longest = series.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    let beside = if names { BESIDE + LETTER * longest as f64 } else { 0.0 };
     let (width, height) = (LEFT + WIDTH + RIGHT + beside, TOP + HEIGHT + BOTTOM);
     html! {
         svg xmlns="http://www.w3.org/2000/svg" viewBox=(format!("0 0 {width} {height}")) width=(width) role="img"
@@ -148,26 +150,37 @@ fn num(value: f64) -> String {
     format!("{value:.1}")
 }
 
-/// From a whole step to a whole step around all values; `None` without any.
+/// The steps of an axis around all values, from the last one below them to the first one above.
+fn steps(low: f64, high: f64, decades: bool) -> Vec<f64> {
+    let (base, within): (f64, &[f64]) =
+        if decades { (10.0, &[1.0, 2.0, 5.0]) } else { (2.0, &[1.0]) };
+    // A value that is a step but for its last digits is that step.
+    let (low, high) = (low * (1.0 + 1e-9), high * (1.0 - 1e-9));
+    let powers = low.log(base).floor() as i32..=high.log(base).ceil() as i32 + 1;
+    let all: Vec<f64> =
+        powers.flat_map(|power| within.iter().map(move |step| step * base.powi(power))).collect();
+    let from = all.iter().rposition(|step| *step <= low).unwrap_or(0);
+    let to = all.iter().position(|step| *step >= high).unwrap_or(all.len() - 1);
+    all[from..=to.max(from + 1)].to_vec()
+}
+
+/// From a step to a step around all values; `None` without any.
 fn range(values: impl Iterator<Item = f64>, decades: bool) -> Option<(f64, f64)> {
-    let step: f64 = if decades { 10.0 } else { 2.0 };
     let (low, high) = values.fold((f64::INFINITY, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
-    if high <= 0.0 {
-        return None;
-    }
-    let low = step.powf(low.log(step).floor());
-    let high = step.powf(high.log(step).ceil());
-    Some((low, if high > low { high } else { low * step }))
+    let steps = if high > 0.0 { steps(low, high, decades) } else { return None };
+    Some((steps[0], steps[steps.len() - 1]))
 }
 
 fn ticks((low, high): (f64, f64), decades: bool) -> Vec<f64> {
-    let step = if decades { 10.0 } else { 2.0 };
-    let mut ticks = vec![low];
-    while ticks.last().is_some_and(|last| last * step <= high * 1.0001) {
-        ticks.push(ticks[ticks.len() - 1] * step);
-    }
-    // At most eight labels fit.
-    let every = ticks.len().div_ceil(8);
+    /// As many labels fit.
+    const MOST: usize = 8;
+    let all = steps(low, high, decades);
+    let is_power = |step: &&f64| (step.log10() - step.log10().round()).abs() < 1e-9;
+    let ticks: Vec<f64> = match decades && all.len() > MOST {
+        true => all.iter().filter(is_power).copied().collect(),
+        false => all,
+    };
+    let every = ticks.len().div_ceil(MOST);
     ticks.into_iter().step_by(every).collect()
 }
 
@@ -177,11 +190,15 @@ mod tests {
 
     #[test]
     fn an_axis_goes_from_a_whole_step_to_a_whole_step() {
-        assert_eq!(range([20.0, 300.0].into_iter(), true), Some((10.0, 1000.0)));
+        assert_eq!(range([20.0, 300.0].into_iter(), true), Some((20.0, 500.0)));
         assert_eq!(range([1.0, 8.0].into_iter(), false), Some((1.0, 8.0)));
-        assert_eq!(range([10.0].into_iter(), true), Some((10.0, 100.0)));
+        assert_eq!(range([3.0, 9.0].into_iter(), false), Some((2.0, 16.0)));
+        assert_eq!(range([10.0].into_iter(), true), Some((10.0, 20.0)));
+        assert_eq!(range([4.0].into_iter(), false), Some((4.0, 8.0)));
+        assert_eq!(range([0.02, 0.9].into_iter(), true), Some((0.02, 1.0)));
         assert_eq!(range(std::iter::empty(), true), None);
-        assert_eq!(ticks((10.0, 1000.0), true), [10.0, 100.0, 1000.0]);
+        assert_eq!(ticks((20.0, 500.0), true), [20.0, 50.0, 100.0, 200.0, 500.0]);
+        assert_eq!(ticks((10.0, 10_000.0), true), [10.0, 100.0, 1000.0, 10_000.0]);
         assert!(ticks((1.0, 1e12), true).len() <= 8);
     }
 }
