@@ -34,6 +34,8 @@ pub enum Operation {
     Migrate,
     /// `xl reboot`, until the new domain runs.
     Reboot,
+    /// `xl dump-core`, into `/out/NAME.core`, while the domain runs.
+    DumpCore,
     /// Nothing, for so many tenths of a second.
     Wait(u32),
     /// Nothing, until this vCPU has so many ports of its own (IPIs, by `lsevtchn`): a vCPU that
@@ -58,6 +60,7 @@ impl Operation {
             Operation::SaveAndContinue => "save-and-continue",
             Operation::Migrate => "migrate",
             Operation::Reboot => "reboot",
+            Operation::DumpCore => "dump-core",
             Operation::Wait(..) => "wait",
             Operation::Ports(..) => "ports",
             Operation::Count => "count",
@@ -81,6 +84,7 @@ impl fmt::Display for Operation {
             | Operation::SaveAndContinue
             | Operation::Migrate
             | Operation::Reboot
+            | Operation::DumpCore
             | Operation::Count => Ok(()),
         }
     }

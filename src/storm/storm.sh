@@ -68,6 +68,7 @@ perform() {
         save-and-continue) xl save -c $1 /tmp/image;;
         migrate) xl migrate -s '' $1 'xl migrate-receive' && running $1;;
         reboot) xl reboot $1 && running $1;;
+        dump-core) xl dump-core $1 /out/$1.core;;
         *) echo "no such operation"; false;;
     esac
 }

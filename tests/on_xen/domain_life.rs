@@ -1,6 +1,7 @@
 //! A domain's life on real Xen: all that a toolstack does to it while its vCPUs torture their locks, as PV
 //! and as PVH, with timers and NMIs that take locks too.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 
@@ -8,10 +9,16 @@ use crate::domains::{RUN, wanted};
 use ::experiment::record::framing::Decoder;
 use ::experiment::record::{DomainReport, Outcome};
 use ::experiment::{DomainType, EventAbi};
+use goblin::elf::Elf;
+use goblin::elf::header::ET_CORE;
+use goblin::elf::program_header::PT_LOAD;
+use goblin::elf::section_header::SectionHeader;
 use pvlab::image;
 use pvlab::lab::{Boot, Lab, Overlay};
 use pvlab::progress::Progress;
 use pvlab::storm::{self, Operation, Storm};
+
+const PAGE: usize = 4096;
 
 /// Each operation once, those that hang together in an order that can go wrong: a restore while two vCPUs
 /// are down, and their return afterwards; `save -c` last on PV, since `xl` no longer restarts the domain
@@ -38,6 +45,8 @@ fn each_once(kind: DomainType) -> Vec<Operation> {
     match kind {
         DomainType::Pv => {
             operations.insert(0, Operation::Reboot);
+            // Of a restored domain, which has to say again where its frames are. As PVH it takes many minutes.
+            operations.push(Operation::DumpCore);
             operations.extend([Operation::SaveAndRestore, Operation::SaveAndContinue]);
         }
         // Saving takes half a minute here, and migration is a save and a restore.
@@ -62,7 +71,8 @@ fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script("", out.path());
     boot.deadline = std::time::Duration::from_secs(1800);
-    storm::prepare(&mut boot, &storms, image::load(None).unwrap());
+    let image = image::load(None).unwrap();
+    storm::prepare(&mut boot, &storms, image.clone());
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
     for storm in &storms {
@@ -75,6 +85,32 @@ fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
         assert!(count("interrupt_acquisitions") > 0, "{:?}", report.counters);
         assert_eq!(count("cancelled_suspends"), 1, "{:?}", report.counters);
     }
+    if wanted("pv") {
+        check_core(&fs::read(out.path().join("pv.core")).unwrap(), &image);
+    }
+}
+
+/// A core of a PV domain, as `xl dump-core` writes it: the code of `image` is in it, where it was loaded.
+fn check_core(core: &[u8], image: &[u8]) {
+    let elf = Elf::parse(core).expect("an ELF file");
+    assert_eq!(elf.header.e_type, ET_CORE);
+    let section = |wanted: &str| {
+        let named = |of: &&SectionHeader| elf.shdr_strtab.get_at(of.sh_name) == Some(wanted);
+        &core[elf.section_headers.iter().find(named).expect(wanted).file_range().unwrap()]
+    };
+    // The frame of each page, and its machine frame.
+    let table = section(".xen_p2m").chunks_exact(16);
+    let frames = table.map(|entry| u64::from_le_bytes(entry[..8].try_into().unwrap()));
+    let pages: BTreeMap<u64, &[u8]> = frames.zip(section(".xen_pages").chunks(PAGE)).collect();
+    let loaded = Elf::parse(image).unwrap();
+    let code = loaded.program_headers.iter().find(|s| s.p_type == PT_LOAD && s.is_executable());
+    let code = code.expect("a segment of code");
+    let whole = image[code.file_range()].chunks_exact(PAGE);
+    let number = whole.len();
+    let same =
+        (code.p_paddr / PAGE as u64..).zip(whole).filter(|(frame, page)| pages[frame] == *page);
+    // Xen fills in one of them, that of hypercalls.
+    assert!(number > 20 && same.count() + 1 >= number, "of {number} pages of code");
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! to us: each change is a hypercall). Addresses equal pseudo-physical ones, because the image's
 //! VIRT_BASE is 0.
 
-use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicPtr, AtomicU64};
 
 use evtchn::{Errno, Port};
 use x86_64::structures::paging::PageTableFlags;
@@ -128,13 +128,52 @@ fn unmap_shared_info() -> Result<(), Errno> {
 }
 
 /// Where the toolstack finds the domain's own view of its memory.
+///
+/// The list of machine frames is shown in an address space of its own, where it begins in the first
+/// 2 MiB. `xl save` would find it where it lies in ours; but `xl dump-core` takes it for empty
+/// unless it begins so close behind a multiple of 1 GiB (Xen 4.17 and 4.20, libxenguest).
 pub(super) fn memory() -> shared_info::Memory {
     let info = start_info();
-    shared_info::Memory {
-        pages: info.nr_pages,
-        page_table: page_table_frame() << 12,
-        frames: info.mfn_list,
+    let (pages, list) = (info.nr_pages, info.mfn_list as usize);
+    let last = list + pages as usize * size_of::<u64>() - 1;
+    let [level_4, level_3, level_2] = &LIST_SPACE;
+    for (entry, part) in level_2.0.iter().zip(list / PART..=last / PART) {
+        // Relaxed, all of these: no vCPU reads them, and the toolstack is told of them afterwards.
+        entry.store(directory_entry(part * PART), Relaxed);
     }
+    level_3.0[0].store(table_entry(level_2), Relaxed);
+    level_4.0[0].store(table_entry(level_3), Relaxed);
+    let page_table = frames::frame_of((&raw const *level_4).addr()) << 12;
+    shared_info::Memory { pages, page_table, frames: (list % PART) as u64 }
+}
+
+/// A page that looks like a page table, to the toolstack alone: no vCPU uses it.
+#[repr(C, align(4096))]
+struct Table([AtomicU64; 512]);
+
+/// The address space with nothing in it but the list of machine frames: the three upper levels. The
+/// lowest is that of our own. Enough for 512 GiB of memory.
+static LIST_SPACE: [Table; 3] = [const { Table([const { AtomicU64::new(0) }; 512]) }; 3];
+
+/// What an entry of level 2 maps.
+const PART: usize = 512 * PAGE_SIZE;
+
+/// An entry for `table`.
+fn table_entry(table: &'static Table) -> u64 {
+    frames::frame_of((&raw const *table).addr()) << 12 | PageTableFlags::PRESENT.bits()
+}
+
+/// The entry of level 2 for `address` in the page tables that Xen built for us.
+fn directory_entry(address: usize) -> u64 {
+    let root = PAGE_TABLE_ROOT.load(Relaxed).cast_const();
+    let entry = |table: *const u8, level: usize| {
+        let index = address >> (12 + 9 * (level - 1)) & 511;
+        // SAFETY: Xen maps its page tables among our pages, readable, for ever; an entry of these
+        // levels changes at our request alone, of which there is none, and while we are saved.
+        unsafe { table.cast::<u64>().wrapping_add(index).read_volatile() }
+    };
+    let below = |entry: u64| page_of((entry & 0x000f_ffff_ffff_f000) >> 12);
+    entry(below(entry(below(entry(root, 4)), 3)), 2)
 }
 
 /// Stops the domain so that it can be saved; returns when it goes on, with the shared page and the
