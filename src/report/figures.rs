@@ -180,8 +180,12 @@ impl<'a> Column<'a> {
     }
 
     /// By the guests' markers where they wrote them, else as the order of records suggests; but what a
-    /// domain's vCPUs did elsewhere is no acquisition of a lock in which, by their own count, nobody slept.
+    /// domain's vCPUs did elsewhere is no acquisition of a lock in which, by their own count, nobody slept. `None`
+    /// for Linux, which marks nothing and does not count its sleeps.
     pub(super) fn acquired(&self) -> Option<Acquired> {
+        if self.is_linux() {
+            return None;
+        }
         let slept = |domain: &Domain| {
             let run = self.result.domains.iter().find(|run| run.domid == u32::from(domain.id));
             let report = run.and_then(DomainResult::whole);
@@ -428,6 +432,32 @@ mod tests {
         assert_eq!(duration(1_500), "1.50 us");
         assert_eq!(duration(12_345_678), "12.3 ms");
         assert_eq!(duration(250_000_000_000), "250 s");
+    }
+
+    /// Linux slept 2,388 times in a run whose table said 0.
+    #[test]
+    fn acquisitions_that_linux_slept_in_are_unknown_and_not_0() {
+        let recorded = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("kicktrace/tests/data/kick-twice-pv.xentrace.bin");
+        let trace = crate::report::summary_of(&recorded).unwrap();
+        let domains = trace.domains.iter().map(|seen| DomainResult {
+            name: seen.id.to_string(),
+            domid: seen.id.into(),
+            end: End::Done,
+            message: String::new(),
+            report: Some(DomainReport::default()),
+        });
+        let mut result = PolicyResult {
+            policy: "linux-50us".to_owned(),
+            planned: trace.domains.len(),
+            unreadable: Vec::new(),
+            domains: domains.collect(),
+            trace: Some(trace),
+            trace_problem: None,
+        };
+        assert!(Column::new(&result).acquired().is_none());
+        result.policy = "adaptive".to_owned();
+        assert!(Column::new(&result).acquired().is_some_and(|seen| seen.blocked > 0));
     }
 
     #[test]
