@@ -8,11 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ::experiment::{DomainType, EventAbi};
+use ::experiment::record::Outcome;
+use ::experiment::{Budget, DomainType, EventAbi, Linux};
 use assert_cmd::cargo::CommandCargoExt;
 use kicktrace::summary::{Acquisitions, Domain};
 use pvlab::host::{DomainResult, End};
+use pvlab::lab::Lab;
+use pvlab::linux::{Files, budget};
+use pvlab::plan::{Choices, Plan, start_after};
+use pvlab::progress::Progress;
 use pvlab::report::{PolicyResult, Results};
+use pvlab::scenario::Library;
 
 fn pvlab(arguments: &[&str], out: &Path) -> Command {
     let mut command = Command::cargo_bin("pvlab").unwrap();
@@ -45,9 +51,9 @@ fn marked(domain: &Domain) -> &Acquisitions {
     domain.marked.as_ref().expect("the guest marked its acquisitions")
 }
 
-/// What holds for every run that ended well, whatever the machine's load was.
+/// What holds for every run of the guest's locks that ended well, whatever the machine's load was.
 fn check_run(results: &Results, acquisitions: u64, events: EventAbi) {
-    for policy in &results.policies {
+    for policy in results.policies.iter().filter(|policy| Linux::of(&policy.policy).is_none()) {
         assert_eq!(policy.counter_exact(), Some(true), "{}", policy.policy);
         let trace = policy.trace.as_ref().expect("a trace");
         assert_eq!(trace.reading.lost_records(), 0, "{}", policy.policy);
@@ -89,10 +95,81 @@ fn check_run(results: &Results, acquisitions: u64, events: EventAbi) {
     }
 }
 
+/// Linux' own lock with another spin budget, as a column of `pvlab run`.
+const LINUX: &str = "linux-800turns";
+
+/// What a run of [`LINUX`] says.
+fn check_linux(results: &Results, acquisitions: u64) {
+    let linux = policy(results, LINUX);
+    assert_eq!(linux.counter_exact(), Some(true));
+    assert_eq!(linux.trace.as_ref().expect("a trace").reading.lost_records(), 0);
+    for (domain, seen) in both(linux) {
+        let report = domain.report.as_ref().unwrap();
+        assert_eq!((domain.end, report.outcome.clone()), (End::Done, Outcome::Success));
+        assert_eq!(report.parameters.policy.to_string(), LINUX);
+        assert!(report.image.starts_with("Linux "), "{}", report.image);
+        assert_eq!((report.acquisitions, report.counter), (4 * acquisitions, 4 * acquisitions));
+        assert_eq!(report.calibration.spin_turns, 800);
+        assert!(seen.counts.polls_blocked.value > 0, "nobody slept");
+    }
+}
+
+/// A kernel whose code looks another way is refused where its budget is to be changed, and no number is written
+/// into it.
 #[test]
-fn kick_at_unlock_wakes_once_where_kick_twice_wakes_twice() {
+fn a_linux_kernel_with_another_spin_loop_gets_no_budget() {
+    if !can_build_a_module() {
+        return;
+    }
+    let files = Lab::prepare(&Progress::hidden()).unwrap().linux(&Progress::hidden()).unwrap();
+    let places = files.places.as_ref().expect("Debian's kernel is known");
+    let folder = tempfile::tempdir().unwrap();
+    let plan = |policy: &str, files: &Files| {
+        let scenario = Library::Embedded.load("solo-pv").unwrap();
+        let (policies, settings) = (vec![policy.to_owned()], Vec::new());
+        let start_after = start_after();
+        let choices = Choices { policies, settings, markers: false, trace: false, start_after };
+        let mut plan = Plan::new(&scenario, &choices, Path::new("/xen-guest.elf")).unwrap();
+        plan.set_linux(files, folder.path()).map(|()| plan)
+    };
+    plan(LINUX, &files).expect("it takes a budget");
+    for place in places {
+        // Another instruction in front of the number.
+        let mut kernel = files.kernel.clone();
+        kernel[place.offset as usize - 1] = 0x90;
+        let places = budget::find(&kernel).map_err(|error| format!("{error:#}"));
+        let other = Files { kernel, places, ..files.clone() };
+        let refused = plan(LINUX, &other).unwrap_err();
+        assert!(refused.contains("is not where it is known to be"), "{refused}");
+        assert!(refused.contains("leave out linux-Nus"), "{refused}");
+        plan("linux", &other).expect("with the budget it ships with it runs");
+        // And if it is another kernel than the one that was looked at.
+        let file = folder.path().join("vmlinux");
+        fs::write(&file, &other.kernel).unwrap();
+        let written = budget::write(&file, &[*place], Some(Budget::Turns(800)));
+        assert!(format!("{:#}", written.unwrap_err()).contains("is not the place"));
+        assert!(fs::read(&file).unwrap() == other.kernel, "it was written into");
+    }
+}
+
+/// The module for Linux needs make, which not every machine with a C linker has.
+fn can_build_a_module() -> bool {
+    let there = Command::new("make").arg("--version").output().is_ok();
+    if !there {
+        eprintln!("skipped: Linux as a lock; make is not installed (Debian: make)");
+    }
+    there
+}
+
+#[test]
+fn kick_at_unlock_wakes_once_where_kick_twice_wakes_twice_and_linux_is_a_lock_among_them() {
     let out = tempfile::tempdir().unwrap();
-    let output = run(&["overcommit-2x"], out.path());
+    let mut policies = vec!["kick-twice", "kick-at-unlock"];
+    if can_build_a_module() {
+        policies.push(LINUX);
+    }
+    let chosen = policies.iter().flat_map(|policy| ["--policy", policy]);
+    let output = run(&["overcommit-2x"].into_iter().chain(chosen).collect::<Vec<_>>(), out.path());
     let table = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{table}\n{}", text(&output.stderr));
     for row in [
@@ -105,7 +182,14 @@ fn kick_at_unlock_wakes_once_where_kick_twice_wakes_twice() {
     ] {
         assert!(table.contains(row), "{row} is not in\n{table}");
     }
-    check_run(&Results::read(out.path()).unwrap(), 300, EventAbi::TwoLevel);
+    let results = Results::read(out.path()).unwrap();
+    check_run(&results, 300, EventAbi::TwoLevel);
+    if policies.contains(&LINUX) {
+        check_linux(&results, 300);
+        // It marks nothing: how many of its acquisitions slept is not known.
+        let row = table.lines().find(|line| line.contains("waking kicks per blocked acquisition"));
+        assert!(table.contains(LINUX) && row.unwrap().ends_with(" - │"), "{table}");
+    }
     for file in ["results.json", "report.html", "versions.json", "run.json", "console-host.log"] {
         assert!(out.path().join(file).is_file(), "{file} is missing");
     }
