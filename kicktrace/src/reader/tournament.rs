@@ -8,22 +8,32 @@ use std::hint::select_unpredictable;
 /// The key of a stream with nothing to deliver.
 pub(super) const NOTHING: u64 = u64::MAX;
 
+/// A stream and the key of what it has to deliver next.
+#[derive(Clone, Copy, Debug)]
+struct Player {
+    key: u64,
+    stream: u32,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Tournament {
-    /// Leaves from `leaves` on; node `n` holds the winner of `2n` and `2n + 1`. Key and stream are
-    /// packed into one number, so that a match is one comparison without a branch, and the lower
-    /// stream wins among equal keys. Each has a half of its own: a key that straddled both could not
-    /// be forwarded from the store just before.
-    nodes: Vec<u128>,
+    /// Leaves from `leaves` on; node `n` holds the winner of `2n` and `2n + 1`.
+    nodes: Vec<Player>,
     leaves: usize,
 }
 
-const fn pack(key: u64, stream: u32) -> u128 {
-    (key as u128) << 64 | stream as u128
-}
-
-const fn unpack(packed: u128) -> (u64, u32) {
-    ((packed >> 64) as u64, packed as u32)
+impl Player {
+    /// The winner against `other`: the lower key, and the lower stream among equal keys. Nobody can
+    /// predict who that is, so there must be no branch in it. (A comparison of both fields as one number of
+    /// 128 bits is compiled to one.)
+    #[inline]
+    fn play(self, other: Self) -> Self {
+        let wins = (self.key < other.key) | (self.key == other.key) & (self.stream < other.stream);
+        Self {
+            key: select_unpredictable(wins, self.key, other.key),
+            stream: select_unpredictable(wins, self.stream, other.stream),
+        }
+    }
 }
 
 impl Tournament {
@@ -33,13 +43,13 @@ impl Tournament {
             return;
         }
         let leaves = count.next_power_of_two().max(2);
-        let mut nodes = vec![pack(NOTHING, 0); 2 * leaves];
-        for (index, leaf) in nodes[leaves..].iter_mut().enumerate() {
-            *leaf = pack(NOTHING, index as u32);
+        let mut nodes = vec![Player { key: NOTHING, stream: 0 }; 2 * leaves];
+        for (stream, leaf) in (0..).zip(&mut nodes[leaves..]) {
+            leaf.stream = stream;
         }
         nodes[leaves..leaves + self.leaves].copy_from_slice(&self.nodes[self.leaves..]);
         for node in (1..leaves).rev() {
-            nodes[node] = nodes[2 * node].min(nodes[2 * node + 1]);
+            nodes[node] = nodes[2 * node].play(nodes[2 * node + 1]);
         }
         (self.nodes, self.leaves) = (nodes, leaves);
     }
@@ -48,11 +58,10 @@ impl Tournament {
     #[inline]
     pub(super) fn set(&mut self, stream: u32, key: u64) {
         let mut node = self.leaves + stream as usize;
-        let mut winner = pack(key, stream);
+        let mut winner = Player { key, stream };
         self.nodes[node] = winner;
         while node > 1 {
-            let other = self.nodes[node ^ 1];
-            winner = select_unpredictable(winner < other, winner, other);
+            winner = winner.play(self.nodes[node ^ 1]);
             node /= 2;
             self.nodes[node] = winner;
         }
@@ -61,7 +70,7 @@ impl Tournament {
     /// The lowest key and its stream; [`NOTHING`] if all are empty.
     #[inline]
     pub(super) fn winner(&self) -> (u64, u32) {
-        self.nodes.get(1).map_or((NOTHING, 0), |&packed| unpack(packed))
+        self.nodes.get(1).map_or((NOTHING, 0), |winner| (winner.key, winner.stream))
     }
 }
 
