@@ -270,7 +270,7 @@ impl Visit for Calibration {
         Ok(())
     }
 
-    fn is_local(_: u32, _: &[u32]) -> bool {
+    fn is_local(_: u32, _: Option<u32>) -> bool {
         true
     }
 }

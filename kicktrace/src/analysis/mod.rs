@@ -355,12 +355,11 @@ impl<O: Observe> Visit for Analyser<O> {
     /// others only through a wake. So only these need their place among all records. What an idle
     /// vCPU does concerns its own pCPU alone.
     #[inline]
-    fn is_local(event: u32, words: &[u32]) -> bool {
+    fn is_local(event: u32, first: Option<u32>) -> bool {
         // `|` and `&`, because nobody could predict the branches: this is asked of every record.
         let changes = event & event::GROUP_MASK == event::SCHED_MIN;
-        let idle = words.first().is_some_and(|key| key >> 16 == event::DOMID_IDLE);
+        let idle = first.is_some_and(|key| key >> 16 == event::DOMID_IDLE);
         let concerns_others = (event == event::WAKE)
-            | (event == event::LOST_RECORDS)
             | (event == event::DOM_ADD)
             | (event == event::DOM_REM)
             | (event == event::DOMAIN_CREATE)

@@ -226,8 +226,8 @@ impl<A: Visit, B: Visit> Visit for Both<'_, A, B> {
         self.1.record(record)
     }
 
-    fn is_local(event: u32, words: &[u32]) -> bool {
-        A::is_local(event, words) && B::is_local(event, words)
+    fn is_local(event: u32, first: Option<u32>) -> bool {
+        A::is_local(event, first) && B::is_local(event, first)
     }
 
     fn goes_on(&self, before: u32, event: u32, words: &[u32]) -> bool {
@@ -253,7 +253,7 @@ impl Visit for Nothing {
         Ok(())
     }
 
-    fn is_local(_: u32, _: &[u32]) -> bool {
+    fn is_local(_: u32, _: Option<u32>) -> bool {
         true
     }
 

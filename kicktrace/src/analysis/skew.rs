@@ -214,8 +214,8 @@ struct Learner {
 }
 
 impl Visit for Learner {
-    fn is_local(event: u32, _: &[u32]) -> bool {
-        event & event::GROUP_MASK != event::SCHED_MIN && event != event::LOST_RECORDS
+    fn is_local(event: u32, _: Option<u32>) -> bool {
+        event & event::GROUP_MASK != event::SCHED_MIN
     }
 
     fn silence(&mut self, _: u64, _: u64) {

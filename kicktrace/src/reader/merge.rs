@@ -30,15 +30,16 @@ const LINE: usize = 16;
 /// Bytes held back below which records wait longer than they must.
 const PATIENT_BELOW: usize = 16 << 20;
 
-/// Asks for `words[at]` to be brought into the cache.
+/// Asks for `words[at]` to be brought into the cache, if there is such a word.
 #[inline]
 fn prefetch(words: &[u32], at: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(word) = words.get(at) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let word = words.as_ptr().wrapping_add(at);
         // SAFETY: a prefetch reads and writes nothing that a program can observe, and faults on no
-        // address; this one is a live reference besides. SSE is part of every x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(word).cast()) };
+        // address, be it one behind the words. SSE is part of every x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(word.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (words, at);
@@ -98,8 +99,8 @@ impl Passes {
 /// Times in which no pCPU wrote anything.
 #[derive(Default)]
 struct Pauses {
-    /// The latest time of a record delivered; `None` before the first one.
-    reach: Option<u64>,
+    /// The latest time of a record delivered.
+    reach: u64,
     /// The two longest that are no silence.
     longest: [Silence; 2],
 }
@@ -249,14 +250,14 @@ impl<'v, V: Visit> Merge<'v, V> {
             if key > limit || key == NOTHING {
                 return Ok(());
             }
-            self.reading.first_tsc = self.reading.first_tsc.min(key);
-            if self.pauses.reach.is_none_or(|reach| key > reach) {
+            if key.saturating_sub(self.pauses.reach) > self.pauses.longest[1].ticks() {
                 self.pause(key);
             }
+            self.reading.first_tsc = self.reading.first_tsc.min(key);
             let stream = &mut self.streams[cpu as usize];
             let records = stream.advance(&mut self.buffer, self.visitor)?;
             self.next.set(cpu, stream.key);
-            self.pauses.reach = self.pauses.reach.max(Some(stream.tsc));
+            self.pauses.reach = self.pauses.reach.max(stream.tsc);
             if key < self.delivered {
                 self.reading.late_records += records;
             } else {
@@ -267,17 +268,14 @@ impl<'v, V: Visit> Merge<'v, V> {
 }
 
 impl<V: Visit> Merge<'_, V> {
-    /// Nothing was written from the last record on to `to`.
-    #[inline]
-    fn pause(&mut self, to: u64) {
-        let pause = Silence { from: self.pauses.reach.unwrap_or(to), to };
-        if pause.ticks() > self.pauses.longest[1].ticks() {
-            self.long_pause(pause);
-        }
-    }
-
+    /// Nothing was written from the last record on to `to`, for longer than most of the trace.
     #[cold]
-    fn long_pause(&mut self, pause: Silence) {
+    fn pause(&mut self, to: u64) {
+        if self.reading.first_tsc == u64::MAX {
+            // It is the first one.
+            return;
+        }
+        let pause = Silence { from: self.pauses.reach, to };
         if pause.ticks() > FAR {
             self.reading.silent_ticks = self.reading.silent_ticks.saturating_add(pause.ticks());
             if self.reading.silences.len() < SILENCES {
@@ -308,47 +306,43 @@ impl Stream {
     fn advance<V: Visit>(&mut self, buffer: &mut Buffer, visitor: &mut V) -> Result<u64, Error> {
         let mut all = 0;
         loop {
-            let before = self.header();
-            let records = self.deliver_to_stop(buffer, visitor)?;
+            let (records, last) = self.deliver_to_stop(visitor)?;
+            self.settle(buffer);
             all += records;
-            let header = self.header();
-            let words = self.block.words.get(self.at..).unwrap_or_default();
-            let words = words.get(payload(header)).unwrap_or_default();
-            let [before, event] = [before, header].map(|header| header & event::EVENT_MASK);
-            if records > 1 || self.key == NOTHING || !visitor.goes_on(before, event, words) {
+            if records > 1 || self.key == NOTHING || !self.goes_on(last, visitor) {
                 return Ok(all);
             }
         }
     }
 
-    /// The first word of the next record.
+    /// Whether the next record may come now, just after one of event `before`.
     #[inline]
-    fn header(&self) -> u32 {
-        self.block.words.get(self.at).copied().unwrap_or_default()
+    fn goes_on<V: Visit>(&self, before: u32, visitor: &V) -> bool {
+        let words = self.block.words.get(self.at..).unwrap_or_default();
+        let header = words.first().copied().unwrap_or_default();
+        let payload = words.get(payload(header)).unwrap_or_default();
+        visitor.goes_on(before, header & event::EVENT_MASK, payload)
     }
 
     /// Delivers the next record and those up to the next stop: they need no place among other pCPUs'
-    /// records. Returns how many.
+    /// records. Returns how many, and the event of the last one.
     #[inline]
-    fn deliver_to_stop<V: Visit>(
-        &mut self,
-        buffer: &mut Buffer,
-        visitor: &mut V,
-    ) -> Result<u64, Error> {
+    fn deliver_to_stop<V: Visit>(&mut self, visitor: &mut V) -> Result<(u64, u32), Error> {
         let Block { cpu, ref words, offset, .. } = self.block;
         let to = self.block.stop(self.stop);
         // What changes with each record stays in registers.
-        let (mut at, mut tsc, mut records) = (self.at, self.tsc, 0);
+        let (mut at, mut tsc, mut records, mut event) = (self.at, self.tsc, 0, 0);
         while at < to {
             // The padding behind a block has room for a record of any size.
             let Some(of) = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) else { break };
             let (header, payload) = (of[0], payload(of[0]));
             tsc = tsc_of(of, tsc);
+            event = header & event::EVENT_MASK;
             records += 1;
             visitor.record(&Record {
                 cpu,
                 tsc,
-                event: header & event::EVENT_MASK,
+                event,
                 timed: header >> 31 != 0,
                 words: &of[payload.clone()],
                 offset: offset + 4 * at as u64,
@@ -362,8 +356,7 @@ impl Stream {
         prefetch(&self.block.stops, self.stop + AHEAD);
         (self.at, self.tsc) = (at, tsc);
         self.stop += 1;
-        self.settle(buffer);
-        Ok(records)
+        Ok((records, event))
     }
 
     /// Finds the key of the record at `at`, or of the one behind it if it is padding or the block

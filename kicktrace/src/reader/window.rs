@@ -12,7 +12,7 @@ use crate::event;
 use crate::reader::reading::{ReadOptions, Truncation};
 use crate::reader::record::Visit;
 use crate::reader::time::{QUIET, Step, Times, first_timed};
-use crate::reader::words::{LONGEST, payload, record_words, split, wide};
+use crate::reader::words::{LONGEST, first, record_words, split, wide};
 
 /// Words read at a time. A window larger than this comes as several blocks.
 const BLOCK_WORDS: usize = 64 << 10;
@@ -273,74 +273,66 @@ impl<R: Read, V: Visit> Windows<R, V> {
     /// Walks the records in the first `filled` words of the block: finds where the whole ones end,
     /// where its stops are, and what there is to know of their TSCs, which become times.
     fn scan(&mut self, block: &mut Block, filled: usize) -> Result<Scanned, Error> {
-        // Stops are gathered without a branch, which nobody could predict, and passed on in batches.
-        let (mut batch, mut stops) = ([0; 64], 0);
-        let (mut records, mut backwards, mut max_tsc) = (0, 0, 0);
         let cpu = block.cpu;
         let began = self.begin(block, filled);
-        let (mut at, mut before) = (0, self.times.of(cpu).last);
-        block.before = if began { self.times.corrected(cpu, before) } else { 0 };
+        let mut walk = Walk { before: self.times.of(cpu).last, ..Walk::default() };
+        block.before = if began { self.times.corrected(cpu, walk.before) } else { 0 };
         let mut done = Scanned::All;
-        while let Some(of) = block.words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) {
-            let (&[header, lo, hi, ..], payload) = (of, payload(of[0]));
-            let next = at + payload.end;
-            if next > filled {
-                break;
+        loop {
+            if walk.timed {
+                walk.ordinary::<V>(&block.words[..filled], &mut block.stops);
             }
-            let event = header & event::EVENT_MASK;
-            let mut is_stop = !V::is_local(event, &of[payload]);
-            let mut timed = header >> 31 != 0;
-            if event & event::GROUP_MASK == event::GENERAL {
+            let at = walk.at;
+            let of = block.words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>);
+            let Some(&of) = of.filter(|of| at + record_words(of[0]) <= filled) else { break };
+            let (header, event) = (of[0], of[0] & event::EVENT_MASK);
+            // The payload of padding is garbage.
+            let padding = event == event::WRAP_BUFFER;
+            let own = event & event::GROUP_MASK == event::GENERAL;
+            let mut is_stop = own || !V::is_local(event, first(&of));
+            if own {
                 self.check_format_record(event, header, block.offset + 4 * at as u64)?;
-                is_stop = true;
                 if event == event::LOST_RECORDS {
-                    clamp_gap(&mut block.words[at..], before);
+                    clamp_gap(&mut block.words[at..], walk.before);
                 }
-                // The payload of padding is garbage.
-                let padding = event == event::WRAP_BUFFER;
-                timed &= !padding;
-                records -= i64::from(padding);
             }
-            records += 1;
-            let mut tsc = if timed { wide(lo, hi) } else { before };
-            // Backwards, or far ahead.
-            if tsc.wrapping_sub(before) > QUIET {
-                match self.times.step(cpu, before, &block.words, at, filled) {
+            let timed = header >> 31 != 0 && !padding;
+            let mut tsc = if timed { wide(of[1], of[2]) } else { walk.before };
+            if is_step(walk.before, tsc) {
+                match self.times.step(cpu, walk.before, &block.words, at, filled) {
                     // Nothing may have been written for long: who is to be told of it needs a stop here.
                     Step::Sound => is_stop = true,
                     Step::Restart => {
-                        records -= 1;
                         done = Scanned::Restarts;
                         break;
                     }
                     Step::Stray => {
-                        block.words[at + 1..at + 3].copy_from_slice(&split(before));
+                        block.words[at + 1..at + 3].copy_from_slice(&split(walk.before));
                         block.strays += 1;
-                        tsc = before;
+                        tsc = walk.before;
                     }
                 }
-                backwards += u64::from(tsc < before);
+                walk.backwards += u64::from(tsc < walk.before);
+                walk.peak = walk.latest();
             }
-            max_tsc = max_tsc.max(if timed { tsc } else { 0 });
-            before = tsc;
-            batch[stops % batch.len()] = at as u32;
-            stops += usize::from(is_stop);
-            if stops == batch.len() {
-                block.stops.extend_from_slice(&batch);
-                stops = 0;
+            walk.timed |= timed;
+            walk.before = tsc;
+            walk.records += u64::from(!padding);
+            if is_stop {
+                block.stops.push(at as u32);
             }
-            at = next;
+            walk.at += record_words(header);
         }
-        block.stops.extend_from_slice(&batch[..stops]);
-        self.times.of(cpu).last = before;
-        (block.end, block.max_tsc) = (at, 0);
-        if max_tsc > 0 {
-            block.max_tsc = self.times.seen(cpu, max_tsc);
+        let latest = walk.latest();
+        self.times.of(cpu).last = walk.before;
+        (block.end, block.max_tsc) = (walk.at, 0);
+        if latest > 0 {
+            block.max_tsc = self.times.seen(cpu, latest);
         }
         if !self.times.is_plain(cpu) {
-            self.times.correct(cpu, &mut block.words, at);
+            self.times.correct(cpu, &mut block.words, walk.at);
         }
-        (block.records, block.backwards) = (records as u64, backwards);
+        (block.records, block.backwards) = (walk.records, walk.backwards);
         Ok(done)
     }
 
@@ -389,6 +381,70 @@ impl<R: Read, V: Visit> Windows<R, V> {
         self.offset += got as u64;
         Ok(got)
     }
+}
+
+/// A walk over the records of a block.
+#[derive(Default)]
+struct Walk {
+    /// Where it has come to, in words.
+    at: usize,
+    /// The TSC of the last record.
+    before: u64,
+    /// Whether any record carried one.
+    timed: bool,
+    /// The latest TSC before the last step; see [`latest`](Self::latest).
+    peak: u64,
+    /// Records, padding left out.
+    records: u64,
+    /// Records whose TSC is before that of their predecessor.
+    backwards: u64,
+}
+
+impl Walk {
+    /// Goes on, once a record carried a TSC, over those that give nothing to decide, which nearly all
+    /// are: not the format's own, in step with the one before, and in the first of [`LONGEST`] words or
+    /// more that are left. Notes the stops among them.
+    ///
+    /// All that this loop needs fits into registers; so it shares no function with what is rare. The
+    /// branches that leave it are the only ones in it.
+    #[inline(never)]
+    fn ordinary<V: Visit>(&mut self, words: &[u32], stops: &mut Vec<u32>) {
+        let (mut at, mut before, mut records) = (self.at, self.before, 0);
+        // Whether a record is a stop nobody could predict: each is noted, and overwritten if it is none.
+        let (mut batch, mut count) = ([0; 64], 0);
+        while let Some(of) = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) {
+            let header = of[0];
+            let event = header & event::EVENT_MASK;
+            let tsc = if header >> 31 != 0 { wide(of[1], of[2]) } else { before };
+            if event & event::GROUP_MASK == event::GENERAL || is_step(before, tsc) {
+                break;
+            }
+            before = tsc;
+            records += 1;
+            batch[count] = at as u32;
+            count += usize::from(!V::is_local(event, first(of)));
+            at += record_words(header);
+            if count == batch.len() {
+                stops.extend_from_slice(&batch);
+                count = 0;
+            }
+        }
+        stops.extend_from_slice(&batch[..count]);
+        (self.at, self.before) = (at, before);
+        self.records += records;
+    }
+
+    /// The latest TSC that a record carried, 0 if none did. TSCs fall in steps only, so it is the last one
+    /// or that before a step.
+    fn latest(&self) -> u64 {
+        if self.timed { self.peak.max(self.before) } else { self.peak }
+    }
+}
+
+/// Whether a TSC goes backwards, or far ahead.
+#[inline]
+fn is_step(before: u64, tsc: u64) -> bool {
+    tsc.wrapping_sub(before) > QUIET
 }
 
 /// A gap begins no earlier than what its pCPU wrote `before`, and no later than it ends.

@@ -20,6 +20,13 @@ pub(super) const fn payload(header: u32) -> Range<usize> {
     start..start + (header >> 28 & 7) as usize
 }
 
+/// The first word of a record's payload, unless it is empty.
+#[inline]
+pub(super) fn first(record: &[u32; LONGEST]) -> Option<u32> {
+    let payload = payload(record[0]);
+    (!payload.is_empty()).then_some(record[payload.start])
+}
+
 /// A number of 64 bits, lower word first.
 #[inline]
 pub(super) const fn wide(lo: u32, hi: u32) -> u64 {
