@@ -69,21 +69,21 @@ struct Ratio {
 
 impl Calibration {
     #[inline]
-    pub(super) fn came(&mut self, record: &Record<'_>) {
-        let &[domain, unit, ..] = record.words else { return };
-        let cpu = record.cpu as usize;
+    pub(super) fn came(&mut self, cpu: u32, tsc: u64, words: &[u32]) {
+        let &[domain, unit, ..] = words else { return };
+        let cpu = cpu as usize;
         if self.pcpus.len() <= cpu {
             self.pcpus.resize_with(cpu + 1, OfPcpu::default);
         }
-        self.pcpus[cpu].came = Some((domain, unit, record.tsc));
+        self.pcpus[cpu].came = Some((domain, unit, tsc));
     }
 
     #[inline]
-    pub(super) fn left(&mut self, record: &Record<'_>) {
-        let &[domain, unit, ns, ..] = record.words else { return };
-        let Some(of) = self.pcpus.get_mut(record.cpu as usize) else { return };
+    pub(super) fn left(&mut self, cpu: u32, tsc: u64, words: &[u32]) {
+        let &[domain, unit, ns, ..] = words else { return };
+        let Some(of) = self.pcpus.get_mut(cpu as usize) else { return };
         let Some(came) = of.came.take() else { return };
-        let ticks = record.tsc.saturating_sub(came.2);
+        let ticks = tsc.saturating_sub(came.2);
         if (came.0, came.1) != (domain, unit)
             || ticks == 0
             || ticks < SURELY_WHOLE && ns < SHORTEST_NS
@@ -262,8 +262,8 @@ pub fn calibrate<R: Read + Send>(input: R, options: &Options) -> Result<Clock, E
 impl Visit for Calibration {
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
         match record.event {
-            event::SWITCH_INFNEXT => self.came(record),
-            event::SWITCH_INFPREV => self.left(record),
+            event::SWITCH_INFNEXT => self.came(record.cpu, record.tsc, record.words),
+            event::SWITCH_INFPREV => self.left(record.cpu, record.tsc, record.words),
             event::LOST_RECORDS => self.forget(record.cpu),
             _ => {}
         }

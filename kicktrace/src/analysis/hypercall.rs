@@ -8,18 +8,19 @@ use crate::analysis::observe::{AcquisitionStory, Observe};
 use crate::analysis::{Analyser, Current, NOBODY, Op};
 use crate::event;
 use crate::markers;
-use crate::reader::Record;
 use crate::summary::{Certainty, DomainKind};
 
 impl<O: Observe> Analyser<O> {
-    /// The current vCPU enters Xen or leaves it: what it did there before is over.
+    /// The current vCPU enters Xen or leaves it: what it did there before is over. Returns who it is.
     #[inline]
-    pub(super) fn close(&mut self, cpu: u32) {
+    pub(super) fn close(&mut self, cpu: u32) -> Current {
         let pcpu = self.pcpu(cpu);
         pcpu.watched = true;
+        let current = pcpu.current;
         if !matches!(pcpu.op, Op::None) {
             self.close_op(cpu);
         }
+        current
     }
 
     /// Xen served an interrupt: an operation under way has no effect any more that could be told apart.
@@ -50,10 +51,12 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    pub(super) fn pv_hypercall(&mut self, record: &Record<'_>) {
-        let Some(&first) = record.words.first() else { return };
+    /// A PV hypercall of `current`, who is on `cpu`.
+    #[inline]
+    pub(super) fn pv_hypercall(&mut self, current: Current, cpu: u32, tsc: u64, words: &[u32]) {
+        let Some(&first) = words.first() else { return };
         self.classes.pv_hypercalls = true;
-        let is_poll = || event::hypercall_arg0(record.words) == Some(event::SCHEDOP_POLL);
+        let is_poll = || event::hypercall_arg0(words) == Some(event::SCHEDOP_POLL);
         let op = match first & 0xf_ffff {
             event::HYPERCALL_EVENT_CHANNEL_OP => Some(false),
             event::HYPERCALL_SCHED_OP if is_poll() => Some(true),
@@ -63,12 +66,12 @@ impl<O: Observe> Analyser<O> {
             }
             _ => None,
         };
-        let index = self.current(record.cpu);
+        let index = current.of_interest();
         if let Some(index) = index {
             self.vcpus[index as usize].kind = DomainKind::Pv;
         }
         if let Some(is_poll) = op {
-            self.enter(index, is_poll, record.cpu, record.tsc);
+            self.enter(index, is_poll, cpu, tsc);
         }
     }
 
@@ -100,29 +103,28 @@ impl<O: Observe> Analyser<O> {
         self.pcpu(cpu).op = Op::Poll { tsc };
     }
 
-    pub(super) fn hvm(&mut self, record: &Record<'_>) {
-        let event = record.event;
+    pub(super) fn hvm(&mut self, cpu: u32, tsc: u64, event: u32, words: &[u32]) {
         if event::is_vmexit(event) {
             self.classes.hvm_exits = true;
-            self.close(record.cpu);
-            self.pcpu(record.cpu).exit_tsc = record.tsc;
-            if let Some(index) = self.current(record.cpu) {
+            self.close(cpu);
+            self.pcpu(cpu).exit_tsc = tsc;
+            if let Some(index) = self.current(cpu) {
                 self.vcpus[index as usize].kind = DomainKind::Hvm;
             }
         } else if event::is_vmentry(event) {
-            self.close(record.cpu);
+            self.close(cpu);
         } else if event & event::GROUP_MASK == event::HVM_HANDLER {
             self.classes.hvm_handlers = true;
             if event != event::VMMCALL {
                 return;
             }
             self.classes.hvm_hypercalls = true;
-            let (index, tsc) = (self.current(record.cpu), self.pcpu(record.cpu).exit_tsc);
-            match record.words.first() {
+            let (index, tsc) = (self.current(cpu), self.pcpu(cpu).exit_tsc);
+            match words.first() {
                 Some(&event::HYPERCALL_EVENT_CHANNEL_OP) => {
-                    self.enter(index, false, record.cpu, tsc);
+                    self.enter(index, false, cpu, tsc);
                 }
-                Some(&event::HYPERCALL_SCHED_OP) => self.enter(index, true, record.cpu, tsc),
+                Some(&event::HYPERCALL_SCHED_OP) => self.enter(index, true, cpu, tsc),
                 Some(&event::HYPERCALL_HVM_OP) => self.classes.mark_calls = true,
                 _ => {}
             }
@@ -130,15 +132,15 @@ impl<O: Observe> Analyser<O> {
     }
 
     #[cold]
-    pub(super) fn marker(&mut self, record: &Record<'_>) {
-        let Some(index) = self.current(record.cpu) else { return };
+    pub(super) fn marker(&mut self, cpu: u32, tsc: u64, event: u32, words: &[u32]) {
+        let Some(index) = self.current(cpu) else { return };
         let vcpu = &mut self.vcpus[index as usize];
-        let kind = record.event & 0xfff;
+        let kind = event & 0xfff;
         if !(markers::WAIT_BEGIN..=markers::ACQUIRED_AFTER_BLOCK).contains(&kind) {
             return;
         }
         self.classes.markers = true;
-        match (kind, record.words) {
+        match (kind, words) {
             // A guest may write what it likes: believe it about itself only.
             (_, &[who, ..]) if who != u32::from(vcpu.id) => self.bad_markers += 1,
             (markers::WAIT_BEGIN, &[_, lock, _, ..]) => {
@@ -155,7 +157,7 @@ impl<O: Observe> Analyser<O> {
             (markers::ACQUIRED_AFTER_BLOCK, &[_, lock, waits, kicked, ..]) => {
                 let done = vcpu.marked.get_or_insert_default().acquired(lock, waits, kicked);
                 if let Some(done) = done {
-                    self.acquired(index, lock, record.tsc, &done);
+                    self.acquired(index, lock, tsc, &done);
                 }
             }
             _ => self.bad_markers += 1,

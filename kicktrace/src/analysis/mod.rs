@@ -93,6 +93,17 @@ enum Current {
     Vcpu(u32),
 }
 
+impl Current {
+    /// The vCPU, if it is known and of interest.
+    #[inline]
+    fn of_interest(self) -> Option<u32> {
+        match self {
+            Self::Vcpu(index) if index != NOBODY => Some(index),
+            _ => None,
+        }
+    }
+}
+
 /// What the current vCPU of a pCPU is doing in Xen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Op {
@@ -110,11 +121,18 @@ enum Op {
 struct Wake {
     target: u32,
     tsc: u64,
-    /// The operation it is the effect of, and the same if that is a kick.
+    /// The operation it is the effect of, and whether that is a kick.
     by: Option<acquisition::Kick>,
-    kick: Option<acquisition::Kick>,
+    is_kick: bool,
     /// Whether the trace shows what its pCPU did.
     seen: bool,
+}
+
+impl Wake {
+    /// The kick it is the effect of.
+    fn kick(&self) -> Option<acquisition::Kick> {
+        self.by.filter(|_| self.is_kick)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -125,7 +143,8 @@ struct Pcpu {
     exit_tsc: u64,
     /// The last WAKE written here, until the change it makes.
     wake: Option<Wake>,
-    /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting.
+    /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting; there is none
+    /// without a `wake`.
     outer_wake: Option<Wake>,
     /// Whether the trace shows how the current vCPU came, or entered Xen last.
     watched: bool,
@@ -255,23 +274,25 @@ impl<O: Observe> Analyser<O> {
 
     /// The vCPU named by two words, domain and vCPU.
     #[inline]
-    fn named(&mut self, record: &Record<'_>) -> Result<u32, Error> {
-        match *record.words {
+    fn named(&mut self, event: u32, words: &[u32], offset: u64) -> Result<u32, Error> {
+        match *words {
             [domain, vcpu, ..] if domain | vcpu <= 0xffff => Ok(self.vcpu(domain << 16 | vcpu)),
-            [domain, vcpu, ..] => {
-                Err(ErrorKind::AbsurdVcpu { offset: record.offset, domain, vcpu }.into())
-            }
-            _ => Err(short(record, 2)),
+            [domain, vcpu, ..] => Err(ErrorKind::AbsurdVcpu { offset, domain, vcpu }.into()),
+            _ => Err(short(event, words, offset, 2)),
         }
     }
 
     #[inline]
     fn pcpu(&mut self, cpu: u32) -> &mut Pcpu {
-        let cpu = cpu as usize;
-        if cpu >= self.pcpus.len() {
-            self.pcpus.resize(cpu + 1, Pcpu::default());
+        if cpu as usize >= self.pcpus.len() {
+            self.more_pcpus(cpu);
         }
-        &mut self.pcpus[cpu]
+        &mut self.pcpus[cpu as usize]
+    }
+
+    #[cold]
+    fn more_pcpus(&mut self, cpu: u32) {
+        self.pcpus.resize(cpu as usize + 1, Pcpu::default());
     }
 
     /// Who is on a pCPU, as an observer is told.
@@ -287,10 +308,7 @@ impl<O: Observe> Analyser<O> {
     /// The current vCPU of a pCPU, if it is known and of interest.
     #[inline]
     fn current(&mut self, cpu: u32) -> Option<u32> {
-        match self.pcpu(cpu).current {
-            Current::Vcpu(index) if index != NOBODY => Some(index),
-            _ => None,
-        }
+        self.pcpu(cpu).current.of_interest()
     }
 
     /// What was found, with the figures of the reading, and the observer.
@@ -345,9 +363,8 @@ impl<O> Analyser<O> {
 }
 
 #[cold]
-fn short(record: &Record<'_>, needed: u32) -> Error {
-    let found = record.words.len() as u32;
-    ErrorKind::ShortRecord { offset: record.offset, event: record.event, found, needed }.into()
+fn short(event: u32, words: &[u32], offset: u64, needed: u32) -> Error {
+    ErrorKind::ShortRecord { offset, event, found: words.len() as u32, needed }.into()
 }
 
 impl<O: Observe> Visit for Analyser<O> {
@@ -400,9 +417,11 @@ impl<O: Observe> Visit for Analyser<O> {
         Ok(())
     }
 
+    /// A handler gets the parts it needs, and none gets the record: one whose address nobody takes stays
+    /// in registers.
     #[inline]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        if !self.started {
+        if O::LISTENS && !self.started {
             self.started = true;
             self.observer.start(record.tsc);
         }
@@ -410,58 +429,76 @@ impl<O: Observe> Visit for Analyser<O> {
             let on = self.on(record.cpu);
             self.observer.record(record, on);
         }
-        let group = record.event & event::GROUP_MASK;
+        let &Record { cpu, tsc, event, words, offset, .. } = record;
+        let group = event & event::GROUP_MASK;
         // The most frequent ones first.
         if group == event::PV_ENTRY {
             self.classes.pv_entries = true;
             // Every entry of a PV guest ends what it did before.
-            self.close(record.cpu);
-            if record.event == event::PV_HYPERCALL {
-                self.pv_hypercall(record);
+            let current = self.close(cpu);
+            if event == event::PV_HYPERCALL {
+                self.pv_hypercall(current, cpu, tsc, words);
             }
             return Ok(());
         }
         match group {
             event::SCHED_MIN => {
-                if let Some((old, new)) = event::runstate_change(record.event) {
-                    self.classes.runstates = true;
-                    self.runstate(record, old, new)?;
-                } else if record.event == event::CONTINUE_RUNNING {
-                    self.continue_running(record)?;
+                let change = event::runstate_change(event);
+                if change.is_none() && event != event::CONTINUE_RUNNING {
+                    return Ok(());
+                }
+                let &[key, ..] = words else { return Err(short(event, words, offset, 1)) };
+                match change {
+                    Some(change) => {
+                        self.classes.runstates = true;
+                        self.runstate(cpu, tsc, key, change);
+                    }
+                    None => self.continue_running(cpu, tsc, key),
                 }
             }
             event::SCHED_VERBOSE => {
                 self.classes.scheduler = true;
-                match record.event {
+                match event {
                     event::WAKE => {
                         self.classes.wakes = true;
-                        self.wake(record)?;
+                        let target = self.named(event, words, offset)?;
+                        self.wake(cpu, tsc, target);
                     }
-                    event::BLOCK => self.block(record)?,
-                    event::YIELD => self.yields(record)?,
-                    event::SWITCH_INFNEXT => self.calibration.came(record),
-                    event::SWITCH_INFPREV => self.calibration.left(record),
-                    event::DOM_ADD | event::DOM_REM => self.lives(record)?,
+                    event::BLOCK => {
+                        let index = self.named(event, words, offset)?;
+                        self.block(cpu, tsc, index);
+                    }
+                    event::YIELD => {
+                        let index = self.named(event, words, offset)?;
+                        self.yields(cpu, index);
+                    }
+                    event::SWITCH_INFNEXT => self.calibration.came(cpu, tsc, words),
+                    event::SWITCH_INFPREV => self.calibration.left(cpu, tsc, words),
+                    event::DOM_ADD | event::DOM_REM => self.lives(tsc, event, words, offset)?,
                     _ => {}
                 }
             }
             event::PV_SUBCALLS => {
                 self.classes.pv_entries = true;
-                self.close(record.cpu);
-                if record.event == event::PV_SUBCALL {
-                    self.pv_hypercall(record);
+                let current = self.close(cpu);
+                if event == event::PV_SUBCALL {
+                    self.pv_hypercall(current, cpu, tsc, words);
                 }
             }
-            event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(record),
-            markers::GUEST => self.marker(record),
-            event::GENERAL => self.lost(record)?,
+            event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(cpu, tsc, event, words),
+            markers::GUEST => self.marker(cpu, tsc, event, words),
+            event::GENERAL => {
+                if let Some(lost) = record.lost() {
+                    self.lost(cpu, tsc, lost);
+                }
+            }
             event::DOMAINS => {
-                if matches!(record.event, event::DOMAIN_CREATE | event::DOMAIN_DESTROY) {
-                    self.lives(record)?;
+                if matches!(event, event::DOMAIN_CREATE | event::DOMAIN_DESTROY) {
+                    self.lives(tsc, event, words, offset)?;
                 }
             }
             // What an interrupt does is not the effect of the operation it came into.
-            event::INTERRUPTS if record.event == event::IRQ_HANDLED => self.interrupted(record.cpu),
+            event::INTERRUPTS if event == event::IRQ_HANDLED => self.interrupted(cpu),
             _ => {}
         }
         Ok(())

@@ -8,7 +8,7 @@ use crate::analysis::vcpu::{self, Poll, Woke, tell_interval};
 use crate::analysis::{Analyser, Current, NOBODY, Op, Pcpu, Wake, short};
 use crate::error::Error;
 use crate::event::{self, Runstate};
-use crate::reader::Record;
+use crate::reader::Lost;
 use crate::summary::DomainKind;
 
 /// An event channel operation is over after so many ticks (a few milliseconds), whatever the trace
@@ -18,15 +18,14 @@ const LONGEST_OPERATION: u64 = 1 << 22;
 impl<O: Observe> Analyser<O> {
     pub(super) fn runstate(
         &mut self,
-        record: &Record<'_>,
-        old: Runstate,
-        new: Runstate,
-    ) -> Result<(), Error> {
-        let &[key, ..] = record.words else { return Err(short(record, 1)) };
+        cpu: u32,
+        tsc: u64,
+        key: u32,
+        (old, new): (Runstate, Runstate),
+    ) {
         let index = self.vcpu(key);
         let idle = key >> 16 == event::DOMID_IDLE;
         let here = if idle { Current::Idle } else { Current::Vcpu(index) };
-        let cpu = record.cpu;
         if new == Runstate::Running {
             self.close(cpu);
             self.comes(cpu, key, here);
@@ -34,27 +33,31 @@ impl<O: Observe> Analyser<O> {
             self.leaves(cpu, key, here, index);
         }
         if index == NOBODY {
-            return Ok(());
+            return;
         }
         // Xen writes the WAKE just before the change it makes, on the same pCPU.
         let pcpu = self.pcpu(cpu);
-        let (wake, scheduled) = (pcpu.wake.take(), pcpu.scheduled);
-        pcpu.wake = pcpu.outer_wake.take();
-        let wake = wake.filter(|wake| wake.target == index);
+        let scheduled = pcpu.scheduled;
+        let wake = if pcpu.wake.is_some() {
+            let outer = pcpu.outer_wake.take();
+            std::mem::replace(&mut pcpu.wake, outer).filter(|wake| wake.target == index)
+        } else {
+            None
+        };
         let vcpu = &mut self.vcpus[index as usize];
-        let now = vcpu.compare_clocks(cpu, record.tsc, (old, new), &mut self.skew);
+        let now = vcpu.compare_clocks(cpu, tsc, (old, new), &mut self.skew);
         if old == Runstate::Blocked && matches!(new, Runstate::Runnable | Runstate::Offline) {
             self.unseen_wakes += u64::from(wake.is_none() && scheduled);
-            self.woken(index, wake, record.tsc);
+            self.woken(index, wake, tsc);
         }
         let vcpu = &mut self.vcpus[index as usize];
-        let ended = vcpu.change(record.tsc, Some(old), new, &self.gaps);
+        let ended = vcpu.change(tsc, Some(old), new, &self.gaps);
         vcpu.state = Some(now);
-        tell_interval(&mut self.observer, vcpu, ended, record.tsc);
+        tell_interval(&mut self.observer, vcpu, ended, tsc);
         self.observer.change(&Change {
             vcpu: vcpu.name(),
             cpu,
-            tsc: record.tsc,
+            tsc,
             from: old,
             follows: ended.is_some(),
             to: Some(now),
@@ -62,10 +65,10 @@ impl<O: Observe> Analyser<O> {
         match (old, new) {
             (_, Runstate::Running) => {
                 vcpu.cpu = cpu;
-                self.runs(index, record.tsc);
+                self.runs(index, tsc);
             }
             (_, Runstate::Blocked) => {
-                let kick = vcpu.descheduled(record.tsc);
+                let kick = vcpu.descheduled(tsc);
                 self.woke_nobody(kick);
             }
             (Runstate::Running, _) => {
@@ -74,10 +77,10 @@ impl<O: Observe> Analyser<O> {
             }
             _ => {}
         }
-        Ok(())
     }
 
     /// A vCPU is set running by `cpu`.
+    #[inline]
     fn comes(&mut self, cpu: u32, key: u32, here: Current) {
         let before = self.pcpu(cpu).current;
         let idle = here == Current::Idle;
@@ -99,15 +102,18 @@ impl<O: Observe> Analyser<O> {
     }
 
     /// The vCPU `key` is set running no more by `cpu`.
+    #[inline]
     fn leaves(&mut self, cpu: u32, key: u32, here: Current, index: u32) {
         let pcpu = self.pcpu(cpu);
-        let unknown = pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE;
-        if unknown && std::mem::take(&mut pcpu.unattributed) > 0 && index != NOBODY {
-            // What was seen of it before is in no count.
-            self.vcpus[index as usize].missed = true;
+        if pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE {
+            pcpu.began_mid |= !pcpu.scheduled;
+            let missed = std::mem::take(&mut pcpu.unattributed) > 0;
+            if missed && index != NOBODY {
+                // What was seen of it before is in no count.
+                self.vcpus[index as usize].missed = true;
+            }
         }
         let pcpu = self.pcpu(cpu);
-        pcpu.began_mid |= unknown && !pcpu.scheduled;
         pcpu.scheduled = true;
         if pcpu.current == here {
             // The hypercall goes on after the switch back, but its effects on others are done.
@@ -119,17 +125,16 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    pub(super) fn continue_running(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let &[key, ..] = record.words else { return Err(short(record, 1)) };
+    pub(super) fn continue_running(&mut self, cpu: u32, tsc: u64, key: u32) {
         let index = self.vcpu(key);
         let idle = key >> 16 == event::DOMID_IDLE;
         let here = if idle { Current::Idle } else { Current::Vcpu(index) };
-        let pcpu = self.pcpu(record.cpu);
+        let pcpu = self.pcpu(cpu);
         pcpu.scheduled = true;
         if pcpu.current != here {
             let missed = pcpu.current == Current::Unknown && pcpu.unattributed > 0;
-            self.close(record.cpu);
-            let pcpu = self.pcpu(record.cpu);
+            self.close(cpu);
+            let pcpu = self.pcpu(cpu);
             (pcpu.current, pcpu.unattributed, pcpu.op) = (here, 0, Op::None);
             if missed && index != NOBODY {
                 self.vcpus[index as usize].missed = true;
@@ -138,12 +143,12 @@ impl<O: Observe> Analyser<O> {
         if index != NOBODY {
             let vcpu = &mut self.vcpus[index as usize];
             if vcpu.state.is_none() {
-                vcpu.change(record.tsc, None, Runstate::Running, &self.gaps);
-                vcpu.cpu = record.cpu;
+                vcpu.change(tsc, None, Runstate::Running, &self.gaps);
+                vcpu.cpu = cpu;
                 self.observer.change(&Change {
                     vcpu: vcpu.name(),
-                    cpu: record.cpu,
-                    tsc: record.tsc,
+                    cpu,
+                    tsc,
                     from: Runstate::Running,
                     follows: false,
                     to: Some(Runstate::Running),
@@ -151,9 +156,8 @@ impl<O: Observe> Analyser<O> {
             }
             let kick = vcpu.stays_awake();
             self.kicked_awake(kick);
-            self.runs(index, record.tsc);
+            self.runs(index, tsc);
         }
-        Ok(())
     }
 
     /// A vCPU is on its pCPU: its wait, if any, is over.
@@ -209,18 +213,16 @@ impl<O: Observe> Analyser<O> {
     }
 
     /// A WAKE: what it does to its target is seen by the change of its runstate that follows.
-    pub(super) fn wake(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let (cpu, tsc) = (record.cpu, record.tsc);
-        let target = self.named(record)?;
+    pub(super) fn wake(&mut self, cpu: u32, tsc: u64, target: u32) {
         if target == NOBODY {
-            return Ok(());
+            return;
         }
-        let (by, counts) = self.waker(cpu, tsc, target);
-        let kick = by.filter(|_| counts);
-        let seen = self.pcpu(cpu).current != Current::Unknown;
+        let (by, is_kick) = self.waker(cpu, tsc, target);
         let pcpu = self.pcpu(cpu);
-        pcpu.outer_wake = pcpu.wake.filter(|outer| outer.target != target);
-        pcpu.wake = Some(Wake { target, tsc, by, kick, seen });
+        let seen = pcpu.current != Current::Unknown;
+        let wake = Wake { target, tsc, by, is_kick, seen };
+        pcpu.outer_wake = pcpu.wake.replace(wake).filter(|outer| outer.target != target);
+        let kick = wake.kick();
         let (open, known) = self.vcpus[target as usize].wake_early(tsc, kick);
         if open && by.is_some() {
             self.op_wakes(cpu);
@@ -228,7 +230,6 @@ impl<O: Observe> Analyser<O> {
         if known {
             self.kicked_awake(kick);
         }
-        Ok(())
     }
 
     /// The operation that a wake of `target`, written now on `cpu`, is the effect of, and whether that is
@@ -265,7 +266,7 @@ impl<O: Observe> Analyser<O> {
 
     /// A vCPU is blocked no more; `wake` is the WAKE that says why.
     fn woken(&mut self, index: u32, wake: Option<Wake>, tsc: u64) {
-        let (kick, by, seen) = wake.map_or((None, None, false), |of| (of.kick, of.by, of.seen));
+        let (kick, by, seen) = wake.map_or((None, None, false), |of| (of.kick(), of.by, of.seen));
         let woken = wake.map_or(tsc, |of| of.tsc);
         if let (true, Some(Wake { by: Some(by), .. })) = (by.is_some(), wake) {
             self.op_wakes(by.cpu);
@@ -300,28 +301,25 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    pub(super) fn block(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let index = self.named(record)?;
-        let pcpu = self.pcpu(record.cpu);
+    pub(super) fn block(&mut self, cpu: u32, tsc: u64, index: u32) {
+        let pcpu = self.pcpu(cpu);
         let watched = pcpu.watched;
         if pcpu.current == Current::Unknown {
             // Whoever blocks is on the pCPU, and so is what was begun there.
             pcpu.current = Current::Vcpu(index);
-            if let (Op::Poll { tsc }, true) = (pcpu.op, index != NOBODY) {
+            if let (Op::Poll { tsc: begun }, true) = (pcpu.op, index != NOBODY) {
                 pcpu.unattributed = pcpu.unattributed.saturating_sub(1);
-                self.vcpus[index as usize].poll_begins(tsc, &self.gaps);
+                self.vcpus[index as usize].poll_begins(begun, &self.gaps);
             }
         }
         if index != NOBODY {
             // Where the trace shows no call of it at all, nobody knows in which one it blocks.
             let vcpu = &mut self.vcpus[index as usize];
-            vcpu.block(record.tsc, watched && vcpu.kind != DomainKind::Unknown);
+            vcpu.block(tsc, watched && vcpu.kind != DomainKind::Unknown);
         }
-        Ok(())
     }
 
-    pub(super) fn yields(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let index = self.named(record)?;
+    pub(super) fn yields(&mut self, cpu: u32, index: u32) {
         if index != NOBODY {
             let vcpu = &mut self.vcpus[index as usize];
             vcpu.raw.yields += 1;
@@ -329,21 +327,27 @@ impl<O: Observe> Analyser<O> {
             if vcpu.poll == Poll::Entered {
                 vcpu.poll = Poll::None;
                 vcpu.raw.polls = vcpu.raw.polls.saturating_sub(1);
-                self.pcpu(record.cpu).op = Op::None;
+                self.pcpu(cpu).op = Op::None;
             }
         }
-        Ok(())
     }
+
     /// A domain begins or ends.
     #[cold]
-    pub(super) fn lives(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let &[domain, ..] = record.words else { return Err(short(record, 1)) };
+    pub(super) fn lives(
+        &mut self,
+        tsc: u64,
+        event: u32,
+        words: &[u32],
+        offset: u64,
+    ) -> Result<(), Error> {
+        let &[domain, ..] = words else { return Err(short(event, words, offset, 1)) };
         let domain = domain as u16;
         // Xen writes both records of each class, one after the other.
-        let begins = matches!(record.event, event::DOM_ADD | event::DOMAIN_CREATE);
-        let again = record.event == event::DOMAIN_CREATE && self.began.contains(&domain);
+        let begins = matches!(event, event::DOM_ADD | event::DOMAIN_CREATE);
+        let again = event == event::DOMAIN_CREATE && self.began.contains(&domain);
         if !again {
-            self.end_domain(domain, record.tsc);
+            self.end_domain(domain, tsc);
         }
         if begins {
             self.began.insert(domain);
@@ -398,12 +402,10 @@ impl<O: Observe> Analyser<O> {
     }
 
     #[cold]
-    pub(super) fn lost(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        let Some(lost) = record.lost() else { return Ok(()) };
-        let start = lost.first_tsc.min(record.tsc);
-        self.gaps.add(start, record.tsc);
-        self.calibration.forget(record.cpu);
-        let cpu = record.cpu;
+    pub(super) fn lost(&mut self, cpu: u32, tsc: u64, lost: Lost) {
+        let start = lost.first_tsc.min(tsc);
+        self.gaps.add(start, tsc);
+        self.calibration.forget(cpu);
         let pcpu = self.pcpu(cpu);
         (pcpu.op, pcpu.wake, pcpu.outer_wake) = (Op::None, None, None);
         (pcpu.watched, pcpu.scheduled) = (false, true);
@@ -432,6 +434,5 @@ impl<O: Observe> Analyser<O> {
             Current::Vcpu(self.vcpu(key))
         };
         self.pcpu(cpu).current = current;
-        Ok(())
     }
 }
