@@ -3,8 +3,9 @@
 //! `cargo bench -p kicktrace --bench xenalyze` makes two traces, of 8 and of 64 pCPUs, in the target
 //! directory (`KICKTRACE_BENCH_MB` megabytes each, 500 by default) and prints the time, the rate and
 //! the memory of each program. xenalyze is taken from `$XENALYZE` or the `PATH`; without it only
-//! kicktrace is measured. Medians of seven turns are told (a program that takes longer than ten seconds
-//! gets two); the CPU time counts both of kicktrace's threads, user and system.
+//! kicktrace is measured. Medians of seven turns are told, and the range of the CPU times (a program that
+//! takes longer than ten seconds gets two turns); the CPU time counts both of kicktrace's threads, user
+//! and system.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -95,10 +96,14 @@ impl Measured {
 
     fn tell(&self, name: &str, bytes: u64) {
         let (wall, cpu) = (median(&self.wall), median(&self.cpu));
+        let (least, most) = (self.cpu.iter().min(), self.cpu.iter().max());
+        let [least, most] = [least, most].map(|cpu| cpu.copied().unwrap_or_default());
         println!(
-            "  {name:<20} {:>7.3} s wall, {:>7.3} s CPU, {:>7.1} MB/s, {} turns",
+            "  {name:<20} {:>7.3} s wall, {:>7.3} s CPU ({:.3} to {:.3}), {:>7.1} MB/s, {} turns",
             wall.as_secs_f64(),
             cpu.as_secs_f64(),
+            least.as_secs_f64(),
+            most.as_secs_f64(),
             bytes as f64 / 1e6 / wall.as_secs_f64(),
             self.wall.len()
         );
