@@ -146,7 +146,7 @@ fn a_linux_kernel_with_another_spin_loop_gets_no_budget() {
         // And if it is another kernel than the one that was looked at.
         let file = folder.path().join("vmlinux");
         fs::write(&file, &other.kernel).unwrap();
-        let written = budget::write(&file, &[*place], Some(Budget::Turns(800)));
+        let written = budget::write(&file, &[*place], Some(Budget::Turns(800)), true);
         assert!(format!("{:#}", written.unwrap_err()).contains("is not the place"));
         assert!(fs::read(&file).unwrap() == other.kernel, "it was written into");
     }
