@@ -132,4 +132,9 @@ unsafe impl Platform for Kernel {
     fn mode() -> Mode {
         MODE.get()
     }
+
+    #[inline]
+    fn plain_unlock() -> bool {
+        MODE.plain_unlock()
+    }
 }

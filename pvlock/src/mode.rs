@@ -17,7 +17,7 @@ pub enum Mode {
     TestAndSet = 3,
 }
 
-/// The mode of a platform: one store at boot, one load at every unlock.
+/// The mode of a platform: one store at boot, one load at every lock and unlock.
 ///
 /// The first [`get`](ModeCell::get), which the first lock that is waited for does, settles the
 /// default if nobody chose before, so that no two locks and no two CPUs ever wait in different

@@ -1,6 +1,8 @@
 //! The slow path when waiters only spin: a pending waiter, then a queue.
 //!
-//! Owns the transitions of native mode. Nobody sleeps here, nobody kicks.
+//! Owns the transitions of native mode. Nobody sleeps here, nobody kicks. A newcomer may have the
+//! locked byte for a moment though somebody waits ([`Steps::try_acquire_byte`]), so every waiter
+//! takes the lock by a compare-exchange (R15 of the book).
 
 use crate::Platform;
 use crate::counters::count;
@@ -48,14 +50,13 @@ pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
         word.clear_pending();
         return queue::acquire::<P, Native>(word);
     }
-    // The lock is ours next: a newcomer needs a word of 0, a head a clear pending byte.
+    // The lock is ours next: a newcomer gives it back, a head waits for a clear pending byte.
     count::<P>(P::current_cpu(), Counter::LockPending);
     let mut turn = 0_u32;
-    while word.load_acquire().locked() != FREE {
+    while !word.try_take_pending() {
         P::relax(turn);
         turn = turn.saturating_add(1);
     }
-    word.clear_pending_set_locked();
 }
 
 /// Waiters that spin.
@@ -82,10 +83,16 @@ impl Discipline for Native {
     }
 
     fn try_as_head(word: &Word, waiter: &Waiter) -> Option<Taken> {
-        let seen = word.load_acquire();
-        // Only the head takes the lock then: who sets pending sees the queue, and backs out.
-        let free = seen.locked() == FREE && !seen.pending();
-        free.then(|| queue::take_as_head(word, seen, waiter))
+        let seen = word.load();
+        // Nobody else keeps the lock then: who sets pending, or takes the byte, sees the queue and
+        // backs out. Until it has, these steps fail.
+        if seen.locked() != FREE || seen.pending() {
+            None
+        } else if seen.tail() == Some(waiter.tail) && word.try_take_alone(seen) {
+            Some(Taken::Alone)
+        } else {
+            word.try_steal().then_some(Taken::InQueue)
+        }
     }
 
     fn handed_over<P: Platform>(_word: &Word, _waiter: &Waiter, _next: Tail) {}

@@ -90,8 +90,12 @@ pub unsafe trait Platform: 'static {
     }
 
     /// Whether an unlock may be a plain store: never while [`mode`](Platform::mode) is or may
-    /// become [`Mode::Pv`]. Read at an unlock that finds waiters:
-    /// [`ModeCell::plain_unlock`](crate::ModeCell::plain_unlock) is one comparison.
+    /// become [`Mode::Pv`].
+    ///
+    /// Read at every lock and unlock, which take the shorter way if it says yes. No is right in
+    /// every mode. Where `mode` asks a [`ModeCell`](crate::ModeCell), this one has to ask
+    /// [`ModeCell::plain_unlock`](crate::ModeCell::plain_unlock), which is one comparison:
+    /// otherwise the first lock of all settles the mode.
     #[inline]
     fn plain_unlock() -> bool {
         Self::mode() != Mode::Pv

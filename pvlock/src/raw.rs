@@ -52,7 +52,9 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// Takes the lock, unknown to the checker.
     #[inline]
     pub(crate) fn acquire(&self) {
-        if let Err(seen) = self.word.try_acquire() {
+        let taken =
+            if P::plain_unlock() { self.word.try_acquire_byte() } else { self.word.try_acquire() };
+        if let Err(seen) = taken {
             self.lock_slow(seen);
         }
     }
@@ -76,7 +78,11 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     #[inline]
     #[cfg_attr(feature = "checker", track_caller)]
     pub fn try_lock(&self) -> bool {
-        let taken = self.word.try_acquire_seen_free();
+        let taken = if P::plain_unlock() {
+            self.word.try_acquire_byte_seen_free()
+        } else {
+            self.word.try_acquire_seen_free()
+        };
         if taken {
             checker::got::<P>(checker::want::<P>(self.key(), How::Exclusive));
         }
@@ -102,20 +108,18 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// Releases the lock, unknown to the checker.
     #[inline]
     pub(crate) fn release(&self) {
-        if self.word.try_release_unqueued().is_err() {
+        if P::plain_unlock() {
+            self.word.release();
+        } else if self.word.try_release_unqueued().is_err() {
             self.unlock_queued();
         }
     }
 
-    /// Somebody waits for the lock, or it wants another unlock than the fast path's.
+    /// Somebody waits for the lock.
     #[cold]
     #[inline(never)]
     fn unlock_queued(&self) {
-        if P::plain_unlock() {
-            self.word.release();
-        } else {
-            pv::release::<P, K>(&self.word);
-        }
+        pv::release::<P, K>(&self.word);
     }
 
     /// Releases the lock for whoever has waited longest: no newcomer takes it before, whatever the

@@ -23,12 +23,14 @@
 //! | n    | 1       | 1      | PV: held, the head is late: nobody steals |
 //! | n    | 0 or 1  | 3      | PV: held, the head's entry is in the hash table: the unlock kicks |
 //!
-//! `n` names the last node in the queue. `steps.rs` says which transitions there are and what each
-//! means. Most are on a part of the word, one byte or two. Rust's memory model has no atomic
-//! accesses of mixed size, so on x86-64 those are inline assembly, in `x86_64.rs`; elsewhere, and
-//! under the model checkers and Miri, `portable.rs` does the same by 32-bit operations. A build
-//! with `--cfg pvlock_portable_word` has that one on x86-64 too: sanitizers do not see into
-//! assembly.
+//! `n` names the last node in the queue. In native mode the locked byte may also be 1 for a moment
+//! while nobody owns the lock: a newcomer has it, finds that somebody waits, and gives it back.
+//!
+//! `steps.rs` says which transitions there are and what each means. Most are on a part of the word,
+//! one byte or two. Rust's memory model has no atomic accesses of mixed size, so on x86-64 those
+//! are inline assembly, in `x86_64.rs`; elsewhere, and under the model checkers and Miri,
+//! `portable.rs` does the same by 32-bit operations. A build with `--cfg pvlock_portable_word` has
+//! that one on x86-64 too: sanitizers do not see into assembly.
 
 // Unit tests run both on x86-64.
 #[cfg(any(test, not(target_arch = "x86_64"), loom, shuttle, miri, pvlock_portable_word))]
@@ -183,9 +185,20 @@ mod tests {
                 assert_eq!(word.exchange_pending(), Snapshot(1));
                 assert_eq!(word.exchange_pending(), Snapshot(0x101));
                 assert_eq!(word.load().0, 0x101);
+                assert!(!word.try_take_pending(), "it has an owner");
                 word.release();
                 assert_eq!(word.load().0, 0x100);
-                word.clear_pending_set_locked();
+                assert!(!word.try_acquire_byte_seen_free());
+                assert_eq!(word.try_acquire_byte(), Err(Snapshot(0x100)), "given back");
+                assert!(word.try_take_pending() && !word.try_take_pending());
+                assert_eq!(word.load().0, 1);
+                assert_eq!(word.try_acquire_byte(), Err(Snapshot(1)));
+                word.release();
+                assert!(!word.try_take_pending(), "nobody is pending");
+                assert_eq!(word.try_acquire_byte(), Ok(()));
+                assert!(word.is_owned() && !word.try_acquire_byte_seen_free());
+                word.release();
+                assert!(word.try_acquire_byte_seen_free());
                 assert_eq!(word.load().0, 1);
 
                 let tail = Tail::new(2, 1);
@@ -203,6 +216,8 @@ mod tests {
 
                 assert!(!word.is_owned());
                 assert_eq!(word.try_release_unqueued(), Err(Snapshot(0x0010_0000)));
+                assert!(!word.try_acquire_byte_seen_free());
+                assert_eq!(word.try_acquire_byte(), Err(Snapshot(0x0010_0000)), "given back");
 
                 word.set_pending();
                 assert!(!word.try_steal(), "the head is late");

@@ -5,14 +5,21 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
-/// Most bytes of code that a call site may run through when the lock is free.
+/// Most bytes of code that a call site may run through when the lock is free and its mode is a
+/// constant.
 const MOST_BYTES: usize = 24;
+/// Where the mode is chosen at boot: with the question for it, and a jump.
+const MOST_BYTES_AT_BOOT: usize = 36;
 
 /// The call sites of `tests/size/call_sites.rs` as an object file, compiled for speed. They are a
 /// package of their own, which knows the lock alone: an example of this one would build what the
 /// tests need, too.
 fn object_file(features: &str) -> Vec<u8> {
+    // Tests share the package, and run at once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("size-{features}"));
     std::fs::create_dir_all(&dir).expect("a folder for the object file");
     let lock = env!("CARGO_MANIFEST_DIR");
@@ -40,36 +47,39 @@ fn object_file(features: &str) -> Vec<u8> {
     std::fs::read(&path).expect("the object file")
 }
 
-/// The code of a function.
-fn code<'a>(file: &object::File<'a>, name: &str) -> &'a [u8] {
+/// The section of a function, which holds nothing else.
+fn section<'f, 'a>(file: &'f object::File<'a>, name: &str) -> object::Section<'a, 'f> {
     let symbol = file.symbol_by_name(name).expect("the function");
     let section = file.section_by_index(symbol.section_index().expect("defined")).expect("section");
-    let from = symbol.address() as usize;
-    &section.data().expect("code")[from..from + symbol.size() as usize]
+    assert_eq!((symbol.address(), symbol.size()), (0, section.size()), "{name} is alone in it");
+    section
 }
 
-/// The most bytes on a way from the entry to a return that calls nothing: the fast path.
-fn fast_path(code: &[u8], at: u64) -> Option<usize> {
+/// The code of a function.
+fn code<'a>(file: &object::File<'a>, name: &str) -> &'a [u8] {
+    section(file, name).data().expect("code")
+}
+
+/// The most bytes on a way from `at` to a return that calls nothing: the fast path. A branch that
+/// the linker is to fill in goes to another function, which is the slow path.
+fn fast_path(section: &object::Section<'_, '_>, at: u64) -> Option<usize> {
+    let code = section.data().expect("code");
     let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
     decoder.set_position(at as usize).expect("inside the function");
     decoder.set_ip(at);
     let instruction = decoder.decode();
     let next = instruction.next_ip();
-    let here = instruction.len();
-    match instruction.flow_control() {
-        FlowControl::Return => Some(0),
-        FlowControl::Next => fast_path(code, next).map(|rest| here + rest),
-        FlowControl::UnconditionalBranch => {
-            fast_path(code, instruction.near_branch_target()).map(|rest| here + rest)
-        }
-        FlowControl::ConditionalBranch => [next, instruction.near_branch_target()]
-            .into_iter()
-            .filter_map(|way| fast_path(code, way))
-            .max()
-            .map(|rest| here + rest),
-        // A call, or a jump to another function: the slow path.
+    let leaves = section.relocations().any(|(place, _)| (at..next).contains(&place));
+    let jump = || (!leaves).then(|| fast_path(section, instruction.near_branch_target())).flatten();
+    let rest = match instruction.flow_control() {
+        FlowControl::Return => return Some(0),
+        FlowControl::Next => fast_path(section, next),
+        FlowControl::UnconditionalBranch => jump(),
+        FlowControl::ConditionalBranch => fast_path(section, next).max(jump()),
+        // A call.
         _ => None,
-    }
+    };
+    rest.map(|rest| instruction.len() + rest)
 }
 
 #[test]
@@ -78,9 +88,10 @@ fn the_fast_paths_are_short() {
     let file = object::File::parse(&*data).expect("an object file");
     for name in ["pv_lock", "pv_unlock", "native_lock", "native_unlock", "boot_lock", "boot_unlock"]
     {
-        let bytes = fast_path(code(&file, name), 0).expect("a fast path");
+        let bytes = fast_path(&section(&file, name), 0).expect("a fast path");
         println!("{name}: {bytes} bytes");
-        assert!((3..=MOST_BYTES).contains(&bytes), "{name}: {bytes} bytes");
+        let most = if name.starts_with("boot") { MOST_BYTES_AT_BOOT } else { MOST_BYTES };
+        assert!((3..=most).contains(&bytes), "{name}: {bytes} bytes");
     }
 }
 

@@ -30,7 +30,10 @@ const STEPS: &[(&str, &str)] = &[
     ("release", "{ word.release(); 0 }"),
     ("try_release", "word.try_release().map_or_else(|seen| 1 << 32 | u64::from(seen), |()| 0)"),
     ("exchange_pending", "bits(word.exchange_pending())"),
-    ("clear_pending_set_locked", "{ word.clear_pending_set_locked(); 0 }"),
+    ("try_take_pending", "word.try_take_pending().into()"),
+    ("locked", "word.locked().into()"),
+    ("try_take_byte", "word.try_take_byte().map_or(2, u64::from)"),
+    ("is_waited_for", "word.is_waited_for().into()"),
     ("exchange_tail", "word.exchange_tail(Tail::new(4, 1)).map_or(0, |tail| tail.bits().into())"),
     ("try_clear_tail", "word.try_clear_tail(Tail::new(2, 1)).into()"),
     ("try_take_alone", "word.try_take_alone(word::probe(0x000d_0000)).into()"),
@@ -53,11 +56,18 @@ const STEPS: &[(&str, &str)] = &[
 /// exclude each other.
 const LOOKS_FIRST: &[(&str, &str)] = &[
     // The fields beside pending are of a moment later; a hand-over in between is one of both.
-    ("exchange_pending", "clear_pending_set_locked"),
+    ("exchange_pending", "try_take_pending"),
     ("exchange_pending", "try_take_as_head"),
+    // Each may see the other. Then the newcomer gives the byte back, and the pending waiter has it
+    // next, as after a short critical section.
+    ("exchange_pending", "try_take_byte"),
+    // Who clears the tail owns the lock, and nobody else has the byte then.
+    ("try_take_byte", "try_clear_tail"),
     // Never on one lock: the one is of native mode, the other of PV mode.
     ("exchange_pending", "try_release_reserved"),
     ("exchange_pending", "release_reserved"),
+    ("try_take_byte", "try_release_reserved"),
+    ("try_take_byte", "release_reserved"),
     // A reservation between the look and the step makes the step fail; the head looks again.
     ("try_take_as_head", "release_reserved"),
     // Only the head changes pending while it waits.

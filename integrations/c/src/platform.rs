@@ -175,4 +175,9 @@ unsafe impl Platform for InC {
     fn mode() -> Mode {
         MODE.get()
     }
+
+    #[inline]
+    fn plain_unlock() -> bool {
+        MODE.plain_unlock()
+    }
 }

@@ -3,7 +3,7 @@
 //! Each is a read-modify-write of the whole word that leaves the other bits as they are. Used on
 //! every target but x86-64, by the model checkers, and by Miri.
 
-use super::{LOCKED, LOCKED_MASK, PENDING, SLOW, Snapshot, Steps, TAIL_SHIFT, Tail};
+use super::{FREE, LOCKED, LOCKED_MASK, PENDING, SLOW, Snapshot, Steps, TAIL_SHIFT, Tail};
 use crate::sync::{AtomicU32, Ordering, Ordering::Relaxed, const_fn, ord};
 
 /// The lock word.
@@ -39,6 +39,17 @@ impl Steps for Word {
     #[inline]
     fn whole(&self) -> &AtomicU32 {
         &self.0
+    }
+
+    #[inline]
+    fn locked(&self) -> u8 {
+        self.load().locked()
+    }
+
+    #[inline]
+    fn try_take_byte(&self) -> Option<bool> {
+        let before = Snapshot(self.0.fetch_or(LOCKED_BIT, ord!("take-byte", Acquire)));
+        (before.locked() == FREE).then(|| !before.is_free())
     }
 
     #[inline]
@@ -80,8 +91,8 @@ impl Steps for Word {
         self.0.fetch_and(!PENDING, Relaxed);
     }
 
-    fn clear_pending_set_locked(&self) {
-        self.0.fetch_sub(PENDING - LOCKED_BIT, Relaxed);
+    fn try_take_pending(&self) -> bool {
+        self.try_replace(LOW_HALF, PENDING, LOCKED_BIT, ord!("take-pending", Acquire)).is_ok()
     }
 
     fn try_steal(&self) -> bool {
@@ -101,6 +112,11 @@ impl Steps for Word {
 
     fn release_reserved(&self) {
         let _ = self.try_replace(LOCKED_MASK, SLOW_BITS, PENDING, ord!("release-slow", Release));
+    }
+
+    #[inline]
+    fn is_waited_for(&self) -> bool {
+        self.0.load(Relaxed) & !LOCKED_MASK != 0
     }
 
     fn exchange_tail(&self, tail: Tail) -> Option<Tail> {

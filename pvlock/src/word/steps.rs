@@ -71,6 +71,14 @@ pub(crate) trait Steps: Sync {
 
     // ----- on the locked byte
 
+    /// The locked byte. Relaxed: a hint. It may be this CPU's own store, which others do not see
+    /// yet.
+    fn locked(&self) -> u8;
+
+    /// locked 0 -> 1 in native mode, and whether somebody waits, then or a moment later; nothing if
+    /// it has an owner. The first half of `try_acquire_byte`. Acquire, as `try_acquire`.
+    fn try_take_byte(&self) -> Option<bool>;
+
     /// locked -> 0 by the owner. Release, with the next owner's acquire.
     fn release(&self);
 
@@ -78,8 +86,8 @@ pub(crate) trait Steps: Sync {
     /// Relaxed, the caller fences before it trusts the hash table (R3).
     fn try_release(&self) -> Result<(), u8>;
 
-    /// locked 0 -> 1 by the head, where nobody else may take the lock. Relaxed: it acquired by its
-    /// look.
+    /// locked 0 -> 1 by the head under a strict policy in PV mode, where nobody else may take the
+    /// lock. Relaxed: it acquired by its look.
     fn set_locked(&self);
 
     /// locked -> 3 by the head, and what it was. Release publishes the head's hash entry to the
@@ -96,7 +104,7 @@ pub(crate) trait Steps: Sync {
     // ----- on the pending byte
 
     /// Native mode: pending -> 1, and the word before. Relaxed: who becomes the pending waiter by
-    /// it acquires by `load_acquire` when it sees the locked byte clear.
+    /// it acquires by `try_take_pending`.
     fn exchange_pending(&self) -> Snapshot;
 
     /// PV mode: pending -> 1 by the head, which is late: nobody steals until it has the lock. The
@@ -110,12 +118,12 @@ pub(crate) trait Steps: Sync {
 
     // ----- on both bytes
 
-    /// (pending, locked) (1,0) -> (0,1) by the pending waiter, who alone may. Relaxed: it acquired
-    /// by its look.
-    fn clear_pending_set_locked(&self);
+    /// (pending, locked) (1,0) -> (0,1) by the pending waiter of native mode, which looks first.
+    /// Acquire, as `try_acquire`.
+    fn try_take_pending(&self) -> bool;
 
-    /// (pending, locked) (0,0) -> (0,1) past a queue, by a newcomer that steals. Acquire, as
-    /// `try_acquire`.
+    /// (pending, locked) (0,0) -> (0,1) whatever the tail: by a newcomer that steals, and by the
+    /// head of native mode. Acquire, as `try_acquire`.
     fn try_steal(&self) -> bool;
 
     /// (pending, locked) (any,0) -> (0,1) by the head, where newcomers steal. Acquire, as
@@ -139,6 +147,27 @@ pub(crate) trait Steps: Sync {
 
     // ----- of several
 
+    /// Whether somebody waits: pending or a tail. Relaxed. Does not look at the locked byte.
+    fn is_waited_for(&self) -> bool;
+
+    /// (0,0,0) -> (0,0,1) by anybody in native mode, or what it is instead. As `try_acquire`, where
+    /// a release stores the locked byte alone: a processor that has just stored one byte of a word
+    /// waits for that store before it loads the whole word. So this never loads the locked byte
+    /// together with the others.
+    ///
+    /// It takes the byte, and then looks who waits. If somebody does, that one comes first, and the
+    /// byte is given back. For that moment the byte is 1 and nobody owns the lock; so a waiter of
+    /// native mode takes the lock by a compare-exchange, never by a store.
+    #[inline]
+    fn try_acquire_byte(&self) -> Result<(), Snapshot> {
+        match self.try_take_byte() {
+            Some(false) => return Ok(()),
+            Some(true) => self.release(),
+            None => {}
+        }
+        Err(self.load())
+    }
+
     /// Whether the lock was free and is taken now: `try_acquire`, but a look first, which keeps the
     /// cache line of a lock that is polled shared.
     #[inline]
@@ -146,9 +175,15 @@ pub(crate) trait Steps: Sync {
         self.load().is_free() && self.try_acquire().is_ok()
     }
 
+    /// The same in native mode, by `try_acquire_byte`.
+    #[inline]
+    fn try_acquire_byte_seen_free(&self) -> bool {
+        self.locked() == FREE && !self.is_waited_for() && self.try_acquire_byte().is_ok()
+    }
+
     /// Whether the lock has an owner.
     #[inline]
     fn is_owned(&self) -> bool {
-        self.load().locked() != FREE
+        self.locked() != FREE
     }
 }

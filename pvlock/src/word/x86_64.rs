@@ -8,7 +8,8 @@
 //! 1. Rust has no atomic accesses of mixed size, and would call a race of two a defect. So no Rust
 //!    access ever touches a part of the word: these blocks do, and what a block of assembly does to
 //!    memory has to be something that Rust could have done. It is: each block is one atomic
-//!    read-modify-write of the whole word that leaves the other bytes as they are.
+//!    read-modify-write of the whole word that leaves the other bytes as they are, or one or two
+//!    loads of it that use a part.
 //! 2. That it is atomic, the processor promises: aligned accesses of 1, 2 and 4 bytes are
 //!    single-copy atomic, and all of them are coherent, because they share a cache line. A store of
 //!    one byte merges into the line as it is at that moment. (Intel SDM volume 3, "Memory
@@ -20,12 +21,13 @@
 //! 4. One thing a read-modify-write could not do: a plain load of the word right after a plain
 //!    store of one of its bytes, on the same CPU, may by the letter of the architecture see that
 //!    byte before others do. (Today's processors wait for the store instead, which is why
-//!    `try_release_unqueued` is there.) No step rests on such a load: after a store each CPU's next
-//!    decision is made by a locked instruction, or by a byte that others write.
+//!    `try_release_unqueued` and `try_acquire_byte` are there.) No step rests on such a load: after
+//!    a store each CPU's next decision is made by a locked instruction, or by a byte that others
+//!    write.
 
 use core::arch::asm;
 
-use super::{LOCKED, PENDING, SLOW, Snapshot, Steps, Tail};
+use super::{FREE, LOCKED, PENDING, SLOW, Snapshot, Steps, Tail};
 use crate::sync::{AtomicU32, Ordering::Relaxed};
 
 /// The lock word.
@@ -68,6 +70,18 @@ impl Word {
         equal != 0
     }
 
+    /// `lock cmpxchg` on the locked byte: what it was.
+    #[inline(always)]
+    fn try_locked_byte(&self, expected: u8, new: u8) -> u8 {
+        let was: u8;
+        // SAFETY: accesses the low one of the four bytes that `self` owns.
+        unsafe {
+            asm!("lock cmpxchg byte ptr [{p}], {new}", p = in(reg) self.at(LOCKED_BYTE),
+                 new = in(reg_byte) new, inout("al") expected => was, options(nostack));
+        }
+        was
+    }
+
     /// `mov` to the low half.
     #[inline(always)]
     fn store_low_half(&self, value: u16) {
@@ -108,6 +122,23 @@ impl Steps for Word {
     }
 
     #[inline]
+    fn locked(&self) -> u8 {
+        let locked: u8;
+        // SAFETY: reads the low one of the four bytes that `self` owns.
+        unsafe {
+            asm!("mov {locked}, byte ptr [{p}]", p = in(reg) self.at(LOCKED_BYTE),
+                 locked = out(reg_byte) locked, options(nostack, preserves_flags));
+        }
+        locked
+    }
+
+    #[inline]
+    fn try_take_byte(&self) -> Option<bool> {
+        // A waiter that came up in between is as good as one before.
+        (self.try_locked_byte(FREE, LOCKED) == FREE).then(|| self.is_waited_for())
+    }
+
+    #[inline]
     fn release(&self) {
         // SAFETY: writes the low one of the four bytes that `self` owns. An immediate is the
         // shortest form, and this is inlined.
@@ -119,12 +150,7 @@ impl Steps for Word {
 
     #[inline]
     fn try_release(&self) -> Result<(), u8> {
-        let was: u8;
-        // SAFETY: accesses the low one of the four bytes that `self` owns.
-        unsafe {
-            asm!("lock cmpxchg byte ptr [{p}], {new}", p = in(reg) self.at(LOCKED_BYTE),
-                 new = in(reg_byte) 0_u8, inout("al") LOCKED => was, options(nostack));
-        }
+        let was = self.try_locked_byte(LOCKED, FREE);
         if was == LOCKED { Ok(()) } else { Err(was) }
     }
 
@@ -159,8 +185,8 @@ impl Steps for Word {
         self.store_byte(PENDING_BYTE, 0);
     }
 
-    fn clear_pending_set_locked(&self) {
-        self.store_low_half(LOCKED.into());
+    fn try_take_pending(&self) -> bool {
+        self.low_half() == PENDING_16 && self.try_low_half(PENDING_16, LOCKED.into())
     }
 
     fn try_steal(&self) -> bool {
@@ -190,6 +216,17 @@ impl Steps for Word {
 
     fn release_reserved(&self) {
         self.store_low_half(PENDING_16);
+    }
+
+    #[inline]
+    fn is_waited_for(&self) -> bool {
+        let waiters: u32;
+        // SAFETY: reads the upper three of the four bytes that `self` owns: a byte and a half.
+        unsafe {
+            asm!("movzx {w:e}, byte ptr [{p} + 1]", "or {w:x}, word ptr [{p} + 2]",
+                 p = in(reg) self.at(LOCKED_BYTE), w = out(reg) waiters, options(nostack));
+        }
+        waiters != 0
     }
 
     fn exchange_tail(&self, tail: Tail) -> Option<Tail> {

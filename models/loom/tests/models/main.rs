@@ -131,7 +131,7 @@ fn thefts_are_explored() {
 #[test]
 fn native_mode() {
     let native = Bounds { mode: Mode::Native, ..SPIN };
-    explore::<KickAtUnlock>(&[2, 2], Bounds { preemptions: 5, ..native });
+    explore::<KickAtUnlock>(&[2, 2], Bounds { preemptions: 4, ..native });
     // Three, so that the pending waiter meets a queue, and a queue the pending waiter.
     explore::<KickAtUnlock>(&[1, 1, 1], Bounds { preemptions: 3, ..native });
     explore::<KickAtUnlock>(&[2, 1, 1], Bounds { preemptions: 1, ..native });
