@@ -1,5 +1,6 @@
 //! The policies' decisions, turn by turn, on a machine whose clock stands still unless told.
 
+use crate::word::{Steps, Tail};
 use crate::{Adaptive, AdaptiveWithin, CpuNodes, HashTable, KickAtUnlock, KickTwice};
 use crate::{Platform, Policy, Spin, Stage};
 use std::cell::Cell;
@@ -93,4 +94,43 @@ fn adaptive_lets_thefts_go_on_for_two_milliseconds_and_the_strict_for_none() {
 fn a_platform_has_defaults() {
     assert_eq!(Still::mode(), crate::Mode::Pv);
     assert!(!Still::plain_unlock());
+}
+
+/// In native mode a pending byte that nobody stands for would keep the head from the lock for ever.
+#[test]
+fn a_fair_unlock_of_native_mode_reserves_nothing_whatever_plain_unlock_says() {
+    /// As a [`ModeCell`](crate::ModeCell) that another CPU settles a moment later.
+    struct Native;
+
+    // SAFETY: nobody waits.
+    unsafe impl Platform for Native {
+        const MAX_CPUS: usize = 1;
+        fn current_cpu() -> usize {
+            0
+        }
+        fn nodes(_cpu: usize) -> &'static CpuNodes {
+            unreachable!("nobody waits")
+        }
+        fn hash() -> &'static HashTable {
+            unreachable!("nobody sleeps")
+        }
+        fn wait(_still_blocked: impl Fn() -> bool) {}
+        fn kick(_cpu: usize) {}
+        fn now() -> u64 {
+            0
+        }
+        fn mode() -> crate::Mode {
+            crate::Mode::Native
+        }
+        fn plain_unlock() -> bool {
+            false
+        }
+    }
+
+    let lock = crate::RawPvLock::<Native, Adaptive>::new();
+    lock.lock();
+    lock.word().exchange_tail(Tail::new(0, 0));
+    // SAFETY: taken above.
+    unsafe { lock.unlock_fair() };
+    assert!(!lock.snapshot().pending() && lock.snapshot().locked() == 0);
 }

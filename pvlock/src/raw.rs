@@ -136,8 +136,9 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     pub unsafe fn unlock_fair(&self) {
         self.assert_owned();
         checker::leave::<P>(self.key());
-        // Where nobody steals, the order of the queue is the order in any case.
-        if K::HORIZON.is_some() && !P::plain_unlock() && self.word.load().tail().is_some() {
+        // Where nobody steals, the order of the queue is the order in any case. The mode is asked
+        // after the look: who waits has settled it.
+        if K::HORIZON.is_some() && self.word.load().tail().is_some() && P::mode() == Mode::Pv {
             pv::release_reserved::<P, K>(&self.word);
         } else {
             self.release();
