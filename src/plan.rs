@@ -214,9 +214,9 @@ impl Plan {
         let domain = Domain::parse(&planned.file, &planned.config)?;
         let mut workload = self.workload(&domain, policy)?;
         domain.check(&workload.to_string())?;
-        // A neighbour that only computes is the same beside every lock.
-        let hog = computes(&workload);
-        let lines = match (linux::Variant::of(policy).filter(|_| !hog), &self.linux) {
+        // A neighbour without a lock is the same beside every lock.
+        let locks = !workload_of(&workload).is_some_and(Workload::has_no_lock);
+        let lines = match (linux::Variant::of(policy).filter(|_| locks), &self.linux) {
             (Some(variant), Some(linux)) => {
                 // The guest's own names stop here.
                 workload.remove(Key::policy);
@@ -302,8 +302,7 @@ impl Plan {
         // Every field of the record, whatever there is.
         let fields = |record: &Parameters| serde_json::to_value(record).unwrap_or_default();
         let mut asked = Parameters::from(&asked);
-        if let Some(linux) = linux::Variant::of(policy).filter(|_| asked.workload != Workload::Hog)
-        {
+        if let Some(linux) = linux::Variant::of(policy).filter(|_| !asked.workload.has_no_lock()) {
             // Linux has a spin budget of its own, and marks nothing.
             asked = Parameters { policy: linux.into(), spin_ns: 0, markers: false, ..asked };
         }
@@ -317,7 +316,11 @@ impl Plan {
 
 /// Whether a domain takes no lock, and only computes.
 fn computes(workload: &Line) -> bool {
-    workload.get(Key::workload) == Some(Workload::Hog.name())
+    workload_of(workload) == Some(Workload::Hog)
+}
+
+fn workload_of(line: &Line) -> Option<Workload> {
+    line.get(Key::workload)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -138,6 +138,8 @@ names! {
         Alloc = "alloc",
         /// No lock at all: every vCPU computes. A neighbour for those who are measured.
         Hog = "hog",
+        /// Nothing at all: every vCPU sleeps. A neighbour that is there and wants no time.
+        Sleeper = "sleeper",
     }
 
     /// A fault made on purpose, to see that it is noticed: half way, by the last vCPU that takes part.
@@ -225,7 +227,12 @@ impl Policy {
 impl Workload {
     /// Whether it is of one lock whatever the vCPUs.
     pub const fn has_one_lock(self) -> bool {
-        matches!(self, Workload::Handoff | Workload::Alloc | Workload::Hog)
+        matches!(self, Workload::Handoff | Workload::Alloc) || self.has_no_lock()
+    }
+
+    /// Whether no lock is taken in it, and no acquisition ends it.
+    pub const fn has_no_lock(self) -> bool {
+        matches!(self, Workload::Hog | Workload::Sleeper)
     }
 }
 

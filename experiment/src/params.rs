@@ -72,7 +72,7 @@ impl Params {
         if self.acquisitions.is_some() && self.duration.is_some() {
             return conflict(Key::duration, Key::acquisitions.to_string(), "one of the two".into());
         }
-        if self.workload == Workload::Hog && self.duration.is_none() {
+        if self.workload.has_no_lock() && self.duration.is_none() {
             let with = Key::acquisitions.to_string();
             return conflict(Key::workload, with, Key::duration.to_string());
         }

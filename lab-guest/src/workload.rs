@@ -61,7 +61,7 @@ pub trait Vcpu {
         0
     }
 
-    /// Gives up the pCPU for a while. For the fault that hangs; workloads never sleep.
+    /// Gives up the pCPU for a while. For the fault that hangs, and for who has nothing to do.
     fn sleep(&self);
 }
 
@@ -254,6 +254,21 @@ pub fn contend<L: TestedLock<Guarded>>(
 
 /// The workload `hog`: units of work, as long as a critical section, until the window's end.
 pub fn compute(vcpu: &impl Vcpu, plan: &Plan, progress: &AtomicU64) -> Share {
+    until_the_end(vcpu, plan, |share| {
+        work(plan.critical_turns);
+        share.acquisitions += 1;
+        // Relaxed: as above.
+        progress.store(share.acquisitions, Ordering::Relaxed);
+    })
+}
+
+/// The workload `sleeper`: sleep until the window's end.
+pub fn doze(vcpu: &impl Vcpu, plan: &Plan) -> Share {
+    until_the_end(vcpu, plan, |_| vcpu.sleep())
+}
+
+/// Does one thing again and again until the window's end.
+fn until_the_end(vcpu: &impl Vcpu, plan: &Plan, mut once: impl FnMut(&mut Share)) -> Share {
     let started = plan.start_at.unwrap_or_else(|| vcpu.now());
     let end = match plan.limit {
         Limit::Duration(time) => started.saturating_add(time.ns()),
@@ -261,10 +276,7 @@ pub fn compute(vcpu: &impl Vcpu, plan: &Plan, progress: &AtomicU64) -> Share {
     };
     let mut share = Share::default();
     while vcpu.now() < end && vcpu.proceed() {
-        work(plan.critical_turns);
-        share.acquisitions += 1;
-        // Relaxed: as above.
-        progress.store(share.acquisitions, Ordering::Relaxed);
+        once(&mut share);
     }
     share.elapsed_ns = vcpu.now().saturating_sub(started);
     share

@@ -141,7 +141,7 @@ impl Figures {
             let calibration = report.calibration;
             speeds.push(calibration.work_turns_per_ms);
             let own_late: u64 = report.vcpus.iter().map(|vcpu| vcpu.late_acquisitions).sum();
-            if report.parameters.workload == Workload::Hog {
+            if report.parameters.workload.has_no_lock() {
                 continue;
             }
             if report.parameters.policy != lock {
@@ -288,6 +288,12 @@ pub(super) mod tests {
         let figures = Figures::of(ADAPTIVE, &told).unwrap();
         assert_eq!((figures.rate, figures.neighbour), (1000.0, Some(1_020_000.0)));
         assert_eq!(figures.neighbour_loss, None, "what it makes alone is not known");
+        told.domains.push(domain("idle", "workload=sleeper duration=100ms"));
+        assert_eq!(
+            Figures::of(ADAPTIVE, &told).unwrap(),
+            figures,
+            "one that sleeps counts for nothing"
+        );
         told.neighbour_alone = Some(Ok(1_360_000.0));
         assert_eq!(Figures::of(ADAPTIVE, &told).unwrap().neighbour_loss, Some(0.25));
     }

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 pub const SCENARIO: &str = "bench-";
 
 /// The topologies in the order of a report: the fewest runnable vCPUs a pCPU first.
-pub const TOPOLOGIES: [(&str, f64); 8] = [
+pub const TOPOLOGIES: [(&str, f64); 9] = [
     ("2-on-2", 1.0),
     ("4-on-2", 2.0),
+    ("4-on-2-idle", 2.0),
     ("4-on-2-hog", 3.0),
     ("4-on-1", 4.0),
     ("2x4-on-2", 4.0),
@@ -264,7 +265,7 @@ pub fn ablation() -> Vec<Lock> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenario::Library;
+    use crate::scenario::{Library, XlConfig};
 
     #[test]
     fn every_topology_has_a_scenario_and_a_pvh_twin() {
@@ -272,8 +273,15 @@ mod tests {
             for suffix in ["", PVH] {
                 let scenario =
                     Library::Embedded.load(&format!("{SCENARIO}{name}{suffix}")).unwrap();
-                let vcpus: u64 =
-                    scenario.domains.iter().map(|d| d.config.integer_of("vcpus").unwrap()).sum();
+                let idle = |config: &XlConfig| {
+                    config.text_of("extra").unwrap().contains("workload=sleeper")
+                };
+                let vcpus: u64 = scenario
+                    .domains
+                    .iter()
+                    .filter(|domain| !idle(&domain.config))
+                    .map(|domain| domain.config.integer_of("vcpus").unwrap())
+                    .sum();
                 assert_eq!(vcpus as f64 / f64::from(scenario.pcpus), load, "{name}");
             }
         }
@@ -287,6 +295,7 @@ mod tests {
             ("512-on-64", Some((512, 64))),
             ("2x4-on-2", Some((8, 2))),
             ("4-on-2-hog", None),
+            ("4-on-2-idle", None),
             ("4-on-1-hog", None),
             ("4-on-1-pvh", None),
             ("4-on-0", None),

@@ -163,5 +163,7 @@ fn work_and_spin_can_be_given_in_turns() {
 fn a_hog_has_a_duration_and_no_locks() {
     assert!(Params::parse("workload=hog duration=1s", 4).is_ok());
     assert!(Params::parse("workload=hog", 4).is_err());
+    assert!(Params::parse("workload=sleeper", 4).is_err());
+    assert!(Params::parse("workload=sleeper duration=1s", 4).is_ok());
     assert!(Params::parse("workload=hog duration=1s locks=2", 4).is_err());
 }

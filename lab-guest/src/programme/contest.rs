@@ -22,7 +22,7 @@ use crate::workload::alloc::{TestedArena, churn};
 use crate::workload::rng::Around;
 use crate::workload::torture::Torture;
 use crate::workload::work::{Disturbed, fastest};
-use crate::workload::{Guarded, Plan, Share, Vcpu, compute, contend, free_locks};
+use crate::workload::{Guarded, Plan, Share, Vcpu, compute, contend, doze, free_locks};
 
 /// The locks of a run and the workload on them.
 pub(super) trait Contest: Send + Sync {
@@ -116,6 +116,7 @@ fn of_family<F: Family>(params: &Params) -> Box<dyn Contest> {
         }
         Workload::Torture => Box::new(Torture::<F>::new(params.locks)),
         Workload::Hog => Box::new(Hog(AtomicU64::new(0))),
+        Workload::Sleeper => Box::new(Sleeper),
         Workload::Alloc => {
             // For ever: the global allocator refers to it from now on.
             let arena = Box::leak(Box::new(TestedArena::<F>::new(params.vcpus, clock::now)));
@@ -143,6 +144,22 @@ impl Contest for Hog {
 
     fn describe(&self, out: &mut dyn Write) -> fmt::Result {
         writeln!(out, "no lock: workload=hog")
+    }
+}
+
+struct Sleeper;
+
+impl Contest for Sleeper {
+    fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, _: &AtomicU64) -> Share {
+        doze(vcpu, plan)
+    }
+
+    fn counter(&self) -> u64 {
+        0
+    }
+
+    fn describe(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "no lock: workload=sleeper")
     }
 }
 
