@@ -61,6 +61,29 @@ fn is_text(tokens: TokenStream) -> bool {
     }
 }
 
+/// The first string that is made into a message in `tokens`, which are those of a closure.
+fn formatted(tokens: TokenStream) -> Option<String> {
+    let mut before = String::new();
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) if before == "format" => {
+                return strings(group.stream()).into_iter().next();
+            }
+            // Not into another error's fields, nor into the arguments of a call.
+            TokenTree::Group(group) if before.is_empty() => {
+                if let Some(found) = formatted(group.stream()) {
+                    return Some(found);
+                }
+            }
+            TokenTree::Ident(name) => before = name.to_string(),
+            // `format!(...)`
+            TokenTree::Punct(mark) if mark.as_char() == '!' => {}
+            _ => before.clear(),
+        }
+    }
+    None
+}
+
 /// The messages of a source file, its tests left out.
 fn messages(tokens: TokenStream, found: &mut BTreeSet<String>) {
     let mut before = String::new();
@@ -72,6 +95,13 @@ fn messages(tokens: TokenStream, found: &mut BTreeSet<String>) {
                 if BEFORE.contains(&before.as_str()) && (before != "Err" || is_text(group.stream()))
                 {
                     found.extend(strings(group.stream()).into_iter().next());
+                }
+                match before.as_str() {
+                    "ok_or" if is_text(group.stream()) => {
+                        found.extend(strings(group.stream()).into_iter().next());
+                    }
+                    "ok_or_else" => found.extend(formatted(group.stream())),
+                    _ => {}
                 }
                 if teller && group.delimiter() == Delimiter::Brace {
                     found.extend(strings(group.stream()));
