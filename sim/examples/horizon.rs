@@ -10,21 +10,24 @@
 
 use std::error::Error;
 
-use pvlock::{Adaptive, AdaptiveWithin, KickAtUnlock};
+use pvlock::{Adaptive, AdaptiveWithin, KickAtUnlock, Policy};
 use pvlock_sim::{Config, Failure, Report, Time, simulate_with};
+
+const BUDGET: u64 = Adaptive::BUDGET;
+const HORIZON: u64 = Adaptive::HORIZON.expect("its thefts are bounded");
 
 /// A line of the table: its name, and what simulates it.
 type Variant = (&'static str, fn(&Config) -> Result<Report, Failure>);
 
 const VARIANTS: [Variant; 8] = [
     ("`kick-at-unlock`", simulate_with::<KickAtUnlock>),
-    ("horizon 0.5 ms", simulate_with::<AdaptiveWithin<50_000, 500_000>>),
+    ("horizon 0.5 ms", simulate_with::<AdaptiveWithin<BUDGET, 500_000>>),
     ("horizon 2 ms: the default", simulate_with::<Adaptive>),
-    ("horizon 8 ms", simulate_with::<AdaptiveWithin<50_000, 8_000_000>>),
-    ("horizon 32 ms", simulate_with::<AdaptiveWithin<50_000, 32_000_000>>),
-    ("no horizon", simulate_with::<AdaptiveWithin<50_000, { u64::MAX }>>),
-    ("budget 10 us", simulate_with::<AdaptiveWithin<10_000, 2_000_000>>),
-    ("budget 200 us", simulate_with::<AdaptiveWithin<200_000, 2_000_000>>),
+    ("horizon 8 ms", simulate_with::<AdaptiveWithin<BUDGET, 8_000_000>>),
+    ("horizon 32 ms", simulate_with::<AdaptiveWithin<BUDGET, 32_000_000>>),
+    ("no horizon", simulate_with::<AdaptiveWithin<BUDGET, { u64::MAX }>>),
+    ("budget 10 us", simulate_with::<AdaptiveWithin<10_000, HORIZON>>),
+    ("budget 200 us", simulate_with::<AdaptiveWithin<200_000, HORIZON>>),
 ];
 
 /// vCPUs, pCPUs and locks.

@@ -20,7 +20,9 @@ use crate::linux;
 use crate::plan::{Choices, Plan};
 use crate::progress::Progress;
 use crate::report::Mode;
-use crate::run::{DOM0_MIB, LAB_FOLDER, LAB_IMAGE, XEN_MIB, add_linux, linux_files, memory_of};
+use crate::run::{
+    DOM0_MIB, LAB_FOLDER, LAB_IMAGE, XEN_MIB, add_linux, check_linux, linux_files, memory_of,
+};
 use crate::scenario::{Library, Scenario};
 
 /// Real time for a boot, and for each cell: ten times what they take on an idle machine, hung domains aside.
@@ -83,9 +85,8 @@ pub(super) fn boot(
     for cell in cells {
         let plan = plan(request, &scenario, cell, &image_path, files.as_ref(), &folder);
         let plan = plan.and_then(|plan| {
-            let is_linux = matches!(cell.lock, Lock::Linux(_));
-            if let Some(lab) = lab.as_ref().filter(|_| is_linux && plan.has_pvh()) {
-                lab.check_pvh_linux()?;
+            if matches!(cell.lock, Lock::Linux(_)) {
+                check_linux(lab.as_ref(), &plan)?;
             }
             Ok(plan)
         });

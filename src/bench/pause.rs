@@ -1,14 +1,13 @@
 //! A guest's code without PAUSE, for an emulator in which one ends a pCPU's turn.
 //!
-//! Owns which PAUSEs are taken out: of a guest image all of them, of a Linux kernel those around its spin loops. Each becomes
-//! a NOP of the same length, so that no turn of a loop has an instruction more or less. Code is disassembled; bytes that
-//! only look like a PAUSE stay.
+//! Owns which PAUSEs are taken out: of a guest image all of them, of a Linux kernel those around
+//! its spin loops. Each becomes a NOP of the same length, so that no turn of a loop has an
+//! instruction more or less. Code is disassembled; bytes that only look like a PAUSE stay.
 
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 use goblin::elf::Elf;
-use goblin::elf::program_header::{PF_X, PT_LOAD};
 use goblin::elf::section_header::SHF_EXECINSTR;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
@@ -47,18 +46,16 @@ pub(super) fn out_of_image(image: &mut [u8]) -> Result<()> {
 /// If these were not recognised.
 pub(super) fn out_of_linux(files: &mut linux::Files) -> Result<()> {
     let places = files.places.clone().map_err(anyhow::Error::msg)?;
-    let elf = Elf::parse(&files.kernel).context("the Linux kernel is no ELF file")?;
-    let segment = elf
-        .program_headers
+    let segment = linux::budget::code_segments(&files.kernel)?
         .iter()
-        .filter(|segment| segment.p_type == PT_LOAD && segment.p_flags & PF_X != 0)
         .map(|segment| segment.file_range())
         .find(|file| places.iter().all(|place| file.contains(&(place.offset as usize))))
         .context("the spin loops of this Linux kernel are not in one segment")?;
     let (first, last) = places.iter().fold((u64::MAX, 0), |(first, last), place| {
         (first.min(place.offset), last.max(place.offset))
     });
-    // It may begin inside an instruction; a decoder is in step again long before it comes to the loops.
+    // It may begin inside an instruction; a decoder is in step again long before it comes to the
+    // loops.
     let begin = (first.saturating_sub(AROUND) as usize).max(segment.start);
     let end = ((last + AROUND) as usize).min(segment.end);
     if replace(&mut files.kernel, begin..end) < places.len() {

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use goblin::elf::Elf;
-use goblin::elf::program_header::{PF_X, PT_LOAD};
+use goblin::elf::program_header::{PF_X, PT_LOAD, ProgramHeader};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use serde::{Deserialize, Serialize};
 
@@ -50,11 +50,8 @@ pub struct Place {
 ///
 /// If there are not exactly two of them: another kernel, or one that this check does not know.
 pub fn find(kernel: &[u8]) -> Result<Vec<Place>> {
-    let elf = Elf::parse(kernel).context("the Linux kernel is no ELF file")?;
     let mut places = Vec::new();
-    for segment in
-        elf.program_headers.iter().filter(|s| s.p_type == PT_LOAD && s.p_flags & PF_X != 0)
-    {
+    for segment in code_segments(kernel)? {
         let code = kernel.get(segment.file_range()).context("the Linux kernel is cut off")?;
         for at in memmem(code, &STOCK.to_le_bytes()) {
             // B8+r: mov r32, imm32.
@@ -76,6 +73,18 @@ pub fn find(kernel: &[u8]) -> Result<Vec<Place>> {
             found.len()
         ),
     }
+}
+
+/// The segments of an uncompressed kernel that are code.
+///
+/// # Errors
+///
+/// If it is no ELF file.
+pub(crate) fn code_segments(kernel: &[u8]) -> Result<Vec<ProgramHeader>> {
+    let elf = Elf::parse(kernel).context("the Linux kernel is no ELF file")?;
+    let mut segments = elf.program_headers;
+    segments.retain(|segment| segment.p_type == PT_LOAD && segment.p_flags & PF_X != 0);
+    Ok(segments)
 }
 
 fn memmem<'a>(code: &'a [u8], wanted: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
@@ -188,7 +197,8 @@ pub fn write(
     Ok(written)
 }
 
-/// Turns of a spin loop of `instructions` (an even number from 6, one of them a PAUSE, or without `pause` a NOP) that take `us` microseconds on this pCPU while nobody disturbs it.
+/// Turns of a spin loop of `instructions` (an even number from 6, one of them a PAUSE, or without
+/// `pause` a NOP) that take `us` microseconds on this pCPU while nobody disturbs it.
 ///
 /// # Errors
 ///
@@ -223,7 +233,8 @@ macro_rules! spin_loop {
     ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
         $(#[$doc])*
         fn $name(turns: u32, instructions: u32) {
-            // SAFETY: it counts two registers down to zero; it reads and writes no memory and no stack.
+            // SAFETY: it counts two registers down to zero; it reads and writes no memory and no
+            // stack.
             unsafe {
                 core::arch::asm!(
                     "2:",
