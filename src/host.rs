@@ -275,8 +275,8 @@ impl<H: XenHost> PolicyRun<'_, H> {
         self.domains.iter().flat_map(|domain| names.iter().map(|name| domain.node(name))).collect()
     }
 
-    /// Creates the domains, each when the one before it is ready: a domain measures how fast it works while it
-    /// comes up, and a toolstack that is at work would disturb it.
+    /// Creates the domains, each when the one before it is ready: a domain measures how fast it
+    /// works while it comes up, and a toolstack that is at work would disturb it.
     fn create_all(&mut self, deadline: Instant) -> Result<()> {
         let linux_spin = linux::settle(self.plan.linux.as_ref(), self.policy)?;
         for planned in &self.plan.domains {

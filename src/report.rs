@@ -294,7 +294,8 @@ fn counted_wrong(domain: &DomainResult) -> Option<(u64, u64)> {
     (report.counter != report.acquisitions).then_some((report.counter, report.acquisitions))
 }
 
-/// A domain that ran something else than it was asked for, or whose result cannot be, has failed, whatever it says.
+/// A domain that ran something else than it was asked for, or whose result cannot be, has failed,
+/// whatever it says.
 fn compared(mut result: DomainResult, plan: &Plan, policy: &str) -> DomainResult {
     let name = &result.name;
     let mut told = Vec::from([result.message.clone()]);

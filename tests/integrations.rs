@@ -1,5 +1,6 @@
-//! What stands outside the workspace and needs no Xen: crates of other people with our lock under them, the library for
-//! C, and an example that was copied away. Each is built and tested as its reader would do it.
+//! What stands outside the workspace and needs no Xen: crates of other people with our lock under
+//! them, the library for C, and an example that was copied away. Each is built and tested as its
+//! reader would do it.
 //!
 //! The first run downloads from crates.io what they are tried with.
 #![cfg(not(no_guest_image))]

@@ -150,8 +150,9 @@ keys! {
     /// `torture` only: each vCPU's timer interrupts it so long after an acquisition at most, and the
     /// handler takes locks too; without a length, never.
     timer: Time = Time::ZERO, Accepts::Time(Time::ZERO, Time::s(1));
-    /// `torture` only: how long a vCPU takes at most to wake up and go on. With it, each wait for one of the
-    /// locks is held against the bound that its policy states; without a length, none is.
+    /// `torture` only: how long a vCPU takes at most to wake up and go on. With it, each wait for
+    /// one of the locks is held against the bound that its policy states; without a length, none
+    /// is.
     wakeup: Time = Time::ZERO, Accepts::Time(Time::ZERO, Time::s(1));
     /// `watch`: vCPU 0 does what the toolstack asks of the domain, and takes no part.
     control: Control = Control::Off, OneOf(Control::NAMES);

@@ -213,11 +213,12 @@ names! {
 const LOCKS: usize = Policy::SpinTicket as usize + 1;
 
 impl Policy {
-    /// The locks, each another way to lock: what an experiment compares unless a person says otherwise.
+    /// The locks, each another way to lock: what an experiment compares unless a person says
+    /// otherwise.
     pub const LOCKS: &'static [Policy] = Self::ALL.split_at(LOCKS).0;
 
-    /// [`Adaptive`](Self::Adaptive) with another budget or horizon, or without one of its mechanisms: what is each
-    /// of them worth? For no other use.
+    /// [`Adaptive`](Self::Adaptive) with another budget or horizon, or without one of its
+    /// mechanisms: what is each of them worth? For no other use.
     pub const VARIANTS: &'static [Policy] = Self::ALL.split_at(LOCKS).1;
 
     /// What a comparison is of, unless a person says otherwise: the lock before the patch, and after it.

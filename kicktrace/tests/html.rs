@@ -1,5 +1,5 @@
-//! The HTML report in a real browser, headless: it paints, in light and in dark, and at 1280 pixels and
-//! at 390 (a telephone's) nothing runs off the page.
+//! The HTML report in a real browser, headless: it paints, in light and in dark, and at 1280 pixels
+//! and at 390 (a telephone's) nothing runs off the page.
 //!
 //! Chromium or Chrome is taken from `$CHROMIUM` or the `PATH`. Where there is none these tests say so
 //! and look at nothing.
@@ -134,7 +134,8 @@ fn the_report_paints_in_light_and_dark_and_fits() {
     }
 }
 
-/// Measures the laid out page with a script that the page itself does not have, in a frame of each width.
+/// Measures the laid out page with a script that the page itself does not have, in a frame of each
+/// width.
 fn fits(browser: &Path, name: &str, page: &str) {
     const OUTER: &str = "<!doctype html><title>wait</title><iframe src=\"PAGE\" width=\"WIDE\" height=\"4000\" \
         style=\"border:0\"></iframe><script>onload = () => {\

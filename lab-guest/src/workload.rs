@@ -54,8 +54,8 @@ pub trait Vcpu {
         section()
     }
 
-    /// How long vCPUs of this domain could have run so far and had no pCPU, all together, in nanoseconds. Up to
-    /// `now` those that have none now, if that is given.
+    /// How long vCPUs of this domain could have run so far and had no pCPU, all together, in
+    /// nanoseconds. Up to `now` those that have none now, if that is given.
     fn stolen_from_all(&self, now: Option<u64>) -> u64 {
         let _ = now;
         0
@@ -103,8 +103,8 @@ pub struct Plan {
     pub vcpus: u32,
     /// How long after a turn the vCPU's timer interrupts it, at most; 0 = never.
     pub timer_ns: u64,
-    /// How long a wait for a lock of which that can be said may last, in nanoseconds in which the vCPUs that can run
-    /// have a pCPU.
+    /// How long a wait for a lock of which that can be said may last, in nanoseconds in which the
+    /// vCPUs that can run have a pCPU.
     pub wait_bound_ns: Option<u64>,
 }
 
@@ -141,7 +141,8 @@ pub struct Share {
     pub running_ns: u64,
     /// Time from asking for a lock to owning it, in nanoseconds.
     pub latency: Histogram,
-    /// The longest wait that has a bound, without what the hypervisor took away meanwhile, in nanoseconds.
+    /// The longest wait that has a bound, without what the hypervisor took away meanwhile, in
+    /// nanoseconds.
     pub longest_bounded_ns: u64,
 }
 

@@ -158,8 +158,9 @@ mod dropped_guard {
     }
 }
 
-/// A kernel whose lock is its own, and whose guard behaviour is a parameter (`SpinLock<T, G>` of Asterinas' `ostd`): it
-/// casts between locks that differ in `G`, so the lock inside must not know of it.
+/// A kernel whose lock is its own, and whose guard behaviour is a parameter (`SpinLock<T, G>` of
+/// Asterinas' `ostd`): it casts between locks that differ in `G`, so the lock inside must not know
+/// of it.
 mod lock_inside_the_kernel {
     use super::{ENABLED, Threads};
     use core::cell::UnsafeCell;
@@ -246,8 +247,9 @@ mod lock_inside_the_kernel {
     }
 }
 
-/// A kernel whose lock types take a backend: a trait of a state, and of functions on a pointer to it (Linux'
-/// `kernel::sync::lock::Backend`, by its public documentation). The state is pinned, and zeroed memory until `init`.
+/// A kernel whose lock types take a backend: a trait of a state, and of functions on a pointer to
+/// it (Linux' `kernel::sync::lock::Backend`, by its public documentation). The state is pinned, and
+/// zeroed memory until `init`.
 mod backend {
     use super::Threads;
     use pvlock::{KickAtUnlock, RawPvLock};

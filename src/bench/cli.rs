@@ -37,8 +37,8 @@ pub struct Arguments {
     /// A lock; may be given several times. Without it: all of the guest's, linux, linux-nopvspin, linux-50us.
     #[arg(long = "lock", value_name = "LOCK")]
     locks: Vec<Lock>,
-    /// What each mechanism of adaptive is worth: adaptive, all its variants, and kick-at-unlock; besides them the locks that
-    /// --lock names.
+    /// What each mechanism of adaptive is worth: adaptive, all its variants, and kick-at-unlock;
+    /// besides them the locks that --lock names.
     #[arg(long)]
     ablation: bool,
     /// Work inside and outside the lock in microseconds, such as 2/4; may be given several times. Without it: 0.2/0.4,
@@ -77,8 +77,9 @@ pub struct Arguments {
     /// Do not count kicks in the hypervisor's trace.
     #[arg(long)]
     no_trace: bool,
-    /// In repeatable mode: with a NOP for each PAUSE, in the guests and around Linux' spin loops. The emulator ends a
-    /// pCPU's turn at a PAUSE, so that spinning is nearly free with it; without, a spinner slows the holder.
+    /// In repeatable mode: with a NOP for each PAUSE, in the guests and around Linux' spin loops.
+    /// The emulator ends a pCPU's turn at a PAUSE, so that spinning is nearly free with it;
+    /// without, a spinner slows the holder.
     #[arg(long, conflicts_with = "parallel")]
     no_pause: bool,
     /// Run cells again that failed before.

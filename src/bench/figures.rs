@@ -27,8 +27,8 @@ pub struct Told {
     pub neighbour_alone: Option<Result<f64, String>>,
 }
 
-/// Work of those of the domains that only compute, in turns a second of the window; `None` if none of them does. They
-/// have run well.
+/// Work of those of the domains that only compute, in turns a second of the window; `None` if none
+/// of them does. They have run well.
 pub(super) fn computed(domains: &[DomainResult]) -> Option<f64> {
     let mut hogs = domains
         .iter()

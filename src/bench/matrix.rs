@@ -256,7 +256,8 @@ pub fn all_locks() -> Vec<Lock> {
     Policy::LOCKS.iter().copied().map(Lock::Guest).chain(linux).collect()
 }
 
-/// What each mechanism of `adaptive` is worth: it, all its variants, and the strict lock that it grew from.
+/// What each mechanism of `adaptive` is worth: it, all its variants, and the strict lock that it
+/// grew from.
 pub fn ablation() -> Vec<Lock> {
     let known = [Policy::Adaptive, Policy::KickAtUnlock];
     known.iter().chain(Policy::VARIANTS).copied().map(Lock::Guest).collect()

@@ -273,7 +273,8 @@ fn a_crash_without_a_word_of_the_guests_is_told_by_what_xen_knows() {
     assert!(ran.problem().contains("nothing more is known"), "{}", ran.problem());
 }
 
-/// On a busy host a start line had passed when it came, and the table said that the domain had crashed.
+/// On a busy host a start line had passed when it came, and the table said that the domain had
+/// crashed.
 #[test]
 fn a_domain_that_could_not_begin_is_told_with_its_own_words() {
     let late = vec![Act::State("ready"), Act::State("failed"), Act::Life(Life::Crashed)];

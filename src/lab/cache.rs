@@ -72,7 +72,8 @@ impl Cache {
         fs::create_dir_all(&runs).map_err(Error::file("create folder", &runs))?;
         for entry in fs::read_dir(&runs).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            // Anything else is not ours: the cache may be put into a folder that has a `run` already.
+            // Anything else is not ours: the cache may be put into a folder that has a `run`
+            // already.
             let owner = name.to_str().and_then(|name| name.split_once('-')?.0.parse::<u32>().ok());
             if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                 // Another process may be doing the same.

@@ -43,10 +43,10 @@ impl Emulator<'_> {
     }
 }
 
-/// Whether this QEMU takes a guest's read of CR2 for one of CR0, as those since 9.1 do: under SVM it
-/// asks for the wrong intercept. Xen has asked for reads of CR0, so it gets this one, and answers with a CR2
-/// that it does not keep: 0. A kernel that handles page faults, such as Linux as PVH, ends at its first one.
-/// Seen with 10.0.2, not with 7.2; a PV guest has no such intercepts.
+/// Whether this QEMU takes a guest's read of CR2 for one of CR0, as those since 9.1 do: under SVM
+/// it asks for the wrong intercept. Xen has asked for reads of CR0, so it gets this one, and
+/// answers with a CR2 that it does not keep: 0. A kernel that handles page faults, such as Linux as
+/// PVH, ends at its first one. Seen with 10.0.2, not with 7.2; a PV guest has no such intercepts.
 pub(super) fn misreads_cr2(version: &str) -> bool {
     let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
     let mut numbers = upstream.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);

@@ -179,9 +179,9 @@ impl<'a> Column<'a> {
         if all { certainty } else { certainty.max(Certainty::LowerBound) }
     }
 
-    /// By the guests' markers where they wrote them, else as the order of records suggests; but what a
-    /// domain's vCPUs did elsewhere is no acquisition of a lock in which, by their own count, nobody slept. `None`
-    /// for Linux, which marks nothing and does not count its sleeps.
+    /// By the guests' markers where they wrote them, else as the order of records suggests; but
+    /// what a domain's vCPUs did elsewhere is no acquisition of a lock in which, by their own
+    /// count, nobody slept. `None` for Linux, which marks nothing and does not count its sleeps.
     pub(super) fn acquired(&self) -> Option<Acquired> {
         if self.is_linux() {
             return None;

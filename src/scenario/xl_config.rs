@@ -64,7 +64,8 @@ impl XlConfig {
     ///
     /// At the first place that is not `KEY=VALUE`, a comment or an empty line.
     pub fn parse(file: &str, text: &str) -> Result<XlConfig, ConfigError> {
-        // xl knows no other line end, and no mark before the first line, as editors of Windows write one.
+        // xl knows no other line end, and no mark before the first line, as editors of Windows
+        // write one.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
         let mut parser = Parser { file, rest: &text, line: 1 };
         let mut settings = Vec::new();

@@ -45,7 +45,8 @@ fn each_once(kind: DomainType) -> Vec<Operation> {
     match kind {
         DomainType::Pv => {
             operations.insert(0, Operation::Reboot);
-            // Of a restored domain, which has to say again where its frames are. As PVH it takes many minutes.
+            // Of a restored domain, which has to say again where its frames are. As PVH it takes
+            // many minutes.
             operations.push(Operation::DumpCore);
             operations.extend([Operation::SaveAndRestore, Operation::SaveAndContinue]);
         }
@@ -90,7 +91,8 @@ fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
     }
 }
 
-/// A core of a PV domain, as `xl dump-core` writes it: the code of `image` is in it, where it was loaded.
+/// A core of a PV domain, as `xl dump-core` writes it: the code of `image` is in it, where it was
+/// loaded.
 fn check_core(core: &[u8], image: &[u8]) {
     let elf = Elf::parse(core).expect("an ELF file");
     assert_eq!(elf.header.e_type, ET_CORE);

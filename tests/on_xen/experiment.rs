@@ -125,8 +125,8 @@ fn linux_is_a_lock_that_counts_exactly_and_bears_its_name() {
     }
 }
 
-/// A kernel whose code looks another way is refused where its budget is to be changed, and no number is written
-/// into it.
+/// A kernel whose code looks another way is refused where its budget is to be changed, and no
+/// number is written into it.
 #[test]
 fn a_linux_kernel_with_another_spin_loop_gets_no_budget() {
     if !can_build_a_module() {
@@ -232,9 +232,9 @@ fn a_repeatable_run_repeats_every_figure_on_a_busy_machine() {
         // The emulator's threads then run at other times of each other.
         let _busy = (name == "b").then(Busy::start);
         let out = folder.path().join(name);
-        // FIFO event channels here, 2-level ones above: the kicks are the same. Waiters sleep at once: in this mode a
-        // PAUSE gives the pCPU away, so 20 us of them last until nobody sleeps, and what the trace does not see
-        // cannot be inferred from it.
+        // FIFO event channels here, 2-level ones above: the kicks are the same. Waiters sleep at
+        // once: in this mode a PAUSE gives the pCPU away, so 20 us of them last until nobody
+        // sleeps, and what the trace does not see cannot be inferred from it.
         let settings = ["--set", "acquisitions=60", "--set", "events=fifo", "--set", "spin=100ns"];
         let output = run(&[&["overcommit-2x", "--repeatable"], &settings[..]].concat(), &out);
         assert_eq!(
@@ -275,9 +275,10 @@ fn trouble(domains: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
-/// Two vCPUs, each on a pCPU of its own, take one lock again and again: whoever sleeps is passed until it is late. So a lock
-/// whose thefts end keeps to the bound that it states, and one whose thefts do not is told as failed. Instructions are
-/// counted, so that a wake-up lasts as long on a busy machine.
+/// Two vCPUs, each on a pCPU of its own, take one lock again and again: whoever sleeps is passed
+/// until it is late. So a lock whose thefts end keeps to the bound that it states, and one whose
+/// thefts do not is told as failed. Instructions are counted, so that a wake-up lasts as long on a
+/// busy machine.
 #[test]
 fn a_wait_keeps_to_the_bound_and_one_beyond_it_is_told() {
     let folder =
@@ -294,7 +295,8 @@ fn a_wait_keeps_to_the_bound_and_one_beyond_it_is_told() {
         |name: &str| policy(&results, name).domains[0].report.as_ref().unwrap().outcome.clone();
     assert_eq!(outcome("adaptive"), Outcome::Success, "{told}");
     let Outcome::Failure(why) = outcome("adaptive-no-horizon") else { panic!("{told}") };
-    // Its budget, the horizon of the lock that it is a variant of, and a section and a wake-up for each vCPU.
+    // Its budget, the horizon of the lock that it is a variant of, and a section and a wake-up for
+    // each vCPU.
     assert!(why.starts_with("a wait lasted ") && why.contains(" says 4050000 ns at most"), "{why}");
 }
 

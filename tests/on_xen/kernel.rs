@@ -59,8 +59,8 @@ pub(crate) fn run(command: &mut Command) {
     assert!(!said.contains("warning"), "{said}");
 }
 
-/// Boots a host whose script finds these kernels, by their names, and the `config` of their domains in `/guest`:
-/// what it brought home.
+/// Boots a host whose script finds these kernels, by their names, and the `config` of their domains
+/// in `/guest`: what it brought home.
 pub(crate) fn boot_all<const N: usize>(
     kernels: [(&str, Vec<u8>); N],
     config: &'static [u8],

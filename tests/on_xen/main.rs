@@ -1,9 +1,9 @@
 //! What is tested on a booted host: real Xen, and for one test KVM.
 //!
-//! One program, so that as many hosts run side by side as this machine has cores; a host of the lab keeps
-//! little more than one of them busy. Tests begin in the order of their names: the longest first. The
-//! tests need Xen and make it themselves: the first run downloads about 220 MB into pvlab's cache. One boot
-//! serves many checks.
+//! One program, so that as many hosts run side by side as this machine has cores; a host of the lab
+//! keeps little more than one of them busy. Tests begin in the order of their names: the longest
+//! first. The tests need Xen and make it themselves: the first run downloads about 220 MB into
+//! pvlab's cache. One boot serves many checks.
 
 // Where there are no sources of a guest, there are none of the kernels outside the workspace.
 #[cfg(not(no_guest_image))]

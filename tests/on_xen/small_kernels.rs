@@ -1,6 +1,6 @@
-//! The small kernels with boot code of their own: `example-kernel`, which joins `pvlock` and `evtchn` by itself, and
-//! the guest in C, which has both from the C library. Built as their readers would build them, and booted on real
-//! Xen, one after another in one boot.
+//! The small kernels with boot code of their own: `example-kernel`, which joins `pvlock` and
+//! `evtchn` by itself, and the guest in C, which has both from the C library. Built as their
+//! readers would build them, and booted on real Xen, one after another in one boot.
 
 use std::fs::{self, File};
 use std::io::BufReader;
@@ -15,8 +15,8 @@ use pvlab::plan::TRACE_MASK_PVH;
 use crate::domains::{RUN, wanted};
 use crate::kernel::{self, Crates, cargo};
 
-/// The domains: a name, and what to do besides running it. Not pinned, as in `guest.rs`: the first vCPU waits while
-/// the others go down.
+/// The domains: a name, and what to do besides running it. Not pinned, as in `guest.rs`: the first
+/// vCPU waits while the others go down.
 const DOMAINS: [(&str, &str); 3] =
     [("example", "run example"), ("example-alone", "run example-alone"), ("c-guest", TRACED)];
 

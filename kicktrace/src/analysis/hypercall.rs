@@ -11,7 +11,8 @@ use crate::markers;
 use crate::summary::{Certainty, DomainKind};
 
 impl<O: Observe> Analyser<O> {
-    /// The current vCPU enters Xen or leaves it: what it did there before is over. Returns who it is.
+    /// The current vCPU enters Xen or leaves it: what it did there before is over. Returns who it
+    /// is.
     #[inline]
     pub(super) fn close(&mut self, cpu: u32) -> Current {
         let pcpu = self.pcpu(cpu);

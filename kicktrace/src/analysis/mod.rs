@@ -143,8 +143,8 @@ struct Pcpu {
     exit_tsc: u64,
     /// The last WAKE written here, until the change it makes.
     wake: Option<Wake>,
-    /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting; there is none
-    /// without a `wake`.
+    /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting; there
+    /// is none without a `wake`.
     outer_wake: Option<Wake>,
     /// Whether the trace shows how the current vCPU came, or entered Xen last.
     watched: bool,
@@ -417,8 +417,8 @@ impl<O: Observe> Visit for Analyser<O> {
         Ok(())
     }
 
-    /// A handler gets the parts it needs, and none gets the record: one whose address nobody takes stays
-    /// in registers.
+    /// A handler gets the parts it needs, and none gets the record: one whose address nobody takes
+    /// stays in registers.
     #[inline]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
         if O::LISTENS && !self.started {

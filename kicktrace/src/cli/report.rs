@@ -74,8 +74,8 @@ pub(super) fn write(
     Ok(summary)
 }
 
-/// Reads the trace for the summary of a window, and for `beside`. When the summary is made, `tell` is called
-/// with it and the observer.
+/// Reads the trace for the summary of a window, and for `beside`. When the summary is made, `tell`
+/// is called with it and the observer.
 fn observe<O: Observe>(
     input: &Input,
     observer: O,

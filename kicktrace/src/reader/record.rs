@@ -65,10 +65,10 @@ pub trait Visit {
     /// An error ends the reading and is returned by [`read`](crate::reader::read).
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error>;
 
-    /// Whether a record of this event, whose payload begins with `first` unless it is empty, needs its
-    /// place among those of *its own* pCPU only. It may then come before earlier records of other
-    /// pCPUs, which makes the merge faster. The format's own records ([`event::GENERAL`]) always need
-    /// their place among all.
+    /// Whether a record of this event, whose payload begins with `first` unless it is empty, needs
+    /// its place among those of *its own* pCPU only. It may then come before earlier records of
+    /// other pCPUs, which makes the merge faster. The format's own records ([`event::GENERAL`])
+    /// always need their place among all.
     ///
     /// Asked of every record: an answer without branches is the fastest.
     #[inline]

@@ -24,8 +24,8 @@ pub(super) struct Tournament {
 
 impl Player {
     /// The winner against `other`: the lower key, and the lower stream among equal keys. Nobody can
-    /// predict who that is, so there must be no branch in it. (A comparison of both fields as one number of
-    /// 128 bits is compiled to one.)
+    /// predict who that is, so there must be no branch in it. (A comparison of both fields as one
+    /// number of 128 bits is compiled to one.)
     #[inline]
     fn play(self, other: Self) -> Self {
         let wins = (self.key < other.key) | (self.key == other.key) & (self.stream < other.stream);

@@ -401,16 +401,17 @@ struct Walk {
 }
 
 impl Walk {
-    /// Goes on, once a record carried a TSC, over those that give nothing to decide, which nearly all
-    /// are: not the format's own, in step with the one before, and in the first of [`LONGEST`] words or
-    /// more that are left. Notes the stops among them.
+    /// Goes on, once a record carried a TSC, over those that give nothing to decide, which nearly
+    /// all are: not the format's own, in step with the one before, and in the first of [`LONGEST`]
+    /// words or more that are left. Notes the stops among them.
     ///
-    /// All that this loop needs fits into registers; so it shares no function with what is rare. The
-    /// branches that leave it are the only ones in it.
+    /// All that this loop needs fits into registers; so it shares no function with what is rare.
+    /// The branches that leave it are the only ones in it.
     #[inline(never)]
     fn ordinary<V: Visit>(&mut self, words: &[u32], stops: &mut Vec<u32>) {
         let (mut at, mut before, mut records) = (self.at, self.before, 0);
-        // Whether a record is a stop nobody could predict: each is noted, and overwritten if it is none.
+        // Whether a record is a stop nobody could predict: each is noted, and overwritten if it is
+        // none.
         let (mut batch, mut count) = ([0; 64], 0);
         while let Some(of) = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) {
             let header = of[0];
@@ -434,8 +435,8 @@ impl Walk {
         self.records += records;
     }
 
-    /// The latest TSC that a record carried, 0 if none did. TSCs fall in steps only, so it is the last one
-    /// or that before a step.
+    /// The latest TSC that a record carried, 0 if none did. TSCs fall in steps only, so it is the
+    /// last one or that before a step.
     fn latest(&self) -> u64 {
         if self.timed { self.peak.max(self.before) } else { self.peak }
     }

@@ -1,6 +1,8 @@
-//! Variants of the default policy: with another budget, another horizon, or without one of its mechanisms.
+//! Variants of the default policy: with another budget, another horizon, or without one of its
+//! mechanisms.
 //!
-//! Owns their numbers and what is missing in each. They are for measuring what each is worth, and nobody's lock.
+//! Owns their numbers and what is missing in each. They are for measuring what each is worth, and
+//! nobody's lock.
 
 use pvlock::{Adaptive, AdaptiveWithin, Mechanism, Platform, Policy, Spin};
 

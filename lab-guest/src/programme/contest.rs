@@ -65,10 +65,11 @@ fn tried<L: TestedLock<Guarded>>(locks: &[CachePadded<L>]) -> u64 {
     locks.iter().map(|lock| lock.with(|guarded| guarded.tried())).sum()
 }
 
-/// How long a wait may last by the policy's own word, in nanoseconds, if `params` tell how long a wake-up takes.
+/// How long a wait may last by the policy's own word, in nanoseconds, if `params` tell how long a
+/// wake-up takes.
 ///
-/// From asking to owning: a newcomer's budget; the horizon, for which others may pass it; then a section and a
-/// wake-up for each one ahead and for itself.
+/// From asking to owning: a newcomer's budget; the horizon, for which others may pass it; then a
+/// section and a wake-up for each one ahead and for itself.
 pub(super) fn wait_bound_ns(params: &Params) -> Option<u64> {
     let before_its_turn = match params.policy {
         Policy::KickAtUnlock => params.spin.ns(),

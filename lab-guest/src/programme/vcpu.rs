@@ -67,7 +67,8 @@ impl Vcpu for RunningVcpu<'_> {
     fn stolen_from_all(&self, now: Option<u64>) -> u64 {
         let stolen = |vcpu| {
             let runstate = &Area::of(vcpu).runstate;
-            // Relaxed: numbers that Xen writes as that vCPU comes and goes. It has the state before the time.
+            // Relaxed: numbers that Xen writes as that vCPU comes and goes. It has the state before
+            // the time.
             let since = runstate.state_entry_time.load(Relaxed);
             let is_runnable = runstate.state.load(Relaxed) == 1;
             let going_on = now.filter(|_| is_runnable).map_or(0, |now| now.saturating_sub(since));

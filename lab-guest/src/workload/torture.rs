@@ -3,8 +3,8 @@
 //! Owns locks that last, and locks that live for a moment and whose memory is another lock the
 //! next. Each vCPU, at random: nests up to four locks, tries a lock, or visits a short-lived one
 //! and frees it if it is the last. Where timers interrupt it, their handlers take locks of their
-//! own kind, which it also takes itself, uninterrupted. Where a plan says how long a wait may last, all
-//! meet at one more lock, whose waits are timed. Everything done under a lock is counted
+//! own kind, which it also takes itself, uninterrupted. Where a plan says how long a wait may last,
+//! all meet at one more lock, whose waits are timed. Everything done under a lock is counted
 //! without atomics, and the counts must be exact in the end.
 //!
 //! It measures nothing worth quoting: acquisitions are of several kinds.

@@ -9,8 +9,8 @@ use crate::analysis::{Cause, HostDomain, HostPcpu, HostSummary, Runnable};
 use crate::output::host::{entry_name, event_name, percent};
 use crate::summary::{Clock, Count, Distribution};
 
-/// Told of each pCPU, of each domain, of each domain, and of the trace; JSON and CSV of `kicktrace host`
-/// have all.
+/// Told of each pCPU, of each domain, of each domain, and of the trace; JSON and CSV of `kicktrace
+/// host` have all.
 const WHO: usize = 4;
 const ENTRIES: usize = 16;
 const LOCKS: usize = 8;
