@@ -99,6 +99,7 @@ fn check_run(results: &Results, acquisitions: u64, events: EventAbi) {
 const LINUX: &str = "linux-800turns";
 
 #[test]
+#[ignore = "Linux refuses to calibrate on one noisy boot in five: .ci/long linux runs it"]
 fn linux_is_a_lock_that_counts_exactly_and_bears_its_name() {
     if !can_build_a_module() {
         return;
