@@ -257,7 +257,8 @@ impl<H: XenHost> PolicyRun<'_, H> {
             if let Some(now) = self.host.read(&clock)? {
                 let now: u64 =
                     now.parse().with_context(|| format!("{clock} is `{now}`, no time"))?;
-                let after = self.plan.start_line_after(asked.elapsed(), domains);
+                let left = deadline.saturating_duration_since(Instant::now());
+                let after = self.plan.start_line_after(asked.elapsed(), domains, left);
                 return Ok((now + after.as_nanos() as u64).to_string());
             }
             interrupt::check()?;

@@ -104,10 +104,13 @@ pub struct PlannedDomain {
 }
 
 impl Plan {
-    /// How long after its answer the start line is, when a domain took `answered` to say what time it is, and
-    /// `domains` are to be told: a busy dom0 gets the time it needs. Without it the line had passed when it came.
-    pub fn start_line_after(&self, answered: Duration, domains: u32) -> Duration {
-        self.start_after.max(4 * answered.saturating_mul(domains))
+    /// How long after its answer the start line is, when a domain took `answered` to say what time
+    /// it is, `domains` are to be told, and `left` of the deadline remains: a busy dom0 gets the
+    /// time that it needs, for otherwise the line has passed when it comes. But one slow answer may
+    /// not take the time in which the domains are to run, so it gets a quarter of it at most.
+    pub fn start_line_after(&self, answered: Duration, domains: u32, left: Duration) -> Duration {
+        let wanted = answered.saturating_mul(4).saturating_mul(domains);
+        wanted.min(left / 4).max(self.start_after)
     }
 
     /// Plans `scenario` with the guest image at `image`.
@@ -346,8 +349,19 @@ mod tests {
     #[test]
     fn a_slow_host_gets_a_later_start_line() {
         let (plan, ms) = (plan(), Duration::from_millis);
-        assert_eq!(plan.start_line_after(ms(20), 3), start_after());
-        assert_eq!(plan.start_line_after(ms(600), 2), ms(4_800));
+        assert_eq!(plan.start_line_after(ms(20), 3, ms(80_000)), start_after());
+        assert_eq!(plan.start_line_after(ms(600), 2, ms(80_000)), ms(4_800));
+    }
+
+    /// One answer took three seconds: the start line of seven domains lay beyond the deadline, and
+    /// all of them "hung".
+    #[test]
+    fn a_start_line_leaves_most_of_the_deadline_to_the_domains() {
+        let (plan, ms) = (plan(), Duration::from_millis);
+        assert_eq!(plan.start_line_after(ms(3_000), 7, ms(60_000)), ms(15_000));
+        assert_eq!(plan.start_line_after(Duration::MAX, 7, ms(60_000)), ms(15_000));
+        // The least it is, however late it is.
+        assert_eq!(plan.start_line_after(ms(3_000), 7, Duration::ZERO), start_after());
     }
 
     #[test]
