@@ -1,18 +1,19 @@
 //! The default policy: newcomers may take the lock past a sleeping head, for a time that is
 //! bounded.
 //!
-//! Owns two numbers, the budget and the horizon, and what they are worth. Like every policy it
-//! decides only; see [`policy`](crate::policy). What a horizon means is in [`pv`](crate::pv).
+//! Owns three numbers, the budget, the horizon and what a CPU adds to it, and what they are worth.
+//! Like every policy it decides only; see [`policy`](crate::policy). What a horizon means is in
+//! [`pv`](crate::pv).
 
 use crate::Platform;
 use crate::policy::{Policy, Spin, Stage};
 
-/// [`AdaptiveWithin`] a spin budget of 50 microseconds and a horizon of 2 milliseconds: the default
-/// of [`Mutex`](crate::Mutex).
-pub type Adaptive = AdaptiveWithin<50_000, 2_000_000>;
+/// [`AdaptiveWithin`] a spin budget of 50 microseconds and a horizon of half a millisecond for each
+/// CPU, but of 2 milliseconds at least: the default of [`Mutex`](crate::Mutex).
+pub type Adaptive = AdaptiveWithin<50_000, 2_000_000, 500_000>;
 
 /// Lets a running CPU have the lock while the head of the queue sleeps or wakes up, and nobody wait
-/// for long. `BUDGET` and `HORIZON` are in nanoseconds.
+/// for long. All three numbers are in nanoseconds.
 ///
 /// - **Budget.** A newcomer looks at the lock for as long, and takes it as soon as it is free; then
 ///   it queues, and sleeps at once. A head that was kicked does the same, as an equal of newcomers.
@@ -20,33 +21,47 @@ pub type Adaptive = AdaptiveWithin<50_000, 2_000_000>;
 /// - **Horizon.** A waiter that has been in the queue for longer comes first: it forbids thefts
 ///   when it is the head, and an unlock that wakes it reserves the lock for it. Nobody goes on
 ///   stealing for longer either. A longer horizon is faster, and the longest wait grows with it.
+/// - **Per CPU.** The horizon is `PER_CPU` times the number of CPUs that there are
+///   ([`Platform::online_cpus`]), where that is more than `HORIZON`. A queue of many needs it: when
+///   its turns, one after the other, last longer than the horizon, everybody is late on becoming
+///   the head, and the lock is a strict queue, at the price of one. 0 makes the horizon the same
+///   for every number of CPUs.
 ///
 /// From joining the queue to owning the lock a waiter with *n* others ahead of it needs at most
-/// `HORIZON` + (*n* + 1) × (a critical section + a wake-up), in time in which its vCPU, and those
-/// ahead, get a pCPU when they can run. In [`Mode::Native`](crate::Mode::Native) nobody sleeps or
-/// steals, and both numbers mean nothing.
+/// [`horizon`](Policy::horizon) + (*n* + 1) × (a critical section + a wake-up), in time in which
+/// its vCPU, and those ahead, get a pCPU when they can run. In
+/// [`Mode::Native`](crate::Mode::Native) nobody sleeps or steals, and the numbers mean nothing.
 ///
 /// ```
 /// # #[allow(dead_code)] mod platform { include!("../tests/common/threads.rs"); }
 /// # use platform::Threads;
-/// use pvlock::{AdaptiveWithin, Mutex};
+/// use pvlock::{Adaptive, AdaptiveWithin, Mutex, Policy};
 ///
 /// /// For a guest that would rather have waits of one millisecond than the last few percent.
 /// type Prompt = AdaptiveWithin<50_000, 500_000>;
 ///
 /// static TICKS: Mutex<u64, Threads, Prompt> = Mutex::new(0);
 /// *TICKS.lock() += 1;
+///
+/// // With 16 CPUs:
+/// assert_eq!(Prompt::horizon(16), Some(500_000));
+/// assert_eq!(Adaptive::horizon(16), Some(8_000_000));
 /// ```
-pub struct AdaptiveWithin<const BUDGET: u64, const HORIZON: u64>;
+pub struct AdaptiveWithin<const BUDGET: u64, const HORIZON: u64, const PER_CPU: u64 = 0>;
 
-impl<const BUDGET: u64, const HORIZON: u64> AdaptiveWithin<BUDGET, HORIZON> {
+impl<const BUDGET: u64, const HORIZON: u64, const PER_CPU: u64>
+    AdaptiveWithin<BUDGET, HORIZON, PER_CPU>
+{
     /// Its spin budget, in nanoseconds.
     pub const BUDGET: u64 = BUDGET;
 }
 
-impl<const BUDGET: u64, const HORIZON: u64> Policy for AdaptiveWithin<BUDGET, HORIZON> {
+impl<const BUDGET: u64, const HORIZON: u64, const PER_CPU: u64> Policy
+    for AdaptiveWithin<BUDGET, HORIZON, PER_CPU>
+{
     const NAME: &'static str = "adaptive";
     const HORIZON: Option<u64> = Some(HORIZON);
+    const HORIZON_PER_CPU: u64 = PER_CPU;
 
     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
         // Behind the head nobody can have the lock, and a new head has spent its budget as a

@@ -75,6 +75,25 @@ pub unsafe trait Platform: 'static {
     /// counter of wake-up latencies is wrong.
     fn now() -> u64;
 
+    /// How many CPUs there are now that take locks. From it comes the horizon of policies that let
+    /// each CPU add to it ([`Policy::HORIZON_PER_CPU`]), and nothing else: a number that is wrong,
+    /// or changes at any moment because a CPU comes or goes, makes waits longer or shorter and
+    /// breaks no lock.
+    ///
+    /// Asked by waiters, by an unlock that wakes one, and now and then by a CPU that steals: a load
+    /// and no count of a mask.
+    ///
+    /// One by default, which stands for "not known": every horizon is the shortest then. It is not
+    /// `MAX_CPUS`, because in a kernel that is built for thousands of CPUs waiters of a small guest
+    /// would be passed for seconds.
+    ///
+    /// [`Policy::HORIZON_PER_CPU`]: crate::Policy::HORIZON_PER_CPU
+    #[doc(alias = "num_online_cpus")]
+    #[inline]
+    fn online_cpus() -> usize {
+        1
+    }
+
     /// How many turns a waiter spins before it blocks, in policies that count turns.
     fn spin_turns() -> u32 {
         1 << 15

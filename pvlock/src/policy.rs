@@ -90,14 +90,29 @@ pub trait Policy: 'static {
     /// What a new owner does about a sleeping successor.
     const HANDOVER: Handover = Handover::Register;
 
-    /// Whether newcomers *steal*, that is, take a free lock past the queue, and for how long a
-    /// waiter lets them, in nanoseconds since it joined the queue. With `None` nobody steals: the
-    /// order of the queue is the order of acquisition.
+    /// Whether newcomers *steal*, that is, take a free lock past the queue, and the least of the
+    /// [`horizon`](Policy::horizon), in nanoseconds. With `None` nobody steals: the order of the
+    /// queue is the order of acquisition.
+    const HORIZON: Option<u64> = None;
+
+    /// Nanoseconds of [`horizon`](Policy::horizon) for each CPU.
+    const HORIZON_PER_CPU: u64 = 0;
+
+    /// For how long newcomers may pass a waiter since it joined the queue, in nanoseconds, where
+    /// there are `cpus` CPUs: [`HORIZON_PER_CPU`](Policy::HORIZON_PER_CPU) for each of them, and
+    /// [`HORIZON`](Policy::HORIZON) at least.
     ///
     /// A head that has waited for longer forbids thefts until it owns the lock; an unlock that
     /// wakes such a head *reserves* the lock for it; and a CPU that has stolen for longer, by one
     /// theft after another, queues and sleeps, so that a head that was kicked gets the pCPU.
-    const HORIZON: Option<u64> = None;
+    ///
+    /// Asked each time anew, of [`Platform::online_cpus`]: where CPUs come or go, it changes for
+    /// those who wait, too.
+    #[inline]
+    fn horizon(cpus: usize) -> Option<u64> {
+        let least = Self::HORIZON?;
+        Some(Self::HORIZON_PER_CPU.saturating_mul(cpus as u64).max(least))
+    }
 
     /// Asked before each turn of a spin: another turn, or to sleep? A newcomer then queues. Where
     /// nobody steals, newcomers are not asked: they look once more and queue.

@@ -84,16 +84,26 @@ fn adaptive_spins_for_its_budget_where_it_can_get_the_lock() {
 }
 
 #[test]
-fn adaptive_lets_thefts_go_on_for_two_milliseconds_and_the_strict_for_none() {
-    assert_eq!(Adaptive::HORIZON, Some(2_000_000));
-    assert_eq!(AdaptiveWithin::<1, 2>::HORIZON, Some(2));
+fn adaptive_lets_thefts_go_on_for_longer_where_there_are_more_cpus() {
+    let horizons = [0, 1, 2, 4, 5, 32].map(Adaptive::horizon);
+    let expected = [2_000_000, 2_000_000, 2_000_000, 2_000_000, 2_500_000, 16_000_000];
+    assert_eq!(horizons, expected.map(Some));
+    assert_eq!([1, 500].map(AdaptiveWithin::<1, 2>::horizon), [Some(2); 2]);
+    let endless = AdaptiveWithin::<1, 2, { u64::MAX }>::horizon;
+    assert_eq!([0, 1, 16_383].map(endless), [Some(2), Some(u64::MAX), Some(u64::MAX)]);
+}
+
+#[test]
+fn nobody_steals_where_order_is_strict() {
     assert_eq!((KickAtUnlock::HORIZON, KickTwice::HORIZON), (None, None));
+    assert_eq!((KickAtUnlock::horizon(32), KickTwice::horizon(32)), (None, None));
 }
 
 #[test]
 fn a_platform_has_defaults() {
     assert_eq!(Still::mode(), crate::Mode::Pv);
     assert!(!Still::plain_unlock());
+    assert_eq!(Still::online_cpus(), 1);
 }
 
 /// In native mode a pending byte that nobody stands for would keep the head from the lock for ever.

@@ -120,17 +120,17 @@ pub(crate) fn check_table<P: Platform>() {
 /// as long as the policy says, past a queue too.
 #[inline]
 pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> bool {
-    let Some(horizon) = K::HORIZON else {
+    if K::HORIZON.is_none() {
         if seen.pending() || seen.tail().is_some() {
             return false;
         }
         queue::rest::<P>(STRICT_REST);
         return word.try_acquire_seen_free();
-    };
-    match try_past_queue::<P, K>(word, seen, horizon) {
+    }
+    match try_past_queue::<P, K>(word, seen) {
         Look::Taken => true,
         Look::Queue => false,
-        Look::Again => keep_trying::<P, K>(word, horizon),
+        Look::Again => keep_trying::<P, K>(word),
     }
 }
 
@@ -147,12 +147,12 @@ enum Look {
 /// The looks of a newcomer after the first, for as long as the policy says: whether it has the
 /// lock.
 #[inline(never)]
-fn keep_trying<P: Platform, K: Policy>(word: &Word, horizon: u64) -> bool {
+fn keep_trying<P: Platform, K: Policy>(word: &Word) -> bool {
     let mut spin = Spin::new(Stage::Newcomer);
     while K::keep_spinning::<P>(&mut spin) {
         rest::<P>(spin.turn());
         spin.advance();
-        match try_past_queue::<P, K>(word, word.load(), horizon) {
+        match try_past_queue::<P, K>(word, word.load()) {
             Look::Taken => return true,
             Look::Again => {}
             Look::Queue => break,
@@ -164,7 +164,7 @@ fn keep_trying<P: Platform, K: Policy>(word: &Word, horizon: u64) -> bool {
 /// One look of a newcomer that may steal, at what it has `seen`. On a pCPU that is short of none
 /// but of time, most acquisitions are thefts, and this is all they cost.
 #[inline(always)]
-fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot, horizon: u64) -> Look {
+fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> Look {
     if seen.pending() {
         // The head is late, or has a reservation: it comes first.
         return Look::Queue;
@@ -176,7 +176,7 @@ fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot, horizon: 
         return if word.try_steal() { Look::Taken } else { Look::Again };
     }
     let cpu = P::current_cpu();
-    if has::<K>(Mechanism::ThiefBound) && has_stolen_long::<P>(cpu, horizon) {
+    if has::<K>(Mechanism::ThiefBound) && has_stolen_long::<P, K>(cpu) {
         step!(cpu, "newcomer: has stolen for long, queues");
         return Look::Queue;
     }
@@ -212,13 +212,13 @@ fn rest<P: Platform>(turn: u32) {
 /// Counts a theft that is about to be tried; whether this CPU has stolen for longer than the
 /// horizon, which it asks the clock at every 16th.
 #[inline]
-fn has_stolen_long<P: Platform>(cpu: usize, horizon: u64) -> bool {
+fn has_stolen_long<P: Platform, K: Policy>(cpu: usize) -> bool {
     // A fifth level of nesting has no node, and no queue to go to.
     let Some(node) = P::nodes(cpu).free_node() else { return false };
     let thefts = node.count_theft();
     // A model has few thefts.
     if cfg!(loom) || thefts % THEFTS_A_LOOK == 0 {
-        look_at_clock::<P>(node, thefts, horizon)
+        look_at_clock::<P, K>(node, thefts)
     } else {
         false
     }
@@ -226,22 +226,22 @@ fn has_stolen_long<P: Platform>(cpu: usize, horizon: u64) -> bool {
 
 /// Whether the thefts of a level have gone on for longer than the horizon. The first one begins.
 #[cold]
-fn look_at_clock<P: Platform>(node: &Node, thefts: u32, horizon: u64) -> bool {
+fn look_at_clock<P: Platform, K: Policy>(node: &Node, thefts: u32) -> bool {
     let now = P::now();
     if thefts == 0 {
         node.set_since(now);
     }
-    is_late(now, node.since(), horizon)
+    is_late::<P, K>(now, node.since())
 }
 
 /// Thefts between two looks at the clock.
 const THEFTS_A_LOOK: u32 = 16;
 
-/// Whether a waiter since `since` has waited for longer than `horizon`, at `now`. A clock that went
-/// back by more than that makes it late, so that no restore makes anybody wait until the old time
-/// has come.
-fn is_late(now: u64, since: u64, horizon: u64) -> bool {
-    now.abs_diff(since) > horizon
+/// Whether a waiter since `since` has waited for longer than the horizon, at `now`. A clock that
+/// went back by more than that makes it late, so that no restore makes anybody wait until the old
+/// time has come.
+fn is_late<P: Platform, K: Policy>(now: u64, since: u64) -> bool {
+    K::horizon(P::online_cpus()).is_some_and(|horizon| now.abs_diff(since) > horizon)
 }
 
 /// Releases the lock. If it wakes a head that is late, for that one.
@@ -289,7 +289,8 @@ fn release_slow<P: Platform, K: Policy>(word: &Word, seen: u8, reserve: bool) {
     step!(cpu, "unlock: slow; takes the entry out");
     let since = || queue::node::<P>(sleeper).since();
     let is_late = has::<K>(Mechanism::Reservation)
-        && K::HORIZON.is_some_and(|horizon| is_late(P::now(), since(), horizon));
+        && K::HORIZON.is_some()
+        && is_late::<P, K>(P::now(), since());
     if reserve || is_late {
         // R13: one step for both bytes.
         word.release_reserved();
@@ -469,14 +470,13 @@ pub(crate) fn spin_as_head<P: Platform, K: Policy>(
 ) -> Option<Taken> {
     let mut spin = Spin::new(stage);
     loop {
-        if let Some(horizon) = K::HORIZON {
-            if has::<K>(Mechanism::LateHead)
-                && !word.load().pending()
-                && is_late(P::now(), waiter.node.since(), horizon)
-            {
-                word.set_pending();
-                step!(waiter.cpu, "head: is late, forbids thefts");
-            }
+        if K::HORIZON.is_some()
+            && has::<K>(Mechanism::LateHead)
+            && !word.load().pending()
+            && is_late::<P, K>(P::now(), waiter.node.since())
+        {
+            word.set_pending();
+            step!(waiter.cpu, "head: is late, forbids thefts");
         }
         // At least one look: the caller may come from a kick.
         if let Some(taken) = Pv::<K>::try_as_head(word, waiter) {

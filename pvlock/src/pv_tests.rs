@@ -40,6 +40,7 @@ thread_local! {
     static KICKS: Cell<u32> = const { Cell::new(0) };
     static TURNS: Cell<u32> = const { Cell::new(0) };
     static WAITS: Cell<u32> = const { Cell::new(0) };
+    static ONLINE: Cell<usize> = const { Cell::new(1) };
     /// Where a policy was asked.
     static STAGES: RefCell<Vec<Stage>> = const { RefCell::new(Vec::new()) };
     /// The clock: a wait takes `WAIT`, a turn a microsecond.
@@ -113,6 +114,10 @@ unsafe impl Platform for Script {
 
     fn now() -> u64 {
         NOW.get()
+    }
+
+    fn online_cpus() -> usize {
+        ONLINE.get()
     }
 
     // One CPU plays several here, and takes what another has.
@@ -346,6 +351,14 @@ fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
     assert_eq!(steal::<K>(200), Some(64), "looked at every 16th time; the 48th comes after 9.6 us");
     assert_eq!(steal::<K>(1_000_000), Some(16));
     assert_eq!(steal::<Adaptive>(100_000), Some(32));
+    type Growing = AdaptiveWithin<0, 10_000, 9_000>;
+    assert_eq!(
+        [1, 2, 4].map(|online| {
+            ONLINE.set(online);
+            steal::<Growing>(1_000)
+        }),
+        [16, 32, 48].map(Some)
+    );
 }
 
 /// R4: the owner unlocks when the head has made its entry. Nothing is left of that.

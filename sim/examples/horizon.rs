@@ -1,4 +1,4 @@
-//! What the two numbers of `Adaptive` are worth on machines one has not: acquisitions a second and the longest wait,
+//! What the numbers of `Adaptive` are worth on machines one has not: acquisitions a second and the longest wait,
 //! as a table in Markdown.
 //!
 //! ```console
@@ -15,19 +15,23 @@ use pvlock_sim::{Config, Failure, Report, Time, simulate_with};
 
 const BUDGET: u64 = Adaptive::BUDGET;
 const HORIZON: u64 = Adaptive::HORIZON.expect("its thefts are bounded");
+const PER_CPU: u64 = Adaptive::HORIZON_PER_CPU;
 
 /// A line of the table: its name, and what simulates it.
 type Variant = (&'static str, fn(&Config) -> Result<Report, Failure>);
 
-const VARIANTS: [Variant; 8] = [
+const VARIANTS: [Variant; 11] = [
     ("`kick-at-unlock`", simulate_with::<KickAtUnlock>),
+    ("`adaptive`", simulate_with::<Adaptive>),
+    ("0.25 ms a vCPU", simulate_with::<AdaptiveWithin<BUDGET, HORIZON, 250_000>>),
+    ("0.75 ms a vCPU", simulate_with::<AdaptiveWithin<BUDGET, HORIZON, 750_000>>),
     ("horizon 0.5 ms", simulate_with::<AdaptiveWithin<BUDGET, 500_000>>),
-    ("horizon 2 ms: the default", simulate_with::<Adaptive>),
+    ("horizon 2 ms", simulate_with::<AdaptiveWithin<BUDGET, 2_000_000>>),
     ("horizon 8 ms", simulate_with::<AdaptiveWithin<BUDGET, 8_000_000>>),
     ("horizon 32 ms", simulate_with::<AdaptiveWithin<BUDGET, 32_000_000>>),
     ("no horizon", simulate_with::<AdaptiveWithin<BUDGET, { u64::MAX }>>),
-    ("budget 10 us", simulate_with::<AdaptiveWithin<10_000, HORIZON>>),
-    ("budget 200 us", simulate_with::<AdaptiveWithin<200_000, HORIZON>>),
+    ("budget 10 us", simulate_with::<AdaptiveWithin<10_000, HORIZON, PER_CPU>>),
+    ("budget 200 us", simulate_with::<AdaptiveWithin<200_000, HORIZON, PER_CPU>>),
 ];
 
 /// vCPUs, pCPUs and locks.

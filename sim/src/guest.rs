@@ -398,6 +398,10 @@ unsafe impl<const CPUS: usize> Platform for Vm<CPUS> {
         NOW.get()
     }
 
+    fn online_cpus() -> usize {
+        guest().config.vcpus
+    }
+
     fn spin_turns() -> u32 {
         let config = &guest().config;
         u32::try_from(config.spin.0 / config.turn.0.max(1)).unwrap_or(u32::MAX)

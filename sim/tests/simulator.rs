@@ -3,6 +3,7 @@
 
 use std::process::{Command, Output};
 
+use pvlock::Adaptive;
 use pvlock_sim::{Config, Dist, Fault, Policy, Report, Time, simulate};
 
 /// The policies that sleep.
@@ -140,8 +141,8 @@ fn a_wait_is_bounded_by_the_horizon() {
             ..Config::default()
         };
         let report = run(&config, Policy::Adaptive);
-        let horizon = <pvlock::Adaptive as pvlock::Policy>::HORIZON.unwrap();
-        let bound = 50_000 + horizon + 8 * (20_000 + 25_000 + OVERHEAD);
+        let horizon = <Adaptive as pvlock::Policy>::horizon(config.vcpus).unwrap();
+        let bound = Adaptive::BUDGET + horizon + 8 * (20_000 + 25_000 + OVERHEAD);
         assert!(report.wait_ns.max <= bound, "{report:?}");
         assert!(report.counter("pv_lock_stealing") > 500, "hardly anybody was passed: {report:?}");
     }

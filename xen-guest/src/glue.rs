@@ -64,7 +64,7 @@
 
 use core::fmt::{self, Write};
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 use evtchn::{Abi, Errno, Hypercalls, Kicker, NmiGuard, Port, WaitCounts, WaitOutcome};
@@ -138,6 +138,9 @@ static SLEEPERS: HashTable = HashTable::new(&STORAGE);
 
 static KICKERS: [CachePadded<Kicker>; MAX_VCPUS] =
     [const { CachePadded::new(Kicker::new()) }; MAX_VCPUS];
+
+/// vCPUs that have a port.
+static ONLINE: AtomicUsize = AtomicUsize::new(0);
 
 static MODE: ModeCell = ModeCell::new(Mode::Pv);
 static SPIN_TURNS: AtomicU32 = AtomicU32::new(1 << 15);
@@ -277,30 +280,43 @@ pub struct XenPlatform<K = XenGuest>(PhantomData<fn() -> K>);
 
 impl<K: Kernel> XenPlatform<K> {
     /// Gives `vcpu` the port on which it can be kicked. Before it takes its first contended lock,
-    /// and again after a resume.
+    /// and again after a resume. From the first time on it counts as
+    /// [online](Platform::online_cpus).
     ///
     /// # Errors
     ///
     /// As [`evtchn::bind_ipi`].
     pub fn bind(vcpu: u32) -> Result<Port, Errno> {
-        loop {
-            match KICKERS[vcpu as usize].bind(&K::xen(), &K::events(), vcpu) {
+        let kicker = &KICKERS[vcpu as usize];
+        let is_new = kicker.port().is_none();
+        let port = loop {
+            match kicker.bind(&K::xen(), &K::events(), vcpu) {
                 // Xen has the port, but there is no word for it yet.
                 Err(Errno::ENOSPC) => K::more_ports()?,
-                bound => return bound,
+                bound => break bound?,
             }
+        };
+        if is_new {
+            // Relaxed, here and below: a number that decides who is late, and orders nothing.
+            ONLINE.fetch_add(1, Ordering::Relaxed);
         }
+        Ok(port)
     }
 
-    /// Takes that port away from `vcpu`, which is down, once nobody can still decide to kick it: waits
-    /// for kicks that other vCPUs are about to make, and for no lock.
+    /// Takes that port away from `vcpu`, which is down, once nobody can still decide to kick it:
+    /// waits for kicks that other vCPUs are about to make, and for no lock. It does not count as
+    /// online any more.
     ///
     /// # Errors
     ///
     /// As [`evtchn::close`].
     pub fn unbind(vcpu: u32) -> Result<(), Errno> {
         pvlock::wait_for_kicks::<Self>();
-        KICKERS[vcpu as usize].unbind(&K::xen())
+        let kicker = &KICKERS[vcpu as usize];
+        if kicker.port().is_some() {
+            ONLINE.fetch_sub(1, Ordering::Relaxed);
+        }
+        kicker.unbind(&K::xen())
     }
 
     /// Gives every vCPU that had a port a new one, after a restore, while no other vCPU runs; and
@@ -423,6 +439,11 @@ unsafe impl<K: Kernel> Platform for XenPlatform<K> {
     }
 
     #[inline]
+    fn online_cpus() -> usize {
+        ONLINE.load(Ordering::Relaxed)
+    }
+
+    #[inline]
     fn spin_turns() -> u32 {
         // Relaxed: see `configure`.
         SPIN_TURNS.load(Ordering::Relaxed)
@@ -442,6 +463,8 @@ unsafe impl<K: Kernel> Platform for XenPlatform<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use evtchn::fake::FakeXen;
+    use std::sync::LazyLock;
 
     #[test]
     fn an_uncontended_lock_needs_nothing_of_xen() {
@@ -457,6 +480,30 @@ mod tests {
         let error = configure(Mode::Native, 7).unwrap_err();
         assert_eq!((error.mode, <XenPlatform>::mode()), (Mode::Pv, Mode::Pv));
         assert_eq!(<XenPlatform>::spin_turns(), 7);
+    }
+
+    #[test]
+    fn a_vcpu_is_online_while_it_has_a_port() {
+        static XEN: LazyLock<FakeXen> = LazyLock::new(|| FakeXen::new(3));
+        struct OnFake;
+        // SAFETY: 1. One thread is vCPU 0. 2. They are one fake's. 3. Nothing is told.
+        unsafe impl Kernel for OnFake {
+            fn xen() -> impl Hypercalls {
+                XEN.vcpu(0)
+            }
+            fn events() -> impl Abi {
+                XEN.two_level()
+            }
+        }
+        type P = XenPlatform<OnFake>;
+        let online = |change: Result<(), Errno>| {
+            change.unwrap();
+            P::online_cpus()
+        };
+        assert_eq!(P::online_cpus(), 0);
+        assert_eq!([1, 2, 1].map(|vcpu| online(P::bind(vcpu).map(drop))), [1, 2, 2]);
+        assert_eq!(online(P::bind_again()), 2);
+        assert_eq!([2, 2, 1].map(|vcpu| online(P::unbind(vcpu))), [1, 1, 0]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use core::ffi::c_void;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use evtchn::{Errno, EventChannelOp, Hypercalls, Kicker, Port, SchedOp, TwoLevel, WaitCounts};
 use pvlock::{CpuNodes, HashStorage, HashTable, Mode, ModeCell, ModeSettled, Platform};
@@ -26,6 +26,8 @@ static NODES: [CpuNodes; MAX_VCPUS] = [const { CpuNodes::new() }; MAX_VCPUS];
 static STORAGE: HashStorage<MAX_VCPUS> = HashStorage::new();
 static SLEEPERS: HashTable = HashTable::new(&STORAGE);
 static KICKERS: [Kicker; MAX_VCPUS] = [const { Kicker::new() }; MAX_VCPUS];
+/// vCPUs that have a port.
+static ONLINE: AtomicUsize = AtomicUsize::new(0);
 static MODE: ModeCell = ModeCell::new(Mode::Pv);
 static SPIN_TURNS: AtomicU32 = AtomicU32::new(1 << 15);
 
@@ -105,13 +107,23 @@ fn kicker(vcpu: u32) -> Result<&'static Kicker, Errno> {
 
 /// As `pvlock_bind`.
 pub(crate) fn bind(vcpu: u32) -> Result<Port, Errno> {
-    kicker(vcpu)?.bind(&Xen, &events(), vcpu)
+    let kicker = kicker(vcpu)?;
+    let is_new = kicker.port().is_none();
+    let port = kicker.bind(&Xen, &events(), vcpu)?;
+    if is_new {
+        // Relaxed, here and below: a number that decides who is late, and orders nothing.
+        ONLINE.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(port)
 }
 
 /// As `pvlock_unbind`.
 pub(crate) fn unbind(vcpu: u32) -> Result<(), Errno> {
     let kicker = kicker(vcpu)?;
     pvlock::wait_for_kicks::<InC>();
+    if kicker.port().is_some() {
+        ONLINE.fetch_sub(1, Ordering::Relaxed);
+    }
     kicker.unbind(&Xen)
 }
 
@@ -165,6 +177,10 @@ unsafe impl Platform for InC {
 
     fn now() -> u64 {
         Xen.system_time_ns()
+    }
+
+    fn online_cpus() -> usize {
+        ONLINE.load(Ordering::Relaxed)
     }
 
     fn spin_turns() -> u32 {

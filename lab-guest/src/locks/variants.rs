@@ -8,13 +8,14 @@ use pvlock::{Adaptive, AdaptiveWithin, Mechanism, Platform, Policy, Spin};
 
 const BUDGET: u64 = Adaptive::BUDGET;
 const HORIZON: u64 = Adaptive::HORIZON.expect("its thefts are bounded");
+const PER_CPU: u64 = Adaptive::HORIZON_PER_CPU;
 
 /// A newcomer looks once.
-pub type NoBudget = AdaptiveWithin<0, HORIZON>;
+pub type NoBudget = AdaptiveWithin<0, HORIZON, PER_CPU>;
 /// 10 microseconds.
-pub type Budget10us = AdaptiveWithin<10_000, HORIZON>;
+pub type Budget10us = AdaptiveWithin<10_000, HORIZON, PER_CPU>;
 /// 200 microseconds.
-pub type Budget200us = AdaptiveWithin<200_000, HORIZON>;
+pub type Budget200us = AdaptiveWithin<200_000, HORIZON, PER_CPU>;
 
 /// Half a millisecond.
 pub type Horizon500us = AdaptiveWithin<BUDGET, 500_000>;
@@ -39,6 +40,7 @@ pub struct Without<const MECHANISM: u8>;
 impl<const MECHANISM: u8> Policy for Without<MECHANISM> {
     const NAME: &'static str = Adaptive::NAME;
     const HORIZON: Option<u64> = Adaptive::HORIZON;
+    const HORIZON_PER_CPU: u64 = PER_CPU;
     const WITHOUT: Option<Mechanism> = {
         let all = [Mechanism::LateHead, Mechanism::Reservation, Mechanism::ThiefBound];
         Some(all[MECHANISM as usize])

@@ -75,7 +75,7 @@ pub(super) fn wait_bound_ns(params: &Params) -> Option<u64> {
         Policy::KickAtUnlock => params.spin.ns(),
         // What a variant lacks must show as a wait that is too long.
         policy if policy == Policy::Adaptive || Policy::VARIANTS.contains(&policy) => {
-            Adaptive::BUDGET + Adaptive::HORIZON?
+            Adaptive::BUDGET + Adaptive::horizon(params.vcpus as usize)?
         }
         // It is kicked twice for a turn, or others may always be faster.
         _ => return None,

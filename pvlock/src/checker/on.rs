@@ -196,6 +196,10 @@ unsafe impl<P: Platform> Platform for Checked<P> {
         P::now()
     }
 
+    fn online_cpus() -> usize {
+        P::online_cpus()
+    }
+
     fn spin_turns() -> u32 {
         P::spin_turns()
     }
@@ -257,6 +261,9 @@ mod tests {
         fn now() -> u64 {
             11
         }
+        fn online_cpus() -> usize {
+            3
+        }
         fn spin_turns() -> u32 {
             13
         }
@@ -278,7 +285,7 @@ mod tests {
     fn a_checked_platform_answers_as_the_one_below() {
         type P = Checked<Odd>;
         assert_eq!((P::MAX_CPUS, P::current_cpu(), P::now(), P::spin_turns()), (7, 5, 11, 13));
-        assert_eq!((P::mode(), P::longest_wait()), (Mode::TestAndSet, 17));
+        assert_eq!((P::mode(), P::longest_wait(), P::online_cpus()), (Mode::TestAndSet, 17, 3));
         assert!(!P::plain_unlock());
         P::kick(6);
         assert!(P::plain_unlock());
