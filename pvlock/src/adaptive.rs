@@ -21,7 +21,7 @@ pub type Adaptive = AdaptiveWithin<50_000, 2_000_000, 500_000>;
 /// - **Horizon.** A waiter that has been in the queue for longer comes first: it forbids thefts
 ///   when it is the head, and an unlock that wakes it reserves the lock for it. Nobody goes on
 ///   stealing for longer either. A longer horizon is faster, and the longest wait grows with it.
-/// - **Per CPU.** The horizon is `PER_CPU` times the number of CPUs that there are
+/// - **Per CPU.** The horizon of a waiter is `PER_CPU` times the number of CPUs that there are
 ///   ([`Platform::online_cpus`]), where that is more than `HORIZON`. A queue of many needs it: when
 ///   its turns, one after the other, last longer than the horizon, everybody is late on becoming
 ///   the head, and the lock is a strict queue, at the price of one. 0 makes the horizon the same

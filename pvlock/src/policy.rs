@@ -93,6 +93,10 @@ pub trait Policy: 'static {
     /// Whether newcomers *steal*, that is, take a free lock past the queue, and the least of the
     /// [`horizon`](Policy::horizon), in nanoseconds. With `None` nobody steals: the order of the
     /// queue is the order of acquisition.
+    ///
+    /// A CPU that has stolen for longer, by one theft after another, queues and sleeps, so that a
+    /// head that was kicked gets the pCPU. That time does not grow with the CPUs: the more there
+    /// are, the more wait for their turn to steal.
     const HORIZON: Option<u64> = None;
 
     /// Nanoseconds of [`horizon`](Policy::horizon) for each CPU.
@@ -102,9 +106,8 @@ pub trait Policy: 'static {
     /// there are `cpus` CPUs: [`HORIZON_PER_CPU`](Policy::HORIZON_PER_CPU) for each of them, and
     /// [`HORIZON`](Policy::HORIZON) at least.
     ///
-    /// A head that has waited for longer forbids thefts until it owns the lock; an unlock that
-    /// wakes such a head *reserves* the lock for it; and a CPU that has stolen for longer, by one
-    /// theft after another, queues and sleeps, so that a head that was kicked gets the pCPU.
+    /// A head that has waited for longer forbids thefts until it owns the lock, and an unlock that
+    /// wakes such a head *reserves* the lock for it.
     ///
     /// Asked each time anew, of [`Platform::online_cpus`]: where CPUs come or go, it changes for
     /// those who wait, too.

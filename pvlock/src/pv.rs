@@ -24,8 +24,8 @@
 //! 1. A head that is late sets it, and leaves it set, asleep or awake.
 //! 2. An unlock that takes the entry of a late head out reserves the lock. So does a fair unlock.
 //! 3. It is cleared by the head alone, with the step that takes the lock.
-//! 4. A CPU that has stolen for longer than the horizon, by one theft after another, queues and
-//!    sleeps. A head that was kicked in time, and has no pCPU, can do nothing for itself; this
+//! 4. A CPU that has stolen for longer than the horizon of the fewest CPUs, by one theft after
+//!    another, queues and sleeps. A head that was kicked in time, and has no pCPU, can do nothing for itself; this
 //!    gives it one. The thief asks its own clock and no node: who waits, how long and behind whom
 //!    is hidden from it.
 //!
@@ -209,8 +209,8 @@ fn rest<P: Platform>(turn: u32) {
     }
 }
 
-/// Counts a theft that is about to be tried; whether this CPU has stolen for longer than the
-/// horizon, which it asks the clock at every 16th.
+/// Counts a theft that is about to be tried; whether this CPU has stolen for longer than it may,
+/// which it asks the clock at every 16th.
 #[inline]
 fn has_stolen_long<P: Platform, K: Policy>(cpu: usize) -> bool {
     // A fifth level of nesting has no node, and no queue to go to.
@@ -224,24 +224,29 @@ fn has_stolen_long<P: Platform, K: Policy>(cpu: usize) -> bool {
     }
 }
 
-/// Whether the thefts of a level have gone on for longer than the horizon. The first one begins.
+/// Whether the thefts of a level have gone on for longer than one CPU may steal. The first one
+/// begins.
 #[cold]
 fn look_at_clock<P: Platform, K: Policy>(node: &Node, thefts: u32) -> bool {
     let now = P::now();
     if thefts == 0 {
         node.set_since(now);
     }
-    is_late::<P, K>(now, node.since())
+    K::HORIZON.is_some_and(|longest| is_older(now, node.since(), longest))
 }
 
 /// Thefts between two looks at the clock.
 const THEFTS_A_LOOK: u32 = 16;
 
-/// Whether a waiter since `since` has waited for longer than the horizon, at `now`. A clock that
-/// went back by more than that makes it late, so that no restore makes anybody wait until the old
-/// time has come.
+/// Whether a waiter since `since` has waited for longer than the horizon, at `now`.
 fn is_late<P: Platform, K: Policy>(now: u64, since: u64) -> bool {
-    K::horizon(P::online_cpus()).is_some_and(|horizon| now.abs_diff(since) > horizon)
+    K::horizon(P::online_cpus()).is_some_and(|horizon| is_older(now, since, horizon))
+}
+
+/// Whether what began at `since` has lasted for longer than `than`, at `now`. A clock that went back
+/// by more than that says yes, so that no restore makes anybody wait until the old time has come.
+fn is_older(now: u64, since: u64, than: u64) -> bool {
+    now.abs_diff(since) > than
 }
 
 /// Releases the lock. If it wakes a head that is late, for that one.
