@@ -24,8 +24,8 @@
 //! 1. A head that is late sets it, and leaves it set, asleep or awake.
 //! 2. An unlock that takes the entry of a late head out reserves the lock. So does a fair unlock.
 //! 3. It is cleared by the head alone, with the step that takes the lock.
-//! 4. A CPU that has stolen for longer than the horizon of the fewest CPUs, by one theft after
-//!    another, queues and sleeps. A head that was kicked in time, and has no pCPU, can do nothing for itself; this
+//! 4. A CPU that has stolen for longer than the shortest horizon, by one theft after another, queues
+//!    and sleeps. A head that was kicked in time, and has no pCPU, can do nothing for itself; this
 //!    gives it one. The thief asks its own clock and no node: who waits, how long and behind whom
 //!    is hidden from it.
 //!
