@@ -24,10 +24,10 @@
 //! 1. A head that is late sets it, and leaves it set, asleep or awake.
 //! 2. An unlock that takes the entry of a late head out reserves the lock. So does a fair unlock.
 //! 3. It is cleared by the head alone, with the step that takes the lock.
-//! 4. A CPU that has stolen for longer than the shortest horizon, by one theft after another, queues
-//!    and sleeps. A head that was kicked in time, and has no pCPU, can do nothing for itself; this
-//!    gives it one. The thief asks its own clock and no node: who waits, how long and behind whom
-//!    is hidden from it.
+//! 4. A CPU that has stolen for longer than the shortest horizon, by one theft after another,
+//!    queues and sleeps. A head that was kicked in time, and has no pCPU, can do nothing for
+//!    itself; this gives it one. The thief asks its own clock and no node: who waits, how long and
+//!    behind whom is hidden from it.
 //!
 //! Times are read from nodes that may be in use again, by clocks that may differ or be set anew by
 //! a restore. They decide who is late, and with that who is first; never who owns, sleeps or is
@@ -243,8 +243,9 @@ fn is_late<P: Platform, K: Policy>(now: u64, since: u64) -> bool {
     K::horizon(P::online_cpus()).is_some_and(|horizon| is_older(now, since, horizon))
 }
 
-/// Whether what began at `since` has lasted for longer than `than`, at `now`. A clock that went back
-/// by more than that says yes, so that no restore makes anybody wait until the old time has come.
+/// Whether what began at `since` has lasted for longer than `than`, at `now`. A clock that went
+/// back by more than that says yes, so that no restore makes anybody wait until the old time has
+/// come.
 fn is_older(now: u64, since: u64, than: u64) -> bool {
     now.abs_diff(since) > than
 }
