@@ -15,7 +15,8 @@ use clap_complete::Shell;
 use experiment::{Lock, Policy, Setting};
 use pvlab::bench::{self, compare::Condition};
 use pvlab::host::{self, Event, Toolstack};
-use pvlab::lab::{Boot, Hypervisor, Mode, Overlay, Release, Repeatable, commands};
+use pvlab::lab::commands::{self, Packages};
+use pvlab::lab::{Boot, Hypervisor, Mode, Overlay, Repeatable};
 use pvlab::plan::{self, Choices, Plan};
 use pvlab::progress::Progress;
 use pvlab::report::{self, Results, Verdict};
@@ -194,13 +195,6 @@ struct Machine {
     /// Where the console and what is in /out go.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/lab")]
     out: PathBuf,
-}
-
-#[derive(Args)]
-struct Packages {
-    /// Make the lab of this release of Debian instead of the machine's: bookworm has Xen 4.17, trixie 4.20.
-    #[arg(long, value_name = "RELEASE")]
-    release: Option<Release>,
 }
 
 #[derive(Args)]

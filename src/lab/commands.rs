@@ -1,12 +1,22 @@
-//! What `pvlab lab ...` does, one function a subcommand.
+//! What `pvlab lab ...` does, one function a subcommand; and the option by which every command names its lab.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use clap::Args;
+
 use super::cache::Cache;
 use super::{Boot, Ended, Error, Lab, Release};
 use crate::progress::Progress;
+
+/// Which packages a lab is made of.
+#[derive(Args, Debug)]
+pub struct Packages {
+    /// Make the lab of this release of Debian instead of the machine's: bookworm has Xen 4.17, trixie 4.20.
+    #[arg(long, value_name = "RELEASE")]
+    pub release: Option<Release>,
+}
 
 /// `pvlab lab prepare`: makes the lab; answers what it is made of, in lines.
 ///

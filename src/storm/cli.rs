@@ -17,7 +17,8 @@ use experiment::{DomainType, EventAbi, Params, Policy};
 use super::{Account, Session, kinds, prepare};
 use crate::image;
 use crate::interrupt::{self, Interrupted};
-use crate::lab::{Boot, Lab, Release};
+use crate::lab::commands::Packages;
+use crate::lab::{Boot, Lab};
 use crate::output;
 use crate::progress::Progress;
 use crate::report::{duration, grouped};
@@ -52,9 +53,8 @@ pub struct Arguments {
     /// Go on with the storm in --out, where it was cut short; everything else is as it was asked for then.
     #[arg(long, conflicts_with_all = ["seed", "seconds", "rounds", "kind", "policy", "events"])]
     resume: bool,
-    /// Make the lab of this release of Debian instead of the machine's: bookworm has Xen 4.17, trixie 4.20.
-    #[arg(long, value_name = "RELEASE")]
-    release: Option<Release>,
+    #[command(flatten)]
+    packages: Packages,
     /// Where the consoles go, and how far it came.
     #[arg(long, value_name = "DIR", default_value = "pvlab-out/storm")]
     out: PathBuf,
@@ -82,7 +82,7 @@ pub fn perform(arguments: &Arguments, progress: &Progress) -> Result<ExitCode> {
     boot.deadline = (storm.limit.unwrap_or_default().max(obliged)) + Duration::from_secs(600);
     boot.live = true;
     prepare(&mut boot, std::slice::from_ref(&storm), image::load(None)?);
-    let lab = Lab::prepare_release(arguments.release.as_ref(), progress)?;
+    let lab = Lab::prepare_release(arguments.packages.release.as_ref(), progress)?;
     lab.check(&boot)?;
     if !arguments.resume {
         session.begin(out)?;
