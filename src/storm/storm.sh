@@ -21,7 +21,7 @@ running() {
 }
 ports() {
     i=0
-    while [ $i -lt 100 ]; do
+    while [ $i -lt 300 ]; do
         lsevtchn $domid > /tmp/ports
         [ "$(grep -c "VCPU $1: IPI" /tmp/ports)" = $2 ] && return 0
         i=$((i+1)); sleep 0.2
@@ -35,7 +35,7 @@ ask() {
     home=/local/domain/$domid/data/pvlab
     question=$((question+1))
     xenstore-write $home/count $question || return 1
-    look_at_the_clock; patience=$((now+120))
+    look_at_the_clock; patience=$((now+600))
     while [ $now -lt $patience ]; do
         answer=$(xenstore-read $home/counted 2>/dev/null)
         [ "${answer% *}" = $question ] && acquisitions=${answer#* } && return 0
@@ -47,7 +47,7 @@ ask() {
 # Asks until it has made ten acquisitions more than at first.
 count() {
     ask || return 1
-    first=$acquisitions; look_at_the_clock; end=$((now+120))
+    first=$acquisitions; look_at_the_clock; end=$((now+600))
     until [ $acquisitions -ge $((first+10)) ]; do
         [ $now -lt $end ] || { echo "the domain makes no more acquisitions, after $acquisitions"; return 1; }
         ask || return 1

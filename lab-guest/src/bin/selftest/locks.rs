@@ -170,7 +170,7 @@ pub(crate) fn nmi(machine: &'static Machine) -> Result<(), &'static str> {
         };
     });
     log::info!("waiting for NMIs");
-    let limit = machine.now() + 60_000_000_000;
+    let limit = machine.now() + 120_000_000_000;
     loop {
         {
             let _held = LOCK.lock();
@@ -240,7 +240,7 @@ pub(crate) fn irq_guard(machine: &'static Machine) -> Result<(), &'static str> {
     start_others(machine, contend)?;
     contend(0);
     let all_done = || COUNT.load(SeqCst) == machine.vcpus();
-    let limit = machine.now() + 60_000_000_000;
+    let limit = machine.now() + 120_000_000_000;
     while !all_done() {
         check(machine.now() < limit, "a vCPU hangs")?;
         machine.sleep_until(machine.now() + 10_000_000);
