@@ -109,7 +109,7 @@ mod tests {
         drop(leashed);
         let begun = Instant::now();
         while !gone(helper.trim()) {
-            assert!(begun.elapsed() < Duration::from_secs(10), "helper {helper} still runs");
+            assert!(begun.elapsed() < Duration::from_secs(60), "helper {helper} still runs");
             std::thread::yield_now();
         }
     }
