@@ -29,7 +29,7 @@ boot() { # NAME SECONDS SETTINGS...: creates a domain and waits for its end
 }
 answer() { # types a line when it is asked for
     i=0
-    while [ $i -lt 300 ] && ! grep -q 'who are you' /var/log/xen/guest-many.log; do i=$((i+1)); sleep 0.2; done
+    while [ $i -lt 3000 ] && ! grep -q 'who are you' /var/log/xen/guest-many.log; do i=$((i+1)); sleep 0.2; done
     echo tester > "$(xenstore-read /local/domain/$(xl domid many)/console/tty)"
 }
 date +%s > /out/clock
@@ -135,7 +135,7 @@ fn arceos_reads_what_is_typed_and_knows_what_time_it_is() {
     let told = RUN.few.after("arceos: ");
     let seconds: u64 = told.strip_suffix(" s since 1970").expect(told).parse().expect(told);
     let late = seconds.checked_sub(RUN.clock).expect("not earlier than dom0's clock before");
-    assert!(late < 60, "{late} s later than dom0's clock before");
+    assert!(late < 600, "{late} s later than dom0's clock before");
 }
 
 /// Two tasks, one of which sends the other 257 messages through a queue under a `SpinNoIrq`.

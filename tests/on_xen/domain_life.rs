@@ -71,7 +71,7 @@ fn a_domain_survives_what_a_toolstack_does_to_it_and_loses_no_wake_up() {
     storms.retain(|storm| wanted(&storm.name));
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script("", out.path());
-    boot.deadline = std::time::Duration::from_secs(1800);
+    boot.deadline = crate::PATIENCE;
     let image = image::load(None).unwrap();
     storm::prepare(&mut boot, &storms, image.clone());
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
@@ -122,7 +122,7 @@ fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
         (
             "big",
             128,
-            "critical=20us outside=100us spin=20us acquisitions=20 deadline=120s events=fifo",
+            "critical=20us outside=100us spin=20us acquisitions=20 deadline=600s events=fifo",
             None,
         ),
         ("many", 129, "", Some("the domain has more than 128 vCPUs; set vcpus= to at most that")),
@@ -136,7 +136,7 @@ fn a_domain_of_128_vcpus_is_exact_and_what_cannot_work_is_told_in_one_line() {
     ];
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(format!("{RUN}limit=1500\n"), out.path());
-    boot.deadline = std::time::Duration::from_secs(1800);
+    boot.deadline = crate::PATIENCE;
     boot.files.push(Overlay::bytes("/guest/xen-guest.elf", 0o644, image::load(None).unwrap()));
     for (name, vcpus, extra, _) in domains.into_iter().filter(|(name, ..)| wanted(name)) {
         let config = format!(

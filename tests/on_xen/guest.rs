@@ -4,7 +4,6 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::domains::{RUN, wanted};
 use pvlab::lab::{Boot, Lab, Overlay};
@@ -89,7 +88,7 @@ fn boot(kind: &str, out: &Path) {
     script.push_str("xl dmesg > /out/xen.log\n");
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     let mut boot = Boot::script(script, out);
-    boot.deadline = Duration::from_secs(1200);
+    boot.deadline = crate::PATIENCE;
     boot.files = files;
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
 }

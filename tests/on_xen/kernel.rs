@@ -76,6 +76,7 @@ pub(crate) fn boot_all<const N: usize>(
 pub(crate) fn boot_with(files: Vec<Overlay>, script: &str) -> TempDir {
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(script, out.path());
+    boot.deadline = crate::PATIENCE;
     boot.files = files;
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");

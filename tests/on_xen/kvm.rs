@@ -21,7 +21,7 @@ const ACQUISITIONS: u64 = 200;
 const SCRIPT: &str = r#"
 machine() {
     name=$1; shift
-    taskset 6 timeout -s KILL 60 qemu-system-x86_64 -M microvm,pic=off,pit=off,rtc=off,accel=kvm -cpu $cpu -smp 4 -m 64M \
+    taskset 6 timeout -s KILL 600 qemu-system-x86_64 -M microvm,pic=off,pit=off,rtc=off,accel=kvm -cpu $cpu -smp 4 -m 64M \
         -name $name,debug-threads=on -nodefaults -no-user-config -display none -no-reboot -serial stdio \
         -device isa-debug-exit,iobase=0xf4,iosize=1 -kernel /kernel -append "$*" \
         > /out/$name.console 2> /out/$name.stderr < ${input:-/dev/null}
@@ -146,6 +146,7 @@ fn the_lock_sleeps_and_is_kicked_on_kvm_as_it_says() {
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(script, out.path());
     boot.hypervisor = Hypervisor::Kvm;
+    boot.deadline = crate::PATIENCE;
     boot.files.push(Overlay::bytes("/kernel", 0o644, crate::kernel::build("example-kernel-kvm")));
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");

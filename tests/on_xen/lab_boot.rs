@@ -11,7 +11,8 @@ fn boot(script: &str, out: &std::path::Path, more: &[&str]) -> (Option<i32>, Str
     let file = folder.path().join("script.sh");
     fs::write(&file, script).unwrap();
     let mut pvlab = Command::cargo_bin("pvlab").unwrap();
-    pvlab.args(["lab", "boot", "--script"]).arg(&file).arg("--out").arg(out).args(more);
+    pvlab.args(["lab", "boot", "--deadline", crate::PATIENCE_SECONDS, "--script"]).arg(&file);
+    pvlab.arg("--out").arg(out).args(more);
     let output = pvlab.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))

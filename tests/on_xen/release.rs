@@ -15,7 +15,8 @@ fn the_other_xen_is_one_option_away() {
     let out = tempfile::tempdir().unwrap();
     let mut command = Command::cargo_bin("pvlab").unwrap();
     command.args(["run", "solo-pv", "--release", other, "--policy", "kick-at-unlock"]);
-    command.args(["--set", "acquisitions=20", "--out"]).arg(out.path());
+    command.args(["--set", "acquisitions=20", "--deadline", crate::PATIENCE_SECONDS]);
+    command.arg("--out").arg(out.path());
     let told = contains("1 of 1").and(contains("Found: every counter exact"));
     command.assert().success().stdout(told);
     let versions = std::fs::read_to_string(out.path().join("versions.json")).unwrap();

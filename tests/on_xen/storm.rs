@@ -55,7 +55,7 @@ fn a_storm_that_was_interrupted_goes_on_and_its_sums_are_right() {
     // Until some of it has been survived, and more is to come.
     let begun = Instant::now();
     while survived(&read("pv-1.done")).0.values().sum::<u64>() < 3 {
-        assert!(begun.elapsed() < Duration::from_secs(600), "{}", read("console-host.log"));
+        assert!(begun.elapsed() < crate::PATIENCE, "{}", read("console-host.log"));
         thread::sleep(Duration::from_millis(50));
     }
     let kill = format!("kill -INT {}", child.id());
