@@ -131,7 +131,8 @@ check nested-clears "$asleep" safety "-DCPUS=3 -DROUNDS=1 -DNESTED -DNESTED_CLEA
 check blind-unlock "$asleep" safety "-DCPUS=3 -DBLIND_UNLOCK"
 check slow-first "$assertion" safety "-DCPUS=3 -DSLOW_FIRST"
 check unbounded-theft-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DUNBOUNDED"
-check no-pending-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DNO_PENDING"
+check looks-again-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DLOOKS_AGAIN"
+check no-reservation-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DNO_RESERVATION"
 check erased-reservation-starves "$starves" liveness "-DCPUS=3 -DSTEALS -DERASES"
 
 printf '%-34s %-26s %10s %6s\n' configuration result states seconds

@@ -22,7 +22,8 @@
  *   NESTED_CLEARS   a nested wait takes the token
  *   BLIND_UNLOCK    unlock is a store
  *   UNBOUNDED       with STEALS: nobody has to be late ever; for safety, it is every run of Adaptive and more
- *   NO_PENDING      with STEALS: a late head does not forbid thefts, it relies on reservations
+ *   LOOKS_AGAIN     with STEALS: a head that finds the lock free as it is about to sleep only looks again
+ *   NO_RESERVATION  with STEALS: no unlock reserves the lock for a head that is late
  *   ERASES          with STEALS: a head clears pending when it goes to sleep
  *   SLOW_FIRST      the head sets the slow byte before it makes its entry
  */
@@ -293,15 +294,6 @@ inline wait_as_head()
 {
     /* spin_as_head, take */
 #ifdef STEALS
-    /* is_late. The clocks of two vCPUs differ, so that who is not late may seem so, here and at an unlock. */
-    if
-#ifndef NO_PENDING
-    :: true -> pending[l] = 1                       /* Word::set_pending */
-    :: !LATE(c)
-#else
-    :: true
-#endif
-    fi;
     if
     /* Word::try_take_alone */
     :: atomic { locked[l] == FREE && tail[l] == c + 1 ->
@@ -319,10 +311,14 @@ inline wait_as_head()
 #endif
     seen = state[c];
     if
-    :: locked[l] == FREE -> seen = 0; TIME_GOES_ON; goto head
     :: locked[l] == SLOW -> HAS_ENTRY
-    :: locked[l] == LOCKED && MUST_NOT_REGISTER -> seen = 0; TIME_GOES_ON; goto head
+    :: locked[l] != SLOW && MUST_NOT_REGISTER -> seen = 0; TIME_GOES_ON; goto head
+#if defined(LOOKS_AGAIN) || defined(AS_POSTED)
+    :: locked[l] == FREE -> seen = 0; TIME_GOES_ON; goto head
     :: locked[l] == LOCKED && !MUST_NOT_REGISTER ->
+#else
+    :: locked[l] != SLOW && !MUST_NOT_REGISTER ->   /* free by now: the exchange takes it */
+#endif
         register();
         HAS_ENTRY
     fi;
@@ -410,10 +406,15 @@ inline unlock()
             entry[l] = 0
         }
 #ifdef STEALS
+        /* Word::release_reserved: the head is late, or the unlock is a fair one. The clocks of two vCPUs
+         * differ, so that who is not late may seem so. */
         if
-        /* Word::release_reserved: the head is late, or the unlock is a fair one */
+#ifdef NO_RESERVATION
+        :: true -> atomic { locked[l] = FREE; owners[l]-- }
+#else
         :: true -> atomic { locked[l] = FREE; pending[l] = 1; owners[l]-- }
         :: !LATE(other) -> atomic { locked[l] = FREE; owners[l]-- }
+#endif
         fi;
 #else
         atomic { locked[l] = FREE; owners[l]-- };

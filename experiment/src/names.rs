@@ -118,8 +118,6 @@ names! {
         AdaptiveHorizon4ms = "adaptive-horizon-4ms",
         /// Nobody is ever late: thefts are not bounded.
         AdaptiveNoHorizon = "adaptive-no-horizon",
-        /// A head that is late does not forbid thefts.
-        AdaptiveNoLateHead = "adaptive-no-late-head",
         /// An unlock that wakes a late head does not reserve the lock for it.
         AdaptiveNoReservation = "adaptive-no-reservation",
         /// A vCPU that has stolen for long does not queue.

@@ -18,9 +18,9 @@ pub type Adaptive = AdaptiveWithin<50_000, 2_000_000, 500_000>;
 /// - **Budget.** A newcomer looks at the lock for as long, and takes it as soon as it is free; then
 ///   it queues, and sleeps at once. A head that was kicked does the same, as an equal of newcomers.
 ///   A longer budget is faster, and makes the longest wait longer.
-/// - **Horizon.** A waiter that has been in the queue for longer comes first: it forbids thefts
-///   when it is the head, and an unlock that wakes it reserves the lock for it. Nobody goes on
-///   stealing for longer either. A longer horizon is faster, and the longest wait grows with it.
+/// - **Horizon.** A waiter that has been in the queue for longer comes first: an unlock that wakes
+///   it reserves the lock for it. Nobody goes on stealing for longer either. A longer horizon is
+///   faster, and the longest wait grows with it.
 /// - **Per CPU.** The horizon of a waiter is `PER_CPU` times the number of CPUs that there are
 ///   ([`Platform::online_cpus`]), where that is more than `HORIZON`. A queue of many needs it: when
 ///   its turns, one after the other, last longer than the horizon, everybody is late on becoming
@@ -28,8 +28,8 @@ pub type Adaptive = AdaptiveWithin<50_000, 2_000_000, 500_000>;
 ///   for every number of CPUs.
 ///
 /// From joining the queue to owning the lock a waiter with *n* others ahead of it needs at most
-/// [`horizon`](Policy::horizon) + (*n* + 1) × (a critical section + a wake-up), in time in which
-/// its vCPU, and those ahead, get a pCPU when they can run. In
+/// [`horizon`](Policy::horizon) + `BUDGET` + a wake-up + (*n* + 1) × (a critical section + a
+/// wake-up), in time in which its vCPU, and those ahead, get a pCPU when they can run. In
 /// [`Mode::Native`](crate::Mode::Native) nobody sleeps or steals, and the numbers mean nothing.
 ///
 /// ```

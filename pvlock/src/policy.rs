@@ -106,8 +106,7 @@ pub trait Policy: 'static {
     /// there are `cpus` CPUs: [`HORIZON_PER_CPU`](Policy::HORIZON_PER_CPU) for each of them, and
     /// [`HORIZON`](Policy::HORIZON) at least.
     ///
-    /// A head that has waited for longer forbids thefts until it owns the lock, and an unlock that
-    /// wakes such a head *reserves* the lock for it.
+    /// An unlock that wakes a head that has waited for longer *reserves* the lock for it.
     ///
     /// Asked each time anew, of [`Platform::online_cpus`]: where CPUs come or go, it changes for
     /// those who wait, too.
@@ -139,8 +138,6 @@ pub trait Policy: 'static {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
-    /// A head that is late forbids thefts.
-    LateHead,
     /// An unlock that wakes a late head reserves the lock for it.
     Reservation,
     /// A CPU that has stolen for long queues.

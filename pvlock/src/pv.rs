@@ -18,16 +18,20 @@
 //!
 //! # Thefts, and their bounds
 //!
-//! Where the policy lets newcomers steal, they do so while pending is clear. Pending means: the
-//! head comes first.
+//! Where the policy lets newcomers steal, they take a lock that is free and not reserved.
 //!
-//! 1. A head that is late sets it, and leaves it set, asleep or awake.
-//! 2. An unlock that takes the entry of a late head out reserves the lock. So does a fair unlock.
-//! 3. It is cleared by the head alone, with the step that takes the lock.
-//! 4. A CPU that has stolen for longer than the shortest horizon, by one theft after another,
+//! 1. An unlock that takes the entry of a late head out reserves the lock. So does a fair unlock.
+//!    The head alone ends a reservation, as it takes the lock.
+//! 2. A head that has spun for its budget registers, whatever it saw: if the lock is free by then,
+//!    the exchange takes it, and otherwise the unlock to come takes the entry out. To look again
+//!    instead may be in vain for ever.
+//! 3. A CPU that has stolen for longer than the shortest horizon, by one theft after another,
 //!    queues and sleeps. A head that was kicked in time, and has no pCPU, can do nothing for
 //!    itself; this gives it one. The thief asks its own clock and no node: who waits, how long and
 //!    behind whom is hidden from it.
+//!
+//! So a late head that is awake loses to newcomers for one budget at most, and needs one wake-up
+//! more. It forbids nothing while it spins, and if it loses its pCPU then, nobody waits for it.
 //!
 //! Times are read from nodes that may be in use again, by clocks that may differ or be set anew by
 //! a restore. They decide who is late, and with that who is first; never who owns, sleeps or is
@@ -60,9 +64,8 @@
 //! - **R11** An interrupt comes while a node is being claimed. See `CpuNodes::enter`.
 //! - **R12** Another owner comes and goes between a head's look and its step. The step acquires by
 //!   itself.
-//! - **R13** A reservation is erased, or comes too late, because the head and the owner both write
-//!   pending. Both write 1. The owner does so in the step that releases the lock, so a lock that is
-//!   free is reserved already; and nobody but the head clears it, as the owner.
+//! - **R13** A reservation is erased, or comes too late. The owner sets pending in the step that
+//!   releases the lock; and nobody but the head clears it, as the next owner.
 //! - **R14** The owner that has reserved the lock loses its pCPU before it kicks, or the head has
 //!   none: the lock lies free, as it does under a strict policy, until that CPU runs. The kick is
 //!   owed and latched.
@@ -166,7 +169,7 @@ fn keep_trying<P: Platform, K: Policy>(word: &Word) -> bool {
 #[inline(always)]
 fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> Look {
     if seen.pending() {
-        // The head is late, or has a reservation: it comes first.
+        // The lock is reserved.
         return Look::Queue;
     }
     if seen.locked() != FREE {
@@ -239,7 +242,7 @@ fn look_at_clock<P: Platform, K: Policy>(node: &Node, thefts: u32) -> bool {
 const THEFTS_A_LOOK: u32 = 16;
 
 /// Whether a waiter since `since` has waited for longer than the horizon, at `now`.
-fn is_late<P: Platform, K: Policy>(now: u64, since: u64) -> bool {
+pub(crate) fn is_late<P: Platform, K: Policy>(now: u64, since: u64) -> bool {
     K::horizon(P::online_cpus()).is_some_and(|horizon| is_older(now, since, horizon))
 }
 
@@ -372,11 +375,7 @@ impl<K: Policy> Discipline for Pv<K> {
             }
             stage = Stage::Woken;
             let state = waiter.node.state();
-            let locked = word.load_acquire().locked();
-            if locked == FREE {
-                // Released after the last look: the next one takes it.
-                continue;
-            } else if locked == SLOW {
+            if word.load_acquire().locked() == SLOW {
                 // The entry is in the table: whoever unlocks finds it, and us.
                 registered = true;
             } else if state == State::Registering {
@@ -384,14 +383,14 @@ impl<K: Policy> Discipline for Pv<K> {
                 P::relax(0);
                 continue;
             } else {
+                if register::<P, K>(word, waiter) {
+                    return Taken::InQueue;
+                }
                 // R10: an entry once made is gone only when an unlock took it, so a lock that is
                 // held and not slow was stolen since.
                 if registered || state == State::Hashed {
                     count::<P>(waiter.cpu, Counter::Rearm);
-                    step!(waiter.cpu, "head: lost to a thief, registers again");
-                }
-                if register::<P, K>(word, waiter) {
-                    return Taken::InQueue;
+                    step!(waiter.cpu, "head: lost to a thief, has registered again");
                 }
                 registered = true;
             }
@@ -467,8 +466,7 @@ fn woke_for_nothing<P: Platform>(cpu: usize) {
     }
 }
 
-/// Spins on the word as the head, and takes the lock if it is released. A head that is late forbids
-/// thefts until it has it.
+/// Spins on the word as the head, and takes the lock if it is released.
 pub(crate) fn spin_as_head<P: Platform, K: Policy>(
     word: &Word,
     waiter: &Waiter,
@@ -476,14 +474,6 @@ pub(crate) fn spin_as_head<P: Platform, K: Policy>(
 ) -> Option<Taken> {
     let mut spin = Spin::new(stage);
     loop {
-        if K::HORIZON.is_some()
-            && has::<K>(Mechanism::LateHead)
-            && !word.load().pending()
-            && is_late::<P, K>(P::now(), waiter.node.since())
-        {
-            word.set_pending();
-            step!(waiter.cpu, "head: is late, forbids thefts");
-        }
         // At least one look: the caller may come from a kick.
         if let Some(taken) = Pv::<K>::try_as_head(word, waiter) {
             return Some(taken);
@@ -512,7 +502,7 @@ fn register<P: Platform, K: Policy>(word: &Word, waiter: &Waiter) -> bool {
         step!(waiter.cpu, "head: exchange to slow found it free");
         word.slow_to_locked();
         if K::HORIZON.is_some() {
-            // R13: we own the lock, whoever it was reserved by.
+            // R13: it may have been reserved, and we own it.
             word.clear_pending();
         }
         table.remove(key(word));

@@ -3,7 +3,7 @@
 
 use crate::node::State;
 use crate::policy::{Handover, Policy, Spin, Stage};
-use crate::pv::{Pv, try_as_newcomer};
+use crate::pv::{Pv, is_late, try_as_newcomer};
 use crate::queue::{Discipline, Taken, Waiter};
 use crate::word::{LOCKED, Steps, Tail};
 use crate::{
@@ -17,7 +17,9 @@ use std::collections::VecDeque;
 enum Others {
     /// Nothing: the wait ends for no reason.
     Nothing,
-    /// The owner unlocks, and a thief tries its luck.
+    /// The owner unlocks.
+    Unlock,
+    /// The same, and a thief tries its luck.
     UnlockAndSteal,
     /// The same, and then the head is left without a pCPU for long.
     UnlockStealAndLinger,
@@ -162,6 +164,9 @@ fn acquire<K: Policy>(script: &[Others]) {
         let lock = unsafe { &*LOCK.get().cast::<Lock<K>>() };
         // SAFETY: the owner's part is played by this thread.
         unsafe { lock.unlock() };
+        if others == Others::Unlock {
+            return;
+        }
         one_more(if lock.word().try_steal() { &THEFTS } else { &REFUSED });
         if others == Others::UnlockStealAndLinger {
             NOW.set(NOW.get() + 100 * WAIT);
@@ -209,28 +214,11 @@ fn a_head_is_robbed_until_it_is_late() {
     }
 }
 
-/// Kicked in time, and woken late: it forbids thefts itself, and keeps to that while it sleeps.
+/// Kicked in time, and woken late: the next unlock reserves the lock, however the head was woken.
 #[test]
-fn a_head_that_wakes_up_late_forbids_thefts() {
+fn a_head_that_wakes_up_late_is_robbed_once_more_at_most() {
     acquire::<Robbed<5>>(&[Others::UnlockStealAndLinger, Others::Nothing]);
     assert_eq!(told(), (1, 1, 3, 2));
-    // Nothing but the pending byte tells the thief: the unlock of a strict policy reserves nothing.
-    let lock = Lock::<Robbed<5>>::new();
-    lock.lock();
-    lock.word().exchange_tail(Tail::new(0, 0));
-    let node = Script::nodes(0).node(0);
-    node.reset(NOW.get() - 6 * WAIT);
-    let waiter = Waiter { cpu: 0, node, tail: Tail::new(0, 0), predecessor: None };
-    assert!(
-        crate::pv::spin_as_head::<Script, Robbed<5>>(lock.word(), &waiter, Stage::Head).is_none()
-    );
-    assert!(lock.snapshot().pending());
-    node.reset(NOW.get() - 5 * WAIT);
-    lock.word().clear_pending();
-    assert!(
-        crate::pv::spin_as_head::<Script, Robbed<5>>(lock.word(), &waiter, Stage::Head).is_none()
-    );
-    assert!(!lock.snapshot().pending(), "not late yet");
 }
 
 /// A clock that a restore set back, or one of another CPU: late or not, the lock goes on.
@@ -239,18 +227,9 @@ fn a_time_that_makes_no_sense_decides_who_is_first_and_nothing_else() {
     acquire::<Robbed<0>>(&[]);
     NOW.set(0);
     acquire::<Robbed<1_000>>(&[Others::UnlockAndSteal, Others::Nothing]);
-    let word = Lock::<Robbed<5>>::new();
-    let node = Script::nodes(0).node(0);
-    for (since, late) in
-        [(u64::MAX, true), (NOW.get() + 5 * WAIT, false), (NOW.get() + 6 * WAIT, true)]
-    {
-        node.reset(since);
-        let waiter = Waiter { cpu: 0, node, tail: Tail::new(0, 0), predecessor: None };
-        word.word().clear_pending();
-        word.word().set_locked();
-        let none = crate::pv::spin_as_head::<Script, Robbed<5>>(word.word(), &waiter, Stage::Head);
-        assert!(none.is_none());
-        assert_eq!(word.snapshot().pending(), late, "{since:#x}");
+    let now = 1 << 40;
+    for (since, late) in [(u64::MAX, true), (now + 5 * WAIT, false), (now + 6 * WAIT, true)] {
+        assert_eq!(is_late::<Script, Robbed<5>>(now, since), late, "{since:#x}");
     }
 }
 
@@ -295,7 +274,7 @@ fn comes<K: Policy>(tail: bool, pending: bool, release_at: usize) -> (bool, u32)
         lock.word().exchange_tail(Tail::new(1, 0));
     }
     if pending {
-        lock.word().set_pending();
+        lock.word().exchange_pending();
     }
     let nothing = vec![Others::Nothing; release_at - 1];
     SCRIPT.set(nothing.into_iter().chain([Others::UnlockAndSteal]).collect());
@@ -322,7 +301,7 @@ fn a_newcomer_keeps_trying_for_its_budget() {
         assert_eq!(comes::<K>(tail, false, 1), (true, 1), "a turn takes a microsecond");
         assert_eq!(comes::<K>(tail, false, 10), (true, 10));
         assert_eq!(comes::<K>(tail, false, 11), (false, 10));
-        assert_eq!(comes::<K>(tail, true, 1), (false, 0), "not past a head that is late");
+        assert_eq!(comes::<K>(tail, true, 1), (false, 0), "not past a reservation");
     }
 }
 
@@ -370,14 +349,54 @@ fn a_lock_released_under_a_registration_is_the_heads() {
         const NAME: &'static str = "late";
         const HORIZON: Option<u64> = Some(0);
         fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
-            // A turn, in which it becomes late and forbids thefts.
+            // A turn.
             let is_new = spin.stage() == Stage::Head && spin.turn() == 0;
             IN_HASH.set(spin.stage() != Stage::Newcomer && !is_new);
             is_new
         }
     }
-    acquire::<Late>(&[]);
-    assert_eq!(told(), (0, 1, 0, 0), "it did not wait, and nobody was kicked");
+    acquire::<Late>(&[Others::Unlock]);
+    assert_eq!(told(), (0, 0, 0, 0), "it did not wait, and nobody was kicked");
+}
+
+/// A head that finds the lock free as it is about to sleep registers all the same: then whoever
+/// robs it owes it a kick, and the lock if it is late.
+#[test]
+fn a_head_that_has_spun_registers_even_if_the_lock_is_free() {
+    struct Tired;
+    impl Policy for Tired {
+        const NAME: &'static str = "tired";
+        const HORIZON: Option<u64> = Some(0);
+        fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
+            if spin.stage() == Stage::Head {
+                // SAFETY: leaked, of this type.
+                let lock = unsafe { &*LOCK.get().cast::<Lock<Tired>>() };
+                // SAFETY: the owner's part is played by this thread.
+                unsafe { lock.unlock() };
+                IN_HASH.set(true);
+            }
+            false
+        }
+    }
+    let lock: &'static Lock<Tired> = Box::leak(Box::new(Lock::new()));
+    for cell in [&THEFTS, &REFUSED, &KICKS, &TURNS, &WAITS] {
+        cell.set(0);
+    }
+    LOCK.set(core::ptr::from_ref(lock).cast());
+    PLAY.set(|_| {
+        // SAFETY: leaked, of this type.
+        let lock = unsafe { &*LOCK.get().cast::<Lock<Tired>>() };
+        if lock.word().is_owned() {
+            // SAFETY: the thief's part is played by this thread.
+            unsafe { lock.unlock() };
+        }
+        one_more(if lock.word().try_steal() { &THEFTS } else { &REFUSED });
+    });
+    lock.lock();
+    lock.lock();
+    assert_eq!(told(), (1, 1, 1, 1), "robbed as it registers, and never again");
+    assert!(lock.is_locked() && !lock.is_contended());
+    assert!(Script::hash().is_empty());
 }
 
 /// The head of a lock that was stolen while its predecessor's entry woke it: one wake-up in vain.

@@ -19,9 +19,9 @@
 //! | n    | 1       | 0 or 1 | native: as above, and a queue stands behind that waiter |
 //! | n    | 0       | 0      | free for the head; where newcomers steal, for them too |
 //! | n    | 0       | 1      | held, and queued for |
-//! | n    | 1       | 0      | PV: free for the head alone, which is late or has a reservation |
-//! | n    | 1       | 1      | PV: held, the head is late: nobody steals |
-//! | n    | 0 or 1  | 3      | PV: held, the head's entry is in the hash table: the unlock kicks |
+//! | n    | 0       | 3      | PV: held, the head's entry is in the hash table: the unlock kicks |
+//! | n    | 1       | 0      | PV: reserved: free for the head alone |
+//! | n    | 1       | 3 or 1 | PV: held by the head, which registered, and is about to clear pending |
 //!
 //! `n` names the last node in the queue. In native mode the locked byte may also be 1 for a moment
 //! while nobody owns the lock: a newcomer has it, finds that somebody waits, and gives it back.
@@ -219,34 +219,26 @@ mod tests {
                 assert!(!word.try_acquire_byte_seen_free());
                 assert_eq!(word.try_acquire_byte(), Err(Snapshot(0x0010_0000)), "given back");
 
-                word.set_pending();
-                assert!(!word.try_steal(), "the head is late");
-                word.clear_pending();
                 assert!(word.try_steal() && !word.try_steal());
                 assert!(!word.try_take_as_head());
                 word.release();
-                word.set_pending();
                 assert!(word.try_take_as_head());
                 assert_eq!(word.load().0, 0x0010_0001);
-                word.set_slow();
-                assert_eq!(word.load().locked(), SLOW);
-                word.slow_to_locked();
-                for pending in [false, true] {
-                    if pending {
-                        word.set_pending();
-                    }
-                    assert_eq!(word.try_release_reserved(), Ok(()));
-                    assert_eq!(word.load().0, 0x0010_0100, "free, for the head");
-                    assert!(!word.try_steal());
-                    assert_eq!(word.try_release_reserved(), Err(FREE));
-                    assert!(word.try_take_as_head());
-                }
+                assert_eq!(word.try_release_reserved(), Ok(()));
+                assert_eq!(word.load().0, 0x0010_0100, "free, for the head");
+                assert!(!word.try_steal());
+                assert_eq!(word.try_release_reserved(), Err(FREE));
+                assert!(word.try_take_as_head());
+                assert_eq!(word.load().0, 0x0010_0001);
                 word.set_slow();
                 assert_eq!(word.try_release_reserved(), Err(SLOW));
                 assert_eq!(word.load().0, 0x0010_0003);
                 word.release_reserved();
                 assert_eq!(word.load().0, 0x0010_0100);
-                assert!(word.try_take_as_head());
+                assert_eq!(word.exchange_slow(), FREE);
+                word.slow_to_locked();
+                assert_eq!(word.load().0, 0x0010_0101);
+                word.clear_pending();
                 assert!(word.try_clear_tail(Tail::new(3, 0)));
                 assert_eq!(word.load().0, 1);
                 word.release();
@@ -258,7 +250,7 @@ mod tests {
                 let alone = word.load();
                 word.exchange_tail(Tail::new(3, 0));
                 assert!(!word.try_take_alone(alone), "somebody stands behind");
-                word.set_pending();
+                assert_eq!(word.exchange_pending().locked(), FREE);
                 assert!(word.try_take_alone(word.load()));
                 assert_eq!(word.load().0, 1);
             }

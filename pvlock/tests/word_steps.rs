@@ -45,7 +45,6 @@ const STEPS: &[(&str, &str)] = &[
         "word.try_release_reserved().map_or_else(|seen| 1 << 32 | u64::from(seen), |()| 0)",
     ),
     ("release_reserved", "{ word.release_reserved(); 0 }"),
-    ("set_pending", "{ word.set_pending(); 0 }"),
     ("clear_pending", "{ word.clear_pending(); 0 }"),
     ("exchange_slow", "word.exchange_slow().into()"),
     ("set_slow", "{ word.set_slow(); 0 }"),
@@ -64,14 +63,12 @@ const LOOKS_FIRST: &[(&str, &str)] = &[
     // Who clears the tail owns the lock, and nobody else has the byte then.
     ("try_take_byte", "try_clear_tail"),
     // Never on one lock: the one is of native mode, the other of PV mode.
-    ("exchange_pending", "try_release_reserved"),
     ("exchange_pending", "release_reserved"),
     ("try_take_byte", "try_release_reserved"),
     ("try_take_byte", "release_reserved"),
     // A reservation between the look and the step makes the step fail; the head looks again.
     ("try_take_as_head", "release_reserved"),
-    // Only the head changes pending while it waits.
-    ("try_take_as_head", "set_pending"),
+    // Only the head clears pending.
     ("try_take_as_head", "clear_pending"),
 ];
 

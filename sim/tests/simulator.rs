@@ -122,8 +122,9 @@ fn interrupts_that_take_locks_lose_no_wake_up() {
     }
 }
 
-/// The bound that the book states, for vCPUs of which each has a pCPU: a newcomer's budget, the
-/// horizon, and a section and a wake-up for each of the others and for itself.
+/// The bound that the book states, for vCPUs of which each has a pCPU: the horizon, a newcomer's
+/// budget and a head's, and a section and a wake-up for each: one has the lock, so that one wake-up
+/// is that of a head that was kicked in time and passed.
 #[test]
 fn a_wait_is_bounded_by_the_horizon() {
     // Hypercalls, steps and a rest between two looks.
@@ -142,7 +143,7 @@ fn a_wait_is_bounded_by_the_horizon() {
         };
         let report = run(&config, Policy::Adaptive);
         let horizon = <Adaptive as pvlock::Policy>::horizon(config.vcpus).unwrap();
-        let bound = Adaptive::BUDGET + horizon + 8 * (20_000 + 25_000 + OVERHEAD);
+        let bound = 2 * Adaptive::BUDGET + horizon + 8 * (20_000 + 25_000 + OVERHEAD);
         assert!(report.wait_ns.max <= bound, "{report:?}");
         assert!(report.counter("pv_lock_stealing") > 500, "hardly anybody was passed: {report:?}");
     }

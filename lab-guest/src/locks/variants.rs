@@ -26,8 +26,6 @@ pub type Horizon4ms = AdaptiveWithin<BUDGET, 4_000_000>;
 /// The end of time.
 pub type NoHorizon = AdaptiveWithin<BUDGET, { u64::MAX }>;
 
-/// A head that is late does not forbid thefts.
-pub type NoLateHead = Without<{ Mechanism::LateHead as u8 }>;
 /// An unlock that wakes a late head does not reserve the lock for it.
 pub type NoReservation = Without<{ Mechanism::Reservation as u8 }>;
 /// A vCPU that has stolen for long does not queue.
@@ -42,7 +40,7 @@ impl<const MECHANISM: u8> Policy for Without<MECHANISM> {
     const HORIZON: Option<u64> = Adaptive::HORIZON;
     const HORIZON_PER_CPU: u64 = PER_CPU;
     const WITHOUT: Option<Mechanism> = {
-        let all = [Mechanism::LateHead, Mechanism::Reservation, Mechanism::ThiefBound];
+        let all = [Mechanism::Reservation, Mechanism::ThiefBound];
         Some(all[MECHANISM as usize])
     };
 
@@ -69,7 +67,6 @@ mod tests {
         assert_eq!(horizons, [Some(500_000), Some(1_000_000), Some(4_000_000)]);
         assert_eq!(NoHorizon::HORIZON, Some(u64::MAX));
         let own = Some(HORIZON);
-        assert_eq!(of::<NoLateHead>(), (own, Some(Mechanism::LateHead)));
         assert_eq!(of::<NoReservation>(), (own, Some(Mechanism::Reservation)));
         assert_eq!(of::<NoThiefBound>(), (own, Some(Mechanism::ThiefBound)));
     }

@@ -68,14 +68,15 @@ fn tried<L: TestedLock<Guarded>>(locks: &[CachePadded<L>]) -> u64 {
 /// How long a wait may last by the policy's own word, in nanoseconds, if `params` tell how long a
 /// wake-up takes.
 ///
-/// From asking to owning: a newcomer's budget; the horizon, for which others may pass it; then a
-/// section and a wake-up for each one ahead and for itself.
+/// From asking to owning: a newcomer's budget; the horizon, for which others may pass it; that of a
+/// head that is awake then, and a wake-up more; and a section and a wake-up for each one ahead and
+/// for itself. One of all has the lock, so the turns of all hold the wake-up more.
 pub(super) fn wait_bound_ns(params: &Params) -> Option<u64> {
     let before_its_turn = match params.policy {
         Policy::KickAtUnlock => params.spin.ns(),
         // What a variant lacks must show as a wait that is too long.
         policy if policy == Policy::Adaptive || Policy::VARIANTS.contains(&policy) => {
-            Adaptive::BUDGET + Adaptive::horizon(params.vcpus as usize)?
+            2 * Adaptive::BUDGET + Adaptive::horizon(params.vcpus as usize)?
         }
         // It is kicked twice for a turn, or others may always be faster.
         _ => return None,
@@ -104,7 +105,6 @@ pub(super) fn new(params: &Params) -> Box<dyn Contest> {
         Policy::AdaptiveHorizon1ms => of_family::<Xen<variants::Horizon1ms>>(params),
         Policy::AdaptiveHorizon4ms => of_family::<Xen<variants::Horizon4ms>>(params),
         Policy::AdaptiveNoHorizon => of_family::<Xen<variants::NoHorizon>>(params),
-        Policy::AdaptiveNoLateHead => of_family::<Xen<variants::NoLateHead>>(params),
         Policy::AdaptiveNoReservation => of_family::<Xen<variants::NoReservation>>(params),
         Policy::AdaptiveNoThiefBound => of_family::<Xen<variants::NoThiefBound>>(params),
     }

@@ -83,10 +83,6 @@ impl Steps for Word {
         Snapshot(self.0.fetch_or(PENDING, Relaxed))
     }
 
-    fn set_pending(&self) {
-        self.0.fetch_or(PENDING, Relaxed);
-    }
-
     fn clear_pending(&self) {
         self.0.fetch_and(!PENDING, Relaxed);
     }
@@ -106,12 +102,12 @@ impl Steps for Word {
     }
 
     fn try_release_reserved(&self) -> Result<(), u8> {
-        self.try_replace(LOCKED_MASK, LOCKED_BIT, PENDING, ord!("release-reserved", Release))
+        self.try_replace(LOW_HALF, LOCKED_BIT, PENDING, ord!("release-reserved", Release))
             .map_err(Snapshot::locked)
     }
 
     fn release_reserved(&self) {
-        let _ = self.try_replace(LOCKED_MASK, SLOW_BITS, PENDING, ord!("release-slow", Release));
+        let _ = self.try_replace(LOW_HALF, SLOW_BITS, PENDING, ord!("release-slow", Release));
     }
 
     #[inline]

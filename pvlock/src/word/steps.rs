@@ -107,13 +107,8 @@ pub(crate) trait Steps: Sync {
     /// it acquires by `try_take_pending`.
     fn exchange_pending(&self) -> Snapshot;
 
-    /// PV mode: pending -> 1 by the head, which is late: nobody steals until it has the lock. The
-    /// owner may set it too, in `release_reserved` and `try_release_reserved`; nobody clears it but
-    /// the head, by taking the lock. Relaxed: it orders nothing.
-    fn set_pending(&self);
-
     /// pending -> 0: native mode, by who set it; PV mode, by a head that owns the lock (R4).
-    /// Relaxed, as `set_pending`.
+    /// Relaxed: it orders nothing.
     fn clear_pending(&self);
 
     // ----- on both bytes
@@ -130,13 +125,12 @@ pub(crate) trait Steps: Sync {
     /// `try_acquire`.
     fn try_take_as_head(&self) -> bool;
 
-    /// (pending, locked) (any,1) -> (1,0) by the owner, who reserves the lock for the head: no
+    /// (pending, locked) (0,1) -> (1,0) by the owner, who reserves the lock for the head: no
     /// newcomer steals it. Or what the locked byte is instead. Release, as `release`; a failure is
     /// Relaxed, as that of `try_release`.
     fn try_release_reserved(&self) -> Result<(), u8>;
 
-    /// (pending, locked) (any,3) -> (1,0), as `try_release_reserved`, after the entry was taken
-    /// out.
+    /// (pending, locked) (0,3) -> (1,0), as `try_release_reserved`, after the entry was taken out.
     fn release_reserved(&self);
 
     // ----- on the tail

@@ -56,18 +56,16 @@ impl Word {
         self.0.load(Relaxed) as u16
     }
 
-    /// `lock cmpxchg` on the low half: whether it was as expected.
+    /// `lock cmpxchg` on the low half, or what it is instead of `expected`.
     #[inline(always)]
-    fn try_low_half(&self, expected: u16, new: u16) -> bool {
-        let equal: u8;
+    fn try_low_half(&self, expected: u16, new: u16) -> Result<(), u16> {
+        let was: u16;
         // SAFETY: accesses the low two of the four bytes that `self` owns; they are 2-aligned.
         unsafe {
-            asm!("lock cmpxchg word ptr [{p}], {new:x}", "sete {equal}",
-                 p = in(reg) self.at(LOCKED_BYTE), new = in(reg) new,
-                 equal = lateout(reg_byte) equal,
-                 inout("ax") expected => _, options(nostack));
+            asm!("lock cmpxchg word ptr [{p}], {new:x}", p = in(reg) self.at(LOCKED_BYTE),
+                 new = in(reg) new, inout("ax") expected => was, options(nostack));
         }
-        equal != 0
+        if was == expected { Ok(()) } else { Err(was) }
     }
 
     /// `lock cmpxchg` on the locked byte: what it was.
@@ -177,41 +175,26 @@ impl Steps for Word {
         Snapshot(self.load().0 & !PENDING | u32::from(was) << PENDING.trailing_zeros())
     }
 
-    fn set_pending(&self) {
-        self.store_byte(PENDING_BYTE, 1);
-    }
-
     fn clear_pending(&self) {
         self.store_byte(PENDING_BYTE, 0);
     }
 
     fn try_take_pending(&self) -> bool {
-        self.low_half() == PENDING_16 && self.try_low_half(PENDING_16, LOCKED.into())
+        self.low_half() == PENDING_16 && self.try_low_half(PENDING_16, LOCKED.into()).is_ok()
     }
 
     fn try_steal(&self) -> bool {
-        self.try_low_half(0, LOCKED.into())
+        self.try_low_half(0, LOCKED.into()).is_ok()
     }
 
     fn try_take_as_head(&self) -> bool {
-        // While the lock is free nobody but the head changes pending: an owner does so as it
-        // releases.
+        // While the lock is free nobody changes pending: an owner does so as it releases.
         let pending = self.low_half() & PENDING_16;
-        self.try_low_half(pending, LOCKED.into())
+        self.try_low_half(pending, LOCKED.into()).is_ok()
     }
 
     fn try_release_reserved(&self) -> Result<(), u8> {
-        loop {
-            let pending = self.low_half() & PENDING_16;
-            if self.try_low_half(pending | u16::from(LOCKED), PENDING_16) {
-                return Ok(());
-            }
-            // The head has set pending since, or it has registered.
-            let locked = self.load().locked();
-            if locked != LOCKED {
-                return Err(locked);
-            }
-        }
+        self.try_low_half(LOCKED.into(), PENDING_16).map_err(|was| was as u8)
     }
 
     fn release_reserved(&self) {

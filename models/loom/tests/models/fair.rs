@@ -31,8 +31,7 @@ fn a_bump_lets_the_waiter_go_first() {
         explore_bump::<KickTwice>(bounds);
         explore_bump::<KickAtUnlock>(bounds);
         explore_bump::<Adaptive>(bounds);
-        // The head and the owner both write pending here, and an owner that is reserved the lock
-        // comes back as a thief.
+        // An owner that has reserved the lock comes back as a thief, by more ways than one.
         explore_bump::<AlwaysLate>(bounds);
         explore_bump::<NeverLate>(bounds);
     }
