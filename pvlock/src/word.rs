@@ -21,7 +21,7 @@
 //! | n    | 0       | 1      | held, and queued for |
 //! | n    | 0       | 3      | PV: held, the head's entry is in the hash table: the unlock kicks |
 //! | n    | 1       | 0      | PV: reserved: free for the head alone |
-//! | n    | 1       | 3 or 1 | PV: held by the head, which registered, and is about to clear pending |
+//! | n    | 1       | 3 or 1 | PV: held by the head, which is about to clear pending |
 //!
 //! `n` names the last node in the queue. In native mode the locked byte may also be 1 for a moment
 //! while nobody owns the lock: a newcomer has it, finds that somebody waits, and gives it back.
