@@ -503,6 +503,9 @@ static const char *wait_for_next(void)
 	return NULL;
 }
 
+/* The start line had passed when it came: the host may try again, with a later one. */
+static bool late;
+
 /*
  * The start line. The host asks one domain for Xen's time (`clock`), and then gives all of them the same moment.
  * `1`: as soon as possible.
@@ -524,7 +527,8 @@ static const char *wait_for_go(void)
 			tell("clock", text);
 		} else if (!kstrtou64(word, 10, &at)) {
 			start_at = at == 1 ? now(shares[0]->clock) + 40000000 : at;
-			if (now(shares[0]->clock) >= start_at)
+			late = now(shares[0]->clock) >= start_at;
+			if (late)
 				why = "the start line was in the past when it came: the host is too slow for it";
 			kfree(word);
 			break;
@@ -685,7 +689,9 @@ static const char *run(void)
 	tell("state", "ready");
 	if (plan.wait)
 		why = wait_for_go();
-	else
+	if (why)
+		return why;
+	if (!plan.wait)
 		start_at = now(shares[0]->clock) + 40000000;
 	end_at = plan.duration_ns ? start_at + plan.duration_ns : U64_MAX;
 	tell("state", "running");
@@ -715,7 +721,7 @@ static int __init pvlab_init(void)
 	if (why) {
 		pr_emerg("pvlab: guest error: %s\n", why);
 		tell("error", why);
-		tell("state", "failed");
+		tell("state", late ? "late" : "failed");
 	}
 	/* The domain ends now: nothing is given back, and Xen may still write the clocks. */
 	return why ? -EINVAL : 0;

@@ -19,7 +19,7 @@ use experiment::record::DomainReport;
 use experiment::record::framing::Decoder;
 use serde::{Deserialize, Serialize};
 
-pub use event::Event;
+pub use event::{Event, start_missed};
 pub(crate) use toolstack::{TOOLS, other_xentrace, tool};
 pub use toolstack::{Toolstack, is_dom0_without_xenfs, is_xen_host};
 
@@ -36,6 +36,13 @@ const LONG_TAIL: usize = 60;
 
 /// What the lines of a guest's crash report begin with.
 const CRASH_REPORT: &str = "guest crash: ";
+
+/// The state of a domain whose start line had passed when it was told of it.
+const LATE: &str = "late";
+/// How often a policy is run at most, because of such domains.
+pub const ATTEMPTS: u32 = 3;
+/// How many times as far away the line of the next attempt is.
+const FARTHER: u32 = 4;
 
 /// How long the creation of the next domain waits for one to be ready, at most.
 const BOOT_PATIENCE: Duration = Duration::from_secs(30);
@@ -152,7 +159,8 @@ pub enum End {
 /// Runs every policy of `plan` and collects into `out`, a folder a policy.
 ///
 /// A domain that crashes or hangs is a [`DomainResult`] and an [`Event::Problem`], not an error: what the
-/// others found is kept and the next policy runs.
+/// others found is kept and the next policy runs. A policy whose start line a domain was told of too
+/// late is run again, with a later one.
 ///
 /// # Errors
 ///
@@ -168,17 +176,39 @@ pub fn run<H: XenHost>(
         let folder = out.join(policy);
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
-        tell(Event::PolicyStarted { policy: policy.clone() });
-        let mut run = PolicyRun { host, plan, policy, folder: &folder, tell, domains: Vec::new() };
-        let outcome = run.perform();
-        // Also after an error: nothing this run created may stay.
-        let destroyed = run.destroy_all();
-        outcome.with_context(|| format!("policy {policy}"))?;
-        destroyed?;
+        let mut plan = plan.clone();
+        for attempts_left in (0..ATTEMPTS).rev() {
+            tell(Event::PolicyStarted { policy: policy.clone() });
+            let begun = attempt(host, &plan, policy, &folder, attempts_left > 0, tell)
+                .with_context(|| format!("policy {policy}"))?;
+            if begun {
+                break;
+            }
+            plan.start_after *= FARTHER;
+            let start_after = plan.start_after;
+            tell(Event::StartMissed { policy: policy.clone(), start_after });
+        }
         tell(Event::PolicyDone { policy: policy.clone() });
     }
     tell(Event::Finished);
     Ok(())
+}
+
+/// Runs a policy; answers whether it began, which it did in any case unless it `may_repeat`.
+fn attempt<H: XenHost>(
+    host: &mut H,
+    plan: &Plan,
+    policy: &str,
+    folder: &Path,
+    may_repeat: bool,
+    tell: &mut dyn FnMut(Event),
+) -> Result<bool> {
+    let mut run = PolicyRun { host, plan, policy, folder, may_repeat, tell, domains: Vec::new() };
+    let outcome = run.perform();
+    let begun = !run.is_to_be_repeated();
+    // Also after an error: nothing this run created may stay.
+    let destroyed = run.destroy_all();
+    outcome.and(destroyed).map(|()| begun)
 }
 
 struct PolicyRun<'a, H: XenHost> {
@@ -186,6 +216,8 @@ struct PolicyRun<'a, H: XenHost> {
     plan: &'a Plan,
     policy: &'a str,
     folder: &'a Path,
+    /// Whether there is another attempt, should a domain miss the start line.
+    may_repeat: bool,
     tell: &'a mut dyn FnMut(Event),
     domains: Vec<Running<'a>>,
 }
@@ -204,7 +236,7 @@ impl Running<'_> {
 
     /// Whether it will not get any further.
     fn is_over(&self) -> bool {
-        self.life != Life::Running || matches!(self.state.as_str(), "done" | "failed")
+        self.life != Life::Running || matches!(self.state.as_str(), "done" | "failed" | LATE)
     }
 }
 
@@ -223,6 +255,9 @@ impl<H: XenHost> PolicyRun<'_, H> {
             finished?;
         } else {
             self.race(deadline)?;
+        }
+        if self.is_to_be_repeated() {
+            return Ok(());
         }
 
         // The report is there; the last console lines may not be.
@@ -300,12 +335,18 @@ impl<H: XenHost> PolicyRun<'_, H> {
         Ok(())
     }
 
-    /// Sleeps until `enough` holds for all domains or the deadline has passed.
+    /// Whether a domain missed the start line, and there is another attempt.
+    fn is_to_be_repeated(&self) -> bool {
+        self.may_repeat && self.domains.iter().any(|domain| domain.state == LATE)
+    }
+
+    /// Sleeps until `enough` holds for all domains, the deadline has passed, or all is in vain.
     fn wait_until(&mut self, deadline: Instant, enough: impl Fn(&Running) -> bool) -> Result<()> {
         loop {
             interrupt::check()?;
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.domains.iter().all(&enough) {
+            let over = self.domains.iter().all(&enough) || self.is_to_be_repeated();
+            if left.is_zero() || over {
                 return Ok(());
             }
             let change = self.host.wait(left)?;

@@ -107,10 +107,11 @@ impl Plan {
     /// How long after its answer the start line is, when a domain took `answered` to say what time
     /// it is, `domains` are to be told, and `left` of the deadline remains: a busy dom0 gets the
     /// time that it needs, for otherwise the line has passed when it comes. But one slow answer may
-    /// not take the time in which the domains are to run, so it gets a quarter of it at most.
+    /// not take the time in which the domains are to run, so it gets a quarter of it at most, and
+    /// nobody waits for more than 15 s: a line that comes too late is drawn anew.
     pub fn start_line_after(&self, answered: Duration, domains: u32, left: Duration) -> Duration {
         let wanted = answered.saturating_mul(4).saturating_mul(domains);
-        wanted.min(left / 4).max(self.start_after)
+        wanted.min(left / 4).min(Duration::from_secs(15)).max(self.start_after)
     }
 
     /// Plans `scenario` with the guest image at `image`.
@@ -358,8 +359,8 @@ mod tests {
     #[test]
     fn a_start_line_leaves_most_of_the_deadline_to_the_domains() {
         let (plan, ms) = (plan(), Duration::from_millis);
-        assert_eq!(plan.start_line_after(ms(3_000), 7, ms(60_000)), ms(15_000));
-        assert_eq!(plan.start_line_after(Duration::MAX, 7, ms(60_000)), ms(15_000));
+        assert_eq!(plan.start_line_after(ms(3_000), 7, ms(40_000)), ms(10_000));
+        assert_eq!(plan.start_line_after(Duration::MAX, 7, Duration::MAX), ms(15_000));
         // The least it is, however late it is.
         assert_eq!(plan.start_line_after(ms(3_000), 7, Duration::ZERO), start_after());
     }

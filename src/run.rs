@@ -208,7 +208,7 @@ fn lab_boot(
     let least = add_linux(&mut boot, record.plan.linux.as_ref().zip(linux));
     boot.memory_mib = DOM0_MIB + XEN_MIB + memory_of(&request.scenario, least)?;
     let policies = u32::try_from(record.plan.policies.len()).context("too many policies")?;
-    let run = record.plan.deadline.saturating_mul(policies);
+    let run = record.plan.deadline.saturating_mul(policies * host::ATTEMPTS);
     boot.deadline = run.saturating_add(LAB_GRACE);
     if let Some(settings) = request.repeatable {
         boot.mode = crate::lab::Mode::Repeatable(settings);
@@ -323,6 +323,10 @@ impl<'a> Screen<'a> {
             }
             Event::Problem { policy, message } => {
                 self.progress.note(format_args!("{policy}: {message}"))
+            }
+            Event::StartMissed { policy, start_after } => {
+                self.step = None;
+                self.progress.note(host::start_missed(&policy, start_after));
             }
             Event::PolicyDone { policy } => {
                 if let Some(step) = self.step.take() {

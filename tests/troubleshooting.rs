@@ -11,7 +11,8 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const BEFORE: [&str; 7] = ["bail", "ensure", "anyhow", "context", "with_context", "error", "Err"];
 
 /// Functions that make nothing but messages: what the table of a run calls PROBLEM.
-const TELLERS: [&str; 5] = ["problems", "trace_doubt", "compared", "result_of", "describe"];
+const TELLERS: [&str; 6] =
+    ["problems", "trace_doubt", "compared", "result_of", "describe", "start_missed"];
 
 /// A message as the chapter writes it: what differs each time is `…`, and the first line says which it is.
 fn shown(literal: &str) -> String {

@@ -45,13 +45,13 @@ pub fn run(machine: &'static Machine) -> ! {
         .and_then(|params| choose_events(machine, params));
     let mut host = Host::connect(machine);
     host.set_state("booting");
-    let params = params.unwrap_or_else(|why| fail_to_begin(machine, &mut host, &why));
+    let params = params.unwrap_or_else(|why| fail_to_begin(machine, &mut host, why.into()));
     let calibration = run::calibrate(machine, &params)
-        .unwrap_or_else(|why| fail_to_begin(machine, &mut host, &why.to_string()));
+        .unwrap_or_else(|why| fail_to_begin(machine, &mut host, why.to_string().into()));
     let run = RUN.call_once(|| Run::prepare(machine, host, params, calibration));
     let line = run
         .to_the_start_line()
-        .unwrap_or_else(|why| fail_to_begin(machine, &mut run.host.lock(), &why));
+        .unwrap_or_else(|why| fail_to_begin(machine, &mut run.host.lock(), why));
     run.race(line);
     run.finish()
 }
@@ -75,11 +75,29 @@ fn choose_events(machine: &Machine, params: Params) -> Result<Params, String> {
     }
 }
 
+/// Why a run does not begin.
+enum NoRun {
+    /// Something that another attempt would meet again.
+    Failed(String),
+    /// The start line had passed when it came.
+    Late(String),
+}
+
+impl From<String> for NoRun {
+    fn from(why: String) -> Self {
+        NoRun::Failed(why)
+    }
+}
+
 /// One line on the console, the same in xenstore, and the end.
-fn fail_to_begin(machine: &Machine, host: &mut Host, why: &str) -> ! {
+fn fail_to_begin(machine: &Machine, host: &mut Host, why: NoRun) -> ! {
+    let (state, why) = match why {
+        NoRun::Failed(why) => ("failed", why),
+        NoRun::Late(why) => ("late", why),
+    };
     machine.console_write(format!("guest error: {why}\n").as_bytes());
-    host.set_error(why);
-    host.set_state("failed");
+    host.set_error(&why);
+    host.set_state(state);
     machine.shutdown(ShutdownReason::Crash)
 }
 
@@ -94,7 +112,7 @@ struct Line {
 
 impl Run {
     /// Everything before the measurement; answers when it begins.
-    fn to_the_start_line(&'static self) -> Result<Line, String> {
+    fn to_the_start_line(&'static self) -> Result<Line, NoRun> {
         self.bring_up()?;
         let vcpu = RunningVcpu {
             machine: self.machine,
@@ -109,17 +127,20 @@ impl Run {
         host.set_state("ready");
         let wait = self.params.start == Start::Wait;
         let go = if wait { host.wait_for_go()? } else { Go::Now };
-        host.set_state("running");
         let now = self.machine.now();
-        match go {
-            Go::Now => Ok(Line { at: now + 2 * STEP_NS, common: false }),
-            Go::At(at) if at > now => Ok(Line { at, common: true }),
-            Go::At(at) => Err(format!(
-                "the start line ({at} ns of Xen's time) was {} us in the past when it came: this \
-                 host needs it later",
-                (now - at) / 1_000
-            )),
-        }
+        let line = match go {
+            Go::Now => Line { at: now + 2 * STEP_NS, common: false },
+            Go::At(at) if at > now => Line { at, common: true },
+            Go::At(at) => {
+                return Err(NoRun::Late(format!(
+                    "the start line ({at} ns of Xen's time) was {} us in the past when it came: \
+                     this host needs it later",
+                    (now - at) / 1_000
+                )));
+            }
+        };
+        host.set_state("running");
+        Ok(line)
     }
 
     /// Settles the lock, starts the other vCPUs and waits until each has come to the start line.

@@ -167,7 +167,7 @@ fn perform(
 
 /// What a person at the console sees of a cell that does not go well.
 fn note(event: Event, tell: &mut dyn FnMut(String)) {
-    if let Event::Problem { .. } | Event::Error { .. } = event {
+    if let Event::Problem { .. } | Event::StartMissed { .. } | Event::Error { .. } = event {
         tell(event.line());
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Owns the line format on the lab's console. It is a report of what happened, never a command.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// What an event line begins with; the console carries other lines too.
@@ -37,6 +39,13 @@ pub enum Event {
         /// What happened, with the last lines of the console.
         message: String,
     },
+    /// A domain was told of its start line too late, so that this policy runs again.
+    StartMissed {
+        /// The policy.
+        policy: String,
+        /// How long after a domain was asked for the time its start line is now, at least.
+        start_after: Duration,
+    },
     /// All domains of this policy are gone and what they left is collected.
     PolicyDone {
         /// The policy.
@@ -49,6 +58,15 @@ pub enum Event {
     },
     /// The last event: everything is collected.
     Finished,
+}
+
+/// What a person is told of [`Event::StartMissed`].
+pub fn start_missed(policy: &str, start_after: Duration) -> String {
+    let seconds = start_after.as_secs_f64();
+    format!(
+        "{policy}: this host was too slow for the start line, so it runs again, with the line \
+         {seconds} s away"
+    )
 }
 
 impl Event {

@@ -87,7 +87,7 @@ impl XenHost for Fake {
     }
 
     fn watch(&mut self, paths: &[String]) -> Result<()> {
-        assert_eq!(paths.len(), 2 * self.guests.len());
+        assert_eq!(paths.len(), 2 * (self.guests.len() - self.destroyed.len()));
         Ok(())
     }
 
@@ -182,13 +182,21 @@ impl Ran {
     }
 }
 
+/// A deadline that nobody meets.
+const NO_HURRY: Duration = Duration::from_secs(600);
+
 /// Runs overcommit-2x with these scripts for guest1 and guest2, and no hurry.
 fn play(scripts: [Vec<Act>; 2], change: impl FnOnce(&mut Fake)) -> Ran {
-    play_within(Duration::from_secs(600), scripts, change)
+    play_within(NO_HURRY, scripts, change)
 }
 
-/// The same, with a deadline: a domain that has nothing left to do waits for it.
-fn play_within(deadline: Duration, scripts: [Vec<Act>; 2], change: impl FnOnce(&mut Fake)) -> Ran {
+/// The same, with two scripts for each attempt, and with a deadline: a domain that has nothing left
+/// to do waits for it.
+fn play_within<const N: usize>(
+    deadline: Duration,
+    scripts: [Vec<Act>; N],
+    change: impl FnOnce(&mut Fake),
+) -> Ran {
     let scenario = Library::Embedded.load("overcommit-2x").unwrap();
     let policies = vec!["kick-twice".to_owned()];
     let choices = Choices {
@@ -292,6 +300,36 @@ fn a_domain_that_could_not_begin_is_told_with_its_own_words() {
         (ran.result("guest1").end, ran.result("guest1").message.as_str()),
         (End::Failed, told)
     );
+}
+
+/// A host of which one run in a whole suite was too slow to tell seven domains of their start in
+/// time: nothing is wrong with the run that follows.
+#[test]
+fn a_start_line_that_comes_too_late_is_drawn_again_farther_away() {
+    let late = || vec![Act::State("ready"), Act::State("late"), Act::Life(Life::Crashed)];
+    // The other domain is under way, and nobody waits for its end.
+    let under_way = || vec![Act::State("ready"), Act::State("running")];
+    let ran = play_within(NO_HURRY, [late(), under_way(), good(), good()], |_| ());
+    ran.outcome.as_ref().unwrap();
+    for name in ["guest1", "guest2"] {
+        assert_eq!(ran.result(name).end, End::Done);
+    }
+    let start_after = Duration::from_secs(4);
+    let missed = Event::StartMissed { policy: "kick-twice".to_owned(), start_after };
+    assert_eq!(ran.events.iter().filter(|event| **event == missed).count(), 1);
+    assert!(!ran.events.iter().any(|event| matches!(event, Event::Problem { .. })));
+    assert_eq!(ran.host.destroyed, [1, 2, 3, 4]);
+
+    // A host that is too slow for any line is told at last, and once.
+    let ran = play_within(NO_HURRY, [late(), late(), late(), late(), late(), late()], |host| {
+        let node = "/local/domain/5/data/pvlab/error".to_owned();
+        host.store.insert(node, "the start line was in the past".to_owned());
+    });
+    assert_eq!(ran.result("guest1").end, End::Failed);
+    assert!(ran.problem().contains("guest1 could not begin: the start line was in the past"));
+    let told = |event: &&Event| matches!(event, Event::StartMissed { .. });
+    assert_eq!(ran.events.iter().filter(told).count(), 2);
+    assert_eq!(ran.host.destroyed, [1, 2, 3, 4, 5, 6]);
 }
 
 #[test]

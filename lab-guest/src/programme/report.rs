@@ -18,7 +18,8 @@ use crate::workload::Share;
 
 /// Where a domain and its host talk about a run, below the domain's home in xenstore.
 pub mod path {
-    /// `booting`, `ready`, `running`, `done` or `failed`; written by the guest.
+    /// `booting`, `ready`, `running`, `done`, `failed`, or `late`: told of a start line that had
+    /// passed; written by the guest.
     pub const STATE: &str = "data/pvlab/state";
     /// The start line: the host writes `clock`, to be told Xen's time in [`CLOCK`]; the moment to start at, in
     /// nanoseconds of that time; or `1`, to start at once.
@@ -29,7 +30,7 @@ pub mod path {
     pub const COUNT: &str = "data/pvlab/count";
     /// ... that number and the acquisitions since boot, `NUMBER ACQUISITIONS`; written by the guest.
     pub const COUNTED: &str = "data/pvlab/counted";
-    /// Why a run could not begin; written by the guest before `failed`.
+    /// Why a run could not begin; written by the guest before `failed` and `late`.
     pub const ERROR: &str = "data/pvlab/error";
     /// How many pieces the result has; written after the pieces `data/pvlab/result/0`, `/1`, ...
     pub const RESULT_COUNT: &str = "data/pvlab/result/count";
