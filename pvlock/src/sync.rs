@@ -58,9 +58,10 @@ pub(crate) use const_fn;
 #[inline]
 pub(crate) fn full_fence(site: &'static str) {
     #[cfg(loom)]
-    if weakening::is_weakened(site) {
-        fence(Ordering::AcqRel);
-        return;
+    match weakening::part_of(site) {
+        None => {}
+        Some("none") => return,
+        Some(_) => return fence(Ordering::AcqRel),
     }
     let _ = site;
     fence(Ordering::SeqCst);
@@ -70,7 +71,7 @@ pub(crate) fn full_fence(site: &'static str) {
 #[inline]
 pub(crate) fn acquire_fence(site: &'static str) {
     #[cfg(loom)]
-    if weakening::is_weakened(site) {
+    if weakening::part_of(site).is_some() {
         return;
     }
     let _ = site;
@@ -90,34 +91,33 @@ pub(crate) fn full_fence_before_rmw(site: &'static str) {
     }
 }
 
-/// Weakens one named ordering, for the suite that shows every ordering is needed.
+/// Weakens named orderings, for the suite that shows every ordering is needed.
 #[cfg(loom)]
 pub(crate) mod weakening {
     use super::Ordering;
     use std::sync::OnceLock;
 
-    /// The site to weaken in this process, from the environment variable `PVLOCK_WEAKEN`:
-    /// `NAME`, or `NAME/acquire` and `NAME/release` for one half of an `AcqRel`.
-    fn target() -> Option<&'static str> {
-        static TARGET: OnceLock<Option<String>> = OnceLock::new();
-        TARGET.get_or_init(|| std::env::var("PVLOCK_WEAKEN").ok()).as_deref()
+    /// What to take from `site` in this process; empty if it is one step of whatever it is.
+    ///
+    /// The environment variable `PVLOCK_WEAKEN` has the names, with commas between them:
+    /// `NAME/acquire` and `NAME/release` for one half of an `AcqRel`, `NAME/none` for a full fence
+    /// that is to be none.
+    pub(crate) fn part_of(site: &str) -> Option<&'static str> {
+        static TARGETS: OnceLock<Option<String>> = OnceLock::new();
+        TARGETS
+            .get_or_init(|| std::env::var("PVLOCK_WEAKEN").ok())
+            .as_deref()?
+            .split(',')
+            .map(|target| target.split_once('/').unwrap_or((target, "")))
+            .find_map(|(name, part)| (name == site).then_some(part))
     }
 
-    pub(crate) fn is_weakened(site: &str) -> bool {
-        target() == Some(site)
-    }
-
-    /// One step down if `site` is the one to weaken.
+    /// One step down if `site` is to be weakened.
     pub(crate) fn ordering(site: &str, ordering: Ordering) -> Ordering {
-        let Some((name, half)) = target().map(|t| t.split_once('/').unwrap_or((t, ""))) else {
-            return ordering;
-        };
-        if name != site {
-            return ordering;
-        }
-        match (ordering, half) {
-            (Ordering::AcqRel, "acquire") => Ordering::Release,
-            (Ordering::AcqRel, "release") => Ordering::Acquire,
+        match (ordering, part_of(site)) {
+            (_, None) => ordering,
+            (Ordering::AcqRel, Some("acquire")) => Ordering::Release,
+            (Ordering::AcqRel, Some("release")) => Ordering::Acquire,
             (Ordering::SeqCst, _) => Ordering::AcqRel,
             _ => Ordering::Relaxed,
         }

@@ -110,6 +110,13 @@ fn a_cpu_that_is_handed_the_head_twice() {
     explore::<KickAtUnlock>(&[3, 2], Bounds { preemptions: 2, ..SLEEP });
 }
 
+/// A head that has somebody behind it, where nobody sleeps.
+#[test]
+fn a_head_with_a_successor() {
+    let awake = Bounds { preemptions: 2, spin_turns: u32::MAX, ..SPIN };
+    explore::<KickAtUnlock>(&[1, 1, 1], awake);
+}
+
 /// The exploration reaches the steps that only a theft brings about, and a FIFO policy none of
 /// them.
 #[test]
