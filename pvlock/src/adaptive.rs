@@ -19,8 +19,8 @@ pub type Adaptive = AdaptiveWithin<50_000, 2_000_000, 500_000>;
 ///   it queues, and sleeps at once. A head that was kicked does the same, as an equal of newcomers.
 ///   A longer budget is faster, and makes the longest wait longer.
 /// - **Horizon.** A waiter that has been in the queue for longer comes first: an unlock that wakes
-///   it reserves the lock for it. Nobody goes on stealing for longer either. A longer horizon is
-///   faster, and the longest wait grows with it.
+///   it reserves the lock for it. Nobody goes on stealing for longer than `HORIZON` either, however
+///   many CPUs there are. A longer horizon is faster, and the longest wait grows with it.
 /// - **Per CPU.** The horizon of a waiter is `PER_CPU` times the number of CPUs that there are
 ///   ([`Platform::online_cpus`]), where that is more than `HORIZON`. A queue of many needs it: when
 ///   its turns, one after the other, last longer than the horizon, everybody is late on becoming

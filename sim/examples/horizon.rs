@@ -20,11 +20,9 @@ const PER_CPU: u64 = Adaptive::HORIZON_PER_CPU;
 /// A line of the table: its name, and what simulates it.
 type Variant = (&'static str, fn(&Config) -> Result<Report, Failure>);
 
-const VARIANTS: [Variant; 11] = [
+const VARIANTS: [Variant; 9] = [
     ("`kick-at-unlock`", simulate_with::<KickAtUnlock>),
     ("`adaptive`", simulate_with::<Adaptive>),
-    ("0.25 ms a vCPU", simulate_with::<AdaptiveWithin<BUDGET, HORIZON, 250_000>>),
-    ("0.75 ms a vCPU", simulate_with::<AdaptiveWithin<BUDGET, HORIZON, 750_000>>),
     ("horizon 0.5 ms", simulate_with::<AdaptiveWithin<BUDGET, 500_000>>),
     ("horizon 2 ms", simulate_with::<AdaptiveWithin<BUDGET, 2_000_000>>),
     ("horizon 8 ms", simulate_with::<AdaptiveWithin<BUDGET, 8_000_000>>),
