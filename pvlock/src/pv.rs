@@ -118,16 +118,14 @@ pub(crate) fn check_table<P: Platform>() {
 
 /// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.
 ///
-/// Where nobody steals it looks once more at a lock that nobody queues for: a short critical
+/// Where nobody steals it looks once more, and takes a lock that nobody queues for: a short critical
 /// section is soon over, the queue would cost more, and nobody is overtaken. Otherwise it looks for
 /// as long as the policy says, past a queue too.
 #[inline]
 pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> bool {
     if K::HORIZON.is_none() {
-        if seen.pending() || seen.tail().is_some() {
-            return false;
-        }
-        queue::rest::<P>(STRICT_REST);
+        let is_waited_for = seen.pending() || seen.tail().is_some();
+        queue::rest::<P>(if is_waited_for { REST_BEFORE_QUEUE } else { STRICT_REST });
         return word.try_acquire_seen_free();
     }
     match try_past_queue::<P, K>(word, seen) {
@@ -193,6 +191,10 @@ fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> Look {
 
 /// Turns of a rest where nobody steals. See [`queue::rest`].
 const STRICT_REST: u32 = 64;
+/// The same where somebody queues already. The head may be about to take the lock, alone, and needs
+/// the word's line for that. A newcomer that queued at once would pull at it, and be the queue that
+/// the other finds in turn: two CPUs far from each other would hand the lock to and fro for ever.
+const REST_BEFORE_QUEUE: u32 = 16;
 
 /// Leaves the word's cache line to its owner between two looks, for a microsecond by the clock:
 /// some times what the line takes from core to core, so that the owner can use the lock more than

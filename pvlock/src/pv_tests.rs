@@ -309,7 +309,7 @@ fn a_newcomer_keeps_trying_for_its_budget() {
 fn a_newcomer_of_a_strict_policy_looks_once_more_where_nobody_queues() {
     assert_eq!(comes::<KickAtUnlock>(false, false, 64), (true, 64));
     assert_eq!(comes::<KickAtUnlock>(false, false, 65), (false, 64));
-    assert_eq!(comes::<KickAtUnlock>(true, false, 1), (false, 0), "the order of the queue");
+    assert_eq!(comes::<KickAtUnlock>(true, false, 1), (false, 16), "the order of the queue");
     assert_eq!(KickAtUnlock::HANDOVER, Handover::Register);
 }
 
