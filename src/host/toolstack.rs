@@ -52,7 +52,7 @@ pub(crate) const TOOLS: [(&str, bool); 4] =
     [("xl", true), ("xentrace", true), ("xenstore-watch", true), ("xenctx", false)];
 
 /// How long xenstored may take to answer. Without it a read from its device never returns.
-const XENSTORE_PATIENCE: Duration = Duration::from_secs(20);
+const XENSTORE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What Xen tells dom0 alone (public/features.h).
 const XENFEAT_DOM0: u64 = 1 << 11;
