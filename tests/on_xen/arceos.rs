@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use crate::domains;
 use crate::kernel::{self, Crates};
 
 /// Boots three domains with the folder's own configuration: one that at its end holds a lock for longer than a
@@ -23,7 +24,7 @@ boot() { # NAME SECONDS SETTINGS...: creates a domain and waits for its end
         esac
         i=$((i+1)); sleep 0.2
     done
-    sleep 0.2
+    told
     cp /var/log/xen/guest-$name.log /out/$name.console
     xl destroy $name
 }
@@ -80,7 +81,7 @@ static RUN: LazyLock<Run> = LazyLock::new(|| {
     let build = |package| kernel::build_in("integrations/arceos", package, Crates::Fetched);
     let kernels = [("kernel", build("arceos-on-xen")), ("published", build("arceos-published"))];
     let config = include_bytes!("../../integrations/arceos/domain.cfg");
-    let out = kernel::boot_all(kernels, config, SCRIPT);
+    let out = kernel::boot_all(kernels, config, &format!("{}{SCRIPT}", domains::RUN));
     let clock = fs::read_to_string(out.path().join("clock")).expect("dom0 has a clock");
     Run {
         few: Domain::read(out.path(), "arceos"),

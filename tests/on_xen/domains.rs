@@ -1,11 +1,17 @@
 //! Domains that a test in dom0 makes one after another, with `xl` alone.
 
-/// Defines `run NAME`: creates the domain of `/guest/NAME.cfg`, waits for its end, and leaves its console and
+/// Defines `told`, and `run NAME`: creates the domain of `/guest/NAME.cfg`, waits for its end, and leaves its console and
 /// how it ended (`poweroff`, `crash`, `hang`, `not created`) in `/out/NAME.log` and `/out/NAME.end`.
 ///
 /// A script may set `limit`, in fifths of a second, and define `meanwhile NAME`, called as often.
 pub(crate) const RUN: &str = r#"
 limit=900
+# Waits until the console's daemon has written what the domains have told it. It leaves a domain that
+# writes much alone for a fifth of a second.
+told() {
+    sleep 0.3
+    until grep -q 'State:.S' /proc/$(pidof xenconsoled)/status; do usleep 20000; done
+}
 meanwhile() { :; }
 run() {
     xl create -q /guest/$1.cfg || { echo "not created" > /out/$1.end; return; }
@@ -20,7 +26,7 @@ run() {
         meanwhile $1
         end=hang; i=$((i+1)); sleep 0.2
     done
-    sleep 0.2
+    told
     xl destroy $1 2>/dev/null
     cp /var/log/xen/guest-$1.log /out/$1.log
     echo $end > /out/$1.end
