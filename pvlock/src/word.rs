@@ -202,7 +202,9 @@ mod tests {
                 assert_eq!(word.load().0, 1);
 
                 let tail = Tail::new(2, 1);
+                assert!(!word.is_waited_for(), "held, and nobody waits");
                 assert_eq!(word.exchange_tail(tail), None);
+                assert!(word.is_waited_for());
                 assert_eq!(word.load().0, 0x000d_0001);
                 assert_eq!(word.exchange_tail(Tail::new(3, 0)), Some(tail));
                 assert!(!word.try_clear_tail(tail), "another node is the tail");
