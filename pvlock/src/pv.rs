@@ -118,9 +118,9 @@ pub(crate) fn check_table<P: Platform>() {
 
 /// Looks at the lock as a newcomer, and takes it if it becomes free: whether it did.
 ///
-/// Where nobody steals it looks once more, and takes a lock that nobody queues for: a short critical
-/// section is soon over, the queue would cost more, and nobody is overtaken. Otherwise it looks for
-/// as long as the policy says, past a queue too.
+/// Where nobody steals it looks once more, and takes a lock that nobody queues for: a short
+/// critical section is soon over, the queue would cost more, and nobody is overtaken. Otherwise it
+/// looks for as long as the policy says, past a queue too.
 #[inline]
 pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> bool {
     if K::HORIZON.is_none() {
