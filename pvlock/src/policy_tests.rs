@@ -119,7 +119,9 @@ fn a_fair_unlock_of_native_mode_reserves_nothing_whatever_plain_unlock_says() {
             0
         }
         fn nodes(_cpu: usize) -> &'static CpuNodes {
-            unreachable!("nobody waits")
+            // Nobody waits, but the checker keeps its record there.
+            static NODES: CpuNodes = CpuNodes::new();
+            &NODES
         }
         fn hash() -> &'static HashTable {
             unreachable!("nobody sleeps")
