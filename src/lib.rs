@@ -15,6 +15,7 @@
 //! - [`host`]: drives a Xen host from its dom0: `xl`, `xentrace`, xenstore
 //! - [`report`]: results as a table and as JSON
 //! - [`run`]: one run from request to results
+//! - `speeds`: whether the domains of a run agree how fast their host is
 //! - [`storm`]: all that a toolstack does to a domain, in random order, under full lock load
 //! - [`doctor`]: what this machine is to pvlab, and what it lacks
 //! - [`image`]: the guest image inside this program
@@ -40,5 +41,6 @@ pub mod progress;
 pub mod report;
 pub mod run;
 pub mod scenario;
+mod speeds;
 pub mod storm;
 pub mod symbols;

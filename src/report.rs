@@ -24,6 +24,7 @@ pub use table::table;
 
 use crate::host::{DomainResult, End};
 use crate::plan::Plan;
+use crate::speeds::Speeds;
 
 /// Version of results.json (docs/results.md). It grows by one whenever a field changes its meaning or
 /// goes away; a new field does not change it.
@@ -172,12 +173,34 @@ impl Results {
 
     /// The verdict over all policies; the worst counts.
     pub fn verdict(&self) -> Verdict {
-        self.policies.iter().map(PolicyResult::verdict).max().unwrap_or(Verdict::Incomplete)
+        let policies = self.policies.iter().map(PolicyResult::verdict).max();
+        let speeds = self.refused_speeds().map_or(Verdict::Good, |_| Verdict::Incomplete);
+        policies.unwrap_or(Verdict::Incomplete).max(speeds)
     }
 
     /// What is wrong, a line each; empty if nothing is.
     pub fn problems(&self) -> Vec<String> {
-        self.policies.iter().flat_map(PolicyResult::problems).collect()
+        let of_policies = self.policies.iter().flat_map(PolicyResult::problems);
+        of_policies.chain(self.refused_speeds()).collect()
+    }
+
+    /// Where the domains of all policies do not agree how fast their host is, and so did not do the same work
+    /// in a time of it. Turns of work are the same at any speed.
+    fn speed_doubt(&self) -> Option<String> {
+        let domains = self.policies.iter().flat_map(|policy| &policy.domains);
+        let reports = domains
+            .filter_map(DomainResult::whole)
+            .filter(|report| report.parameters.critical_ns > 0 || report.parameters.outside_ns > 0);
+        Speeds::of(reports.map(|report| &report.calibration))?.agree().err()
+    }
+
+    /// The same, where it makes a run worth nothing: not in an emulator whose times mean little anyway.
+    fn refused_speeds(&self) -> Option<String> {
+        let count = matches!(self.mode, Mode::Host | Mode::Repeatable);
+        let doubt = self.speed_doubt().filter(|_| count)?;
+        Some(format!(
+            "{doubt}; run it again on a quieter host, or give the work in turns (critical=125turns)"
+        ))
     }
 }
 
@@ -373,6 +396,8 @@ fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use experiment::record::DomainReport;
+
     use super::*;
 
     /// What is said of a run of one policy without a trace file.
@@ -392,6 +417,50 @@ mod tests {
         let tell = |problems: &[String]| problems.iter().any(|p| p.contains("from the trace"));
         assert!(tell(&problems_of_a_run_with(true)));
         assert!(!tell(&problems_of_a_run_with(false)));
+    }
+
+    #[test]
+    fn domains_that_do_not_agree_how_fast_their_host_is_make_a_run_incomplete() {
+        let domain = |speed, critical_ns| {
+            let mut report = DomainReport { acquisitions: 1, counter: 1, ..Default::default() };
+            report.elapsed_ns = 1;
+            report.calibration.work_turns_per_ms = speed;
+            report.parameters.critical_ns = critical_ns;
+            report.parameters.outside_ns = 0;
+            let (name, message) = ("a".to_owned(), String::new());
+            DomainResult { name, domid: 1, end: End::Done, message, report: Some(report) }
+        };
+        let results = |mode, domains: Vec<DomainResult>| Results {
+            schema: SCHEMA,
+            scenario: "s".to_owned(),
+            mode,
+            settings: Vec::new(),
+            markers: false,
+            versions: serde_json::Value::Null,
+            policies: vec![PolicyResult {
+                policy: "spin".to_owned(),
+                planned: domains.len(),
+                domains,
+                unreadable: Vec::new(),
+                trace: None,
+                trace_problem: None,
+            }],
+        };
+        let apart = || vec![domain(62_500, 500), domain(61_500, 500)];
+        for mode in [Mode::Host, Mode::Repeatable] {
+            let refused = results(mode, apart());
+            assert_eq!(refused.verdict(), Verdict::Incomplete);
+            let told = "how fast this host is: 61500 to 62500 turns of work in a millisecond; run";
+            assert!(refused.problems()[0].contains(told), "{:?}", refused.problems());
+            let close = results(mode, vec![domain(62_500, 500), domain(62_250, 500)]);
+            assert_eq!((close.verdict(), close.problems()), (Verdict::Good, Vec::new()));
+            let turns = results(mode, vec![domain(62_500, 0), domain(61_500, 0)]);
+            assert_eq!(turns.verdict(), Verdict::Good);
+        }
+        // In the parallel emulator it is told, and no more.
+        let told = results(Mode::Parallel, apart());
+        assert_eq!(told.verdict(), Verdict::Good);
+        assert!(table(&told, None).contains("61500 to 62500 turns"), "{}", table(&told, None));
     }
 
     #[test]

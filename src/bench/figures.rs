@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::jain;
 use crate::host::DomainResult;
+use crate::speeds::Speeds;
 
 /// What a Xen host tells of one cell when it is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -139,7 +140,7 @@ impl Figures {
                 ));
             }
             let calibration = report.calibration;
-            speeds.push(calibration.work_turns_per_ms);
+            speeds.push(calibration);
             let own_late: u64 = report.vcpus.iter().map(|vcpu| vcpu.late_acquisitions).sum();
             if report.parameters.workload.has_no_lock() {
                 continue;
@@ -178,13 +179,9 @@ impl Figures {
             (Some(Ok(alone)), Some(beside)) => Some(1.0 - beside / alone),
             _ => None,
         };
-        let (slowest, fastest) =
-            (speeds.iter().min().copied().unwrap_or(0), speeds.iter().max().copied().unwrap_or(0));
-        figures.work_turns_per_ms = (slowest, fastest);
-        if (fastest - slowest) * 100 > fastest {
-            return Err(format!(
-                "the domains do not agree how fast this host is: {slowest} to {fastest} turns of work in a millisecond"
-            ));
+        if let Some(speeds) = Speeds::of(&speeds) {
+            figures.work_turns_per_ms = (speeds.slowest, speeds.fastest);
+            speeds.agree()?;
         }
         let Some((start, end)) = window.filter(|_| made > 0) else {
             return Err("nobody got a lock".to_owned());

@@ -330,6 +330,10 @@ pub(super) fn notes(results: &Results, columns: &[Column]) -> Vec<String> {
                 .to_owned(),
         },
     ];
+    if results.mode == Mode::Parallel {
+        // Elsewhere it is a problem.
+        notes.extend(results.speed_doubt().map(|doubt| format!("Times of work: {doubt}.")));
+    }
     notes.extend(kinds(results));
     for column in columns {
         let policy = &column.result.policy;
