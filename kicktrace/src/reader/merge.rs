@@ -16,7 +16,7 @@ use crate::reader::record::{Record, Visit};
 use crate::reader::time::{FAR, QUIET};
 use crate::reader::tournament::{NOTHING, Tournament};
 use crate::reader::window::{Block, End, FULL};
-use crate::reader::words::{LONGEST, payload, record_words, wide};
+use crate::reader::words::{LONGEST, payload, record_at, record_words, wide};
 
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
 const AHEAD: usize = 32;
@@ -51,7 +51,7 @@ struct Stream {
     /// The block under way.
     block: Block,
     /// Word where the next record starts.
-    at: usize,
+    at: u32,
     /// Index into the block's stops of the first one behind `at`.
     stop: usize,
     /// Blocks behind it.
@@ -103,6 +103,8 @@ struct Pauses {
     reach: u64,
     /// The two longest that are no silence.
     longest: [Silence; 2],
+    /// Ticks from which on a pause is told: longer than both, and 0 before the first record.
+    due: u64,
 }
 
 /// Silences told one by one.
@@ -245,21 +247,21 @@ impl<'v, V: Visit> Merge<'v, V> {
 
     /// Delivers all records with a key up to `limit`.
     fn deliver(&mut self, limit: u64) -> Result<(), Error> {
+        let limit = limit.min(NOTHING - 1);
         loop {
             let (key, cpu) = self.next.winner();
-            if key > limit || key == NOTHING {
+            if key > limit {
                 return Ok(());
             }
-            if key.saturating_sub(self.pauses.reach) > self.pauses.longest[1].ticks() {
+            if key.saturating_sub(self.pauses.reach) >= self.pauses.due {
                 self.pause(key);
             }
-            self.reading.first_tsc = self.reading.first_tsc.min(key);
             let stream = &mut self.streams[cpu as usize];
             let records = stream.advance(&mut self.buffer, self.visitor)?;
             self.next.set(cpu, stream.key);
             self.pauses.reach = self.pauses.reach.max(stream.tsc);
             if key < self.delivered {
-                self.reading.late_records += records;
+                self.late(key, records);
             } else {
                 self.delivered = key;
             }
@@ -268,11 +270,19 @@ impl<'v, V: Visit> Merge<'v, V> {
 }
 
 impl<V: Visit> Merge<'_, V> {
-    /// Nothing was written from the last record on to `to`, for longer than most of the trace.
+    /// So many records came behind one with a later key than theirs.
+    #[cold]
+    fn late(&mut self, key: u64, records: u64) {
+        self.reading.late_records += records;
+        self.reading.first_tsc = self.reading.first_tsc.min(key);
+    }
+
+    /// Nothing was written from the last record on to `to`, for longer than most of the trace; or the
+    /// record at `to` is the first one.
     #[cold]
     fn pause(&mut self, to: u64) {
-        if self.reading.first_tsc == u64::MAX {
-            // It is the first one.
+        if self.pauses.due == 0 {
+            (self.reading.first_tsc, self.pauses.due) = (to, 1);
             return;
         }
         let pause = Silence { from: self.pauses.reach, to };
@@ -287,6 +297,7 @@ impl<V: Visit> Merge<'_, V> {
         let longest = &mut self.pauses.longest;
         longest[1] = pause;
         longest.sort_unstable_by_key(|pause| std::cmp::Reverse(pause.ticks()));
+        self.pauses.due = longest[1].ticks() + 1;
     }
 }
 
@@ -318,7 +329,7 @@ impl Stream {
     /// Whether the next record may come now, just after one of event `before`.
     #[inline]
     fn goes_on<V: Visit>(&self, before: u32, visitor: &V) -> bool {
-        let words = self.block.words.get(self.at..).unwrap_or_default();
+        let words = self.block.words.get(self.at as usize..).unwrap_or_default();
         let header = words.first().copied().unwrap_or_default();
         let payload = words.get(payload(header)).unwrap_or_default();
         visitor.goes_on(before, header & event::EVENT_MASK, payload)
@@ -334,7 +345,7 @@ impl Stream {
         let (mut at, mut tsc, mut records, mut event) = (self.at, self.tsc, 0, 0);
         while at < to {
             // The padding behind a block has room for a record of any size.
-            let Some(of) = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) else { break };
+            let Some(of) = record_at(words, at) else { break };
             let (header, payload) = (of[0], payload(of[0]));
             tsc = tsc_of(of, tsc);
             event = header & event::EVENT_MASK;
@@ -344,14 +355,14 @@ impl Stream {
                 tsc,
                 event,
                 timed: header >> 31 != 0,
-                words: &of[payload.clone()],
-                offset: offset + 4 * at as u64,
+                words: &of[payload],
+                offset: offset + 4 * u64::from(at),
             })?;
-            at += payload.end;
+            at += record_words(header);
         }
         // With many pCPUs it is long until this one's turn comes again: have its records ready.
         for line in 0..LINES {
-            prefetch(words, at + AHEAD + line * LINE);
+            prefetch(words, at as usize + AHEAD + line * LINE);
         }
         prefetch(&self.block.stops, self.stop + AHEAD);
         (self.at, self.tsc) = (at, tsc);
@@ -364,8 +375,8 @@ impl Stream {
     #[inline]
     fn settle(&mut self, buffer: &mut Buffer) {
         loop {
-            let of = self.block.words.get(self.at..).and_then(<[u32]>::first_chunk::<LONGEST>);
-            let Some(of) = of.filter(|_| self.at < self.block.end) else {
+            let of = record_at(&self.block.words, self.at);
+            let Some(of) = of.filter(|_| (self.at as usize) < self.block.end) else {
                 if self.next_block(buffer) {
                     continue;
                 }
@@ -403,7 +414,7 @@ impl Stream {
 
     /// Moves to the record at `at`, at which there may be a stop.
     #[cold]
-    fn move_to(&mut self, at: usize) {
+    fn move_to(&mut self, at: u32) {
         self.at = at;
         if self.block.stop(self.stop) == at {
             self.stop += 1;

@@ -6,7 +6,7 @@
 
 use crate::event;
 use crate::reader::reading::{Drift, ReadOptions};
-use crate::reader::words::{LONGEST, payload, split, wide};
+use crate::reader::words::{payload, record_at, split, wide};
 
 /// A TSC that falls by more than this (a millisecond or more), and goes on from there, has started
 /// again: Xen reads it under the lock of the ring, so it never falls in one session.
@@ -199,7 +199,7 @@ impl Times {
 /// The TSC of the first record from `at` on that carries one and lies before `end`.
 pub(super) fn first_timed(words: &[u32], mut at: usize, end: usize) -> Option<u64> {
     while at < end {
-        let of = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>)?;
+        let of = record_at(words, at as u32)?;
         let next = at + payload(of[0]).end;
         let padding = of[0] & event::EVENT_MASK == event::WRAP_BUFFER;
         if of[0] >> 31 != 0 && !padding && next <= end {

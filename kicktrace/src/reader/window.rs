@@ -12,7 +12,9 @@ use crate::event;
 use crate::reader::reading::{ReadOptions, Truncation};
 use crate::reader::record::Visit;
 use crate::reader::time::{QUIET, Step, Times, first_timed};
-use crate::reader::words::{LONGEST, first, record_words, split, wide};
+use crate::reader::words::{
+    LONGEST, first, record_at, record_words, split, timed_words, untimed_words, wide,
+};
 
 /// Words read at a time. A window larger than this comes as several blocks.
 const BLOCK_WORDS: usize = 64 << 10;
@@ -58,8 +60,8 @@ pub(super) struct Block {
 impl Block {
     /// Where the `n`th stop is; behind the last one, where the records end.
     #[inline]
-    pub(super) fn stop(&self, n: usize) -> usize {
-        self.stops.get(n).map_or(self.end, |&at| at as usize)
+    pub(super) fn stop(&self, n: usize) -> u32 {
+        self.stops.get(n).copied().unwrap_or(self.end as u32)
     }
 
     /// Memory it takes.
@@ -206,7 +208,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
             if last && unused > 0 {
                 let header = carry.0[0];
                 let offset = start + 4 * end as u64;
-                let size = 4 * record_words(header) as u32;
+                let size = 4 * record_words(header);
                 return Err(ErrorKind::RecordPastWindow { offset, header, size, window_end }.into());
             }
             if hung_up {
@@ -283,8 +285,9 @@ impl<R: Read, V: Visit> Windows<R, V> {
                 walk.ordinary::<V>(&block.words[..filled], &mut block.stops);
             }
             let at = walk.at;
-            let of = block.words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>);
-            let Some(&of) = of.filter(|of| at + record_words(of[0]) <= filled) else { break };
+            let of = record_at(&block.words, at as u32);
+            let is_whole = |of: &&[u32; LONGEST]| at + record_words(of[0]) as usize <= filled;
+            let Some(&of) = of.filter(is_whole) else { break };
             let (header, event) = (of[0], of[0] & event::EVENT_MASK);
             // The payload of padding is garbage.
             let padding = event == event::WRAP_BUFFER;
@@ -321,7 +324,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
             if is_stop {
                 block.stops.push(at as u32);
             }
-            walk.at += record_words(header);
+            walk.at += record_words(header) as usize;
         }
         let latest = walk.latest();
         self.times.of(cpu).last = walk.before;
@@ -409,29 +412,41 @@ impl Walk {
     /// The branches that leave it are the only ones in it.
     #[inline(never)]
     fn ordinary<V: Visit>(&mut self, words: &[u32], stops: &mut Vec<u32>) {
-        let (mut at, mut before, mut records) = (self.at, self.before, 0);
+        let (mut at, mut before, mut records) = (self.at as u32, self.before, 0);
+        let mut rest = &words[self.at..];
         // Whether a record is a stop nobody could predict: each is noted, and overwritten if it is
         // none.
         let (mut batch, mut count) = ([0; 64], 0);
-        while let Some(of) = words.get(at..).and_then(<[u32]>::first_chunk::<LONGEST>) {
+        while let Some(of) = rest.first_chunk::<LONGEST>() {
             let header = of[0];
             let event = header & event::EVENT_MASK;
-            let tsc = if header >> 31 != 0 { wide(of[1], of[2]) } else { before };
-            if event & event::GROUP_MASK == event::GENERAL || is_step(before, tsc) {
+            if event & event::GROUP_MASK == event::GENERAL {
                 break;
             }
-            before = tsc;
+            // Every turn waits for the size that the one before found, so it is found by the shortest
+            // way: nearly all records carry a TSC, which makes the branch free.
+            let size = if header >> 31 != 0 {
+                let tsc = wide(of[1], of[2]);
+                if is_step(before, tsc) {
+                    break;
+                }
+                before = tsc;
+                timed_words(header)
+            } else {
+                untimed_words(header)
+            };
             records += 1;
-            batch[count] = at as u32;
+            batch[count] = at;
             count += usize::from(!V::is_local(event, first(of)));
-            at += record_words(header);
+            at += size;
+            rest = &rest[size as usize..];
             if count == batch.len() {
                 stops.extend_from_slice(&batch);
                 count = 0;
             }
         }
         stops.extend_from_slice(&batch[..count]);
-        (self.at, self.before) = (at, before);
+        (self.at, self.before) = (at as usize, before);
         self.records += records;
     }
 
