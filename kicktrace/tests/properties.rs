@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 
 use kicktrace::analysis::{Analyser, Observe};
-use kicktrace::reader::{ReadOptions, Reading, Record, read};
+use kicktrace::reader::{ReadOptions, Reading, Record, Visit, read};
 use kicktrace::synth::{Guest, Kicks, Plan, generate};
 use kicktrace::{Options, Summary, summarise};
 use proptest::prelude::*;
@@ -52,6 +52,29 @@ impl Read for Pieces<'_> {
         self.at += 1;
         let size = size.min(buffer.len());
         self.bytes.read(&mut buffer[..size])
+    }
+}
+
+/// Takes two of three records wherever they come.
+#[derive(Default)]
+struct Third {
+    told: Vec<(u64, u32, u32)>,
+}
+
+impl Third {
+    fn needs_its_place(number: u32) -> bool {
+        number.is_multiple_of(3)
+    }
+}
+
+impl Visit for Third {
+    fn record(&mut self, record: &Record<'_>) -> Result<(), kicktrace::Error> {
+        self.told.push((record.tsc, record.cpu, record.words[0]));
+        Ok(())
+    }
+
+    fn is_local(_: u32, first: Option<u32>) -> bool {
+        !first.is_some_and(Self::needs_its_place)
     }
 }
 
@@ -141,6 +164,27 @@ proptest! {
         told.sort_unstable();
         expected.sort_unstable();
         prop_assert_eq!(told, expected);
+    }
+
+    /// Records that need no place among other pCPUs' come in their own pCPU's order; all others are
+    /// sorted by TSC.
+    #[test]
+    fn records_that_need_their_place_come_in_order(
+        passes in prop::collection::vec(
+            prop::collection::vec(prop::collection::vec(0..50u16, 0..30), 1..6), 1..8)
+    ) {
+        let (trace, expected) = written(&passes);
+        prop_assume!(!trace.is_empty());
+        let mut third = Third::default();
+        read(&trace[..], &ReadOptions::default(), &mut third).expect("a sound trace");
+        for cpu in 0..6 {
+            let own = |of: &[(u64, u32, u32)]| -> Vec<_> {
+                of.iter().filter(|of| of.1 == cpu).copied().collect()
+            };
+            prop_assert_eq!(own(&third.told), own(&expected));
+        }
+        let placed = third.told.iter().filter(|of| Third::needs_its_place(of.2));
+        prop_assert!(placed.is_sorted_by_key(|of| of.0));
     }
 
     /// How the bytes of a pipe arrive changes nothing.
