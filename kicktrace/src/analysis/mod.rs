@@ -156,6 +156,14 @@ struct Pcpu {
     began_mid: bool,
 }
 
+impl Pcpu {
+    /// The WAKE whose change comes now; the one before it waits for its own.
+    fn take_wake(&mut self) -> Option<Wake> {
+        let outer = self.outer_wake.take();
+        std::mem::replace(&mut self.wake, outer)
+    }
+}
+
 /// Follows all vCPUs through a trace. A [`Visit`]or: give it to [`reader::read`], then ask for the
 /// summary with [`finish`](Analyser::finish).
 #[derive(Debug)]
@@ -285,14 +293,15 @@ impl<O: Observe> Analyser<O> {
     #[inline]
     fn pcpu(&mut self, cpu: u32) -> &mut Pcpu {
         if cpu as usize >= self.pcpus.len() {
-            self.more_pcpus(cpu);
+            return self.more_pcpus(cpu);
         }
         &mut self.pcpus[cpu as usize]
     }
 
     #[cold]
-    fn more_pcpus(&mut self, cpu: u32) {
+    fn more_pcpus(&mut self, cpu: u32) -> &mut Pcpu {
         self.pcpus.resize(cpu as usize + 1, Pcpu::default());
+        &mut self.pcpus[cpu as usize]
     }
 
     /// Who is on a pCPU, as an observer is told.
@@ -376,11 +385,9 @@ impl<O: Observe> Visit for Analyser<O> {
         // `|` and `&`, because nobody could predict the branches: this is asked of every record.
         let changes = event & event::GROUP_MASK == event::SCHED_MIN;
         let idle = first.is_some_and(|key| key >> 16 == event::DOMID_IDLE);
-        let concerns_others = (event == event::WAKE)
-            | (event == event::DOM_ADD)
-            | (event == event::DOM_REM)
-            | (event == event::DOMAIN_CREATE)
-            | (event == event::DOMAIN_DESTROY);
+        // The first range holds SLEEP too, which is rare, and is one comparison less.
+        let concerns_others = (event::DOM_ADD..=event::WAKE).contains(&event)
+            | (event::DOMAIN_CREATE..=event::DOMAIN_DESTROY).contains(&event);
         !(concerns_others | (changes & !idle))
     }
 

@@ -27,23 +27,23 @@ impl<O: Observe> Analyser<O> {
         let idle = key >> 16 == event::DOMID_IDLE;
         let here = if idle { Current::Idle } else { Current::Vcpu(index) };
         if new == Runstate::Running {
-            self.close(cpu);
             self.comes(cpu, key, here);
         } else if old == Runstate::Running {
             self.leaves(cpu, key, here, index);
         }
-        if index == NOBODY {
-            return;
+        if index != NOBODY {
+            self.changes(cpu, tsc, index, (old, new));
         }
+    }
+
+    /// The vCPU at `index` changes its state.
+    fn changes(&mut self, cpu: u32, tsc: u64, index: u32, (old, new): (Runstate, Runstate)) {
         // Xen writes the WAKE just before the change it makes, on the same pCPU.
         let pcpu = self.pcpu(cpu);
         let scheduled = pcpu.scheduled;
-        let wake = if pcpu.wake.is_some() {
-            let outer = pcpu.outer_wake.take();
-            std::mem::replace(&mut pcpu.wake, outer).filter(|wake| wake.target == index)
-        } else {
-            None
-        };
+        // Asked first, because there mostly is none.
+        let wake = if pcpu.wake.is_some() { pcpu.take_wake() } else { None };
+        let wake = wake.filter(|wake| wake.target == index);
         let vcpu = &mut self.vcpus[index as usize];
         let now = vcpu.compare_clocks(cpu, tsc, (old, new), &mut self.skew);
         if old == Runstate::Blocked && matches!(new, Runstate::Runnable | Runstate::Offline) {
@@ -82,7 +82,7 @@ impl<O: Observe> Analyser<O> {
     /// A vCPU is set running by `cpu`.
     #[inline]
     fn comes(&mut self, cpu: u32, key: u32, here: Current) {
-        let before = self.pcpu(cpu).current;
+        let before = self.close(cpu);
         let idle = here == Current::Idle;
         // With core scheduling one pCPU writes its siblings' changes too: those of the idle vCPU of
         // another pCPU, and that of a vCPU beside one that stays.
@@ -94,27 +94,19 @@ impl<O: Observe> Analyser<O> {
             }
             _ => false,
         };
-        self.shared_cores += u64::from(foreign);
-        if !foreign {
-            let pcpu = self.pcpu(cpu);
-            (pcpu.current, pcpu.unattributed) = (here, 0);
+        if foreign {
+            self.shared_cores += 1;
+            return;
         }
+        let pcpu = self.pcpu(cpu);
+        (pcpu.current, pcpu.unattributed) = (here, 0);
     }
 
     /// The vCPU `key` is set running no more by `cpu`.
     #[inline]
     fn leaves(&mut self, cpu: u32, key: u32, here: Current, index: u32) {
         let pcpu = self.pcpu(cpu);
-        if pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE {
-            pcpu.began_mid |= !pcpu.scheduled;
-            let missed = std::mem::take(&mut pcpu.unattributed) > 0;
-            if missed && index != NOBODY {
-                // What was seen of it before is in no count.
-                self.vcpus[index as usize].missed = true;
-            }
-        }
-        let pcpu = self.pcpu(cpu);
-        pcpu.scheduled = true;
+        let scheduled = std::mem::replace(&mut pcpu.scheduled, true);
         if pcpu.current == here {
             // The hypercall goes on after the switch back, but its effects on others are done.
             if matches!(pcpu.op, Op::Evtchn { .. }) {
@@ -122,6 +114,13 @@ impl<O: Observe> Analyser<O> {
             }
             let pcpu = self.pcpu(cpu);
             (pcpu.op, pcpu.current) = (Op::None, Current::Unknown);
+        } else if pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE {
+            pcpu.began_mid |= !scheduled;
+            let missed = std::mem::take(&mut pcpu.unattributed) > 0;
+            if missed && index != NOBODY {
+                // What was seen of it before is in no count.
+                self.vcpus[index as usize].missed = true;
+            }
         }
     }
 
