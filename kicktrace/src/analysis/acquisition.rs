@@ -5,18 +5,25 @@
 //! sleeps twice with no event channel operation of its own between the two waits has unlocked
 //! nothing in between that anybody waited for, so both waits belong to one acquisition.
 
+use crate::event::MAX_PCPUS;
 use crate::summary::{Acquisitions, Certainty};
 
 /// The kick that ended a wait.
+///
+/// It is handed on at each wake, so it is small and has but one byte of padding: several are copied
+/// in pieces that overlap, each of which then waits for the one before to reach the cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kick {
+    pub(super) tsc: u64,
     /// Index of the vCPU that kicked.
     pub(super) by: u32,
-    pub(super) cpu: u32,
-    pub(super) tsc: u64,
+    /// The pCPU it was on: below [`MAX_PCPUS`].
+    pub(super) cpu: u16,
     /// Whether the guest marked it.
     pub(super) marked: bool,
 }
+
+const _: () = assert!(size_of::<Option<Kick>>() == 16 && MAX_PCPUS <= 1 << 16);
 
 /// The waits of one acquisition so far.
 #[derive(Clone, Copy, Debug, Default)]

@@ -193,7 +193,7 @@ impl<O: Observe> Analyser<O> {
         let life = vcpu.life;
         let kick = wait.kick.map(|Kick { by, cpu, tsc, .. }| {
             let by = self.vcpus[by as usize].name();
-            KickStory { by, cpu, tsc }
+            KickStory { by, cpu: cpu.into(), tsc }
         });
         let story = WaitStory {
             vcpu: vcpu.name(),
@@ -253,7 +253,7 @@ impl<O: Observe> Analyser<O> {
         let marked = announced.is_some();
         // What a vCPU that marks its kicks does not mark is none.
         let counts = marked || !waker.marks_kicks;
-        (Some(Kick { by, cpu, tsc: begun, marked }), counts)
+        (Some(Kick { tsc: begun, by, cpu: cpu as u16, marked }), counts)
     }
 
     /// The operation under way on `cpu` has woken somebody.
@@ -268,7 +268,7 @@ impl<O: Observe> Analyser<O> {
         let (kick, by, seen) = wake.map_or((None, None, false), |of| (of.kick(), of.by, of.seen));
         let woken = wake.map_or(tsc, |of| of.tsc);
         if let (true, Some(Wake { by: Some(by), .. })) = (by.is_some(), wake) {
-            self.op_wakes(by.cpu);
+            self.op_wakes(by.cpu.into());
         }
         match (self.vcpus[index as usize].woken((woken, tsc), kick, seen), by) {
             (Woke::Poll, Some(by)) if kick.is_none() => {
