@@ -194,7 +194,7 @@ fn explore<M: Vm, K: Policy>(plan: Plan, locks: [&'static Guarded<M, K>; 2], sch
     assert!(slept > schedules, "only {slept} polls slept in {schedules} schedules");
 }
 
-const SCHEDULES: usize = 2_000;
+const SCHEDULES: usize = 1_000;
 const FOUR: Plan = Plan { cpus: 4, rounds: 3, interrupts: 0 };
 const EIGHT: Plan = Plan { cpus: 8, rounds: 2, interrupts: 0 };
 const NESTED: Plan = Plan { cpus: 4, rounds: 2, interrupts: 2 };
