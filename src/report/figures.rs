@@ -330,8 +330,8 @@ pub(super) fn notes(results: &Results, columns: &[Column]) -> Vec<String> {
                 .to_owned(),
         },
     ];
-    if results.mode == Mode::Parallel {
-        // Elsewhere it is a problem.
+    if results.mode != Mode::Repeatable {
+        // There it is a problem.
         notes.extend(results.speed_doubt().map(|doubt| format!("Times of work: {doubt}.")));
     }
     notes.extend(kinds(results));
