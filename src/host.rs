@@ -158,9 +158,9 @@ pub enum End {
 
 /// Runs every policy of `plan` and collects into `out`, a folder a policy.
 ///
-/// A domain that crashes or hangs is a [`DomainResult`] and an [`Event::Problem`], not an error: what the
-/// others found is kept and the next policy runs. A policy whose start line a domain was told of too
-/// late is run again, with a later one.
+/// A domain that crashes or hangs is a [`DomainResult`] and an [`Event::Problem`], not an error:
+/// what the others found is kept and the next policy runs. A policy whose start line a domain was
+/// told of too late is run again, with a later one.
 ///
 /// # Errors
 ///

@@ -184,8 +184,8 @@ impl Results {
         of_policies.chain(self.refused_speeds()).collect()
     }
 
-    /// Where the domains of all policies do not agree how fast their host is, and so did not do the same work
-    /// in a time of it. Turns of work are the same at any speed.
+    /// Where the domains of all policies do not agree how fast their host is, and so did not do the
+    /// same work in a time of it. Turns of work are the same at any speed.
     fn speed_doubt(&self) -> Option<String> {
         let domains = self.policies.iter().flat_map(|policy| &policy.domains);
         let reports = domains

@@ -1,8 +1,8 @@
 //! How fast the domains of a run found their host, and whether they agree.
 //!
-//! Owns the bound within which they must: a time of work became turns of a loop by this speed, so two domains
-//! that do not agree did not do the same work. Each domain measures for itself, before its other vCPUs are up
-//! and while no other domain comes up or runs; here nothing is measured.
+//! Owns the bound within which they must: a time of work became turns of a loop by this speed, so
+//! two domains that do not agree did not do the same work. Each domain measures for itself, before
+//! its other vCPUs are up and while no other domain comes up or runs; here nothing is measured.
 
 use experiment::record::Calibration;
 

@@ -1,5 +1,5 @@
-//! What the numbers of `Adaptive` are worth on machines one has not: acquisitions a second and the longest wait,
-//! as a table in Markdown.
+//! What the numbers of `Adaptive` are worth on machines one has not: acquisitions a second and the
+//! longest wait, as a table in Markdown.
 //!
 //! ```console
 //! $ cargo run --release -p pvlock-sim --example horizon

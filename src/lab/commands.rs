@@ -1,4 +1,5 @@
-//! What `pvlab lab ...` does, one function a subcommand; and the option by which every command names its lab.
+//! What `pvlab lab ...` does, one function a subcommand; and the option by which every command
+//! names its lab.
 
 use std::fs;
 use std::io::{self, Write};

@@ -1,7 +1,8 @@
 //! Domains that a test in dom0 makes one after another, with `xl` alone.
 
-/// Defines `told`, and `run NAME`: creates the domain of `/guest/NAME.cfg`, waits for its end, and leaves its console and
-/// how it ended (`poweroff`, `crash`, `hang`, `not created`) in `/out/NAME.log` and `/out/NAME.end`.
+/// Defines `told`, and `run NAME`: creates the domain of `/guest/NAME.cfg`, waits for its end, and
+/// leaves its console and how it ended (`poweroff`, `crash`, `hang`, `not created`) in
+/// `/out/NAME.log` and `/out/NAME.end`.
 ///
 /// A script may set `limit`, in fifths of a second, and define `meanwhile NAME`, called as often.
 pub(crate) const RUN: &str = r#"

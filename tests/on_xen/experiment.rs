@@ -105,8 +105,8 @@ fn check_claim(results: &Results) {
 /// Linux' own lock with so small a spin budget that its waiters sleep.
 const LINUX: &str = "linux-20turns";
 
-/// Instructions are counted: on a busy machine Linux refuses to measure how fast it works. Four vCPUs share
-/// a pCPU, so that owners lose it in a section that outlasts the budget.
+/// Instructions are counted: on a busy machine Linux refuses to measure how fast it works. Four
+/// vCPUs share a pCPU, so that owners lose it in a section that outlasts the budget.
 #[test]
 fn linux_is_a_lock_that_counts_exactly_and_bears_its_name() {
     if !can_build_a_module() {

@@ -5,9 +5,9 @@
 //! first. The tests need Xen and make it themselves: the first run downloads about 220 MB into
 //! pvlab's cache. One boot serves many checks.
 //!
-//! None of them may depend on how busy this machine is: a host that comes up in 8 s took 150 s beside ten
-//! busy programs. What is asserted of times, of who slept and how often, or of a lock's speed is asserted of
-//! a repeatable boot, where instructions are counted.
+//! None of them may depend on how busy this machine is: a host that comes up in 8 s took 150 s
+//! beside ten busy programs. What is asserted of times, of who slept and how often, or of a lock's
+//! speed is asserted of a repeatable boot, where instructions are counted.
 
 use std::time::Duration;
 

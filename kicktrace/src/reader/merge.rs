@@ -277,8 +277,8 @@ impl<V: Visit> Merge<'_, V> {
         self.reading.first_tsc = self.reading.first_tsc.min(key);
     }
 
-    /// Nothing was written from the last record on to `to`, for longer than most of the trace; or the
-    /// record at `to` is the first one.
+    /// Nothing was written from the last record on to `to`, for longer than most of the trace; or
+    /// the record at `to` is the first one.
     #[cold]
     fn pause(&mut self, to: u64) {
         if self.pauses.due == 0 {

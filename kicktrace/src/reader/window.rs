@@ -423,8 +423,8 @@ impl Walk {
             if event & event::GROUP_MASK == event::GENERAL {
                 break;
             }
-            // Every turn waits for the size that the one before found, so it is found by the shortest
-            // way: nearly all records carry a TSC, which makes the branch free.
+            // Every turn waits for the size that the one before found, so it is found by the
+            // shortest way: nearly all records carry a TSC, which makes the branch free.
             let size = if header >> 31 != 0 {
                 let tsc = wide(of[1], of[2]);
                 if is_step(before, tsc) {

@@ -32,7 +32,8 @@ pub(super) const fn untimed_words(header: u32) -> u32 {
     (header >> 28) + 1
 }
 
-/// The words from the start of a record on, as many as the longest one has; `None` if fewer are left.
+/// The words from the start of a record on, as many as the longest one has; `None` if fewer are
+/// left.
 #[inline]
 pub(super) fn record_at(words: &[u32], at: u32) -> Option<&[u32; LONGEST]> {
     // A sum of 32 bits and a few cannot overflow: one comparison tells.

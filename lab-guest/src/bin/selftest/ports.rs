@@ -205,8 +205,8 @@ fn wait_for_the_host(machine: &'static Machine) -> Result<(), &'static str> {
 
 /// Xenstored and the console daemon still are at the other end of their ports.
 fn daemons_listen(machine: &'static Machine) -> Result<(), &'static str> {
-    /// A daemon that is not told costs two seconds for each line that the ring has no room for, and there
-    /// are seventy of them; one that is told takes as long as a crowded host lets it.
+    /// A daemon that is not told costs two seconds for each line that the ring has no room for, and
+    /// there are seventy of them; one that is told takes as long as a crowded host lets it.
     const PATIENCE_NS: u64 = 60_000_000_000;
     let Some(mut store) = machine.xenstore() else { return Ok(()) };
     let began = machine.now();

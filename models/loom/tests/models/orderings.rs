@@ -46,8 +46,8 @@ const NEEDED: [(&str, &str); 33] = [
 /// As above, but found only in the deeper model.
 const NEEDED_DEEPER: [(&str, &str); 1] = [("state-load", "two_cpus_deeper")];
 
-/// As above, but another ordering has to be away as well, because it gives the same: NAME, the other
-/// one, and the model. Without the other one alone the model passes.
+/// As above, but another ordering has to be away as well, because it gives the same: NAME, the
+/// other one, and the model. Without the other one alone the model passes.
 ///
 /// A head under a strict policy that has somebody behind it takes the lock by a store, after its
 /// look. Before its critical section it goes through the fence `handed-over`, which acquires too.
