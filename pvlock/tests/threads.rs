@@ -178,28 +178,6 @@ fn lock_api_mutex_guards_data() {
     assert_eq!(*DATA.lock(), 4 * ROUNDS);
 }
 
-/// What a free mutex of either `lock_api` answers, taken and not; the two have no trait in common.
-macro_rules! tries_and_tells {
-    ($mutex:expr) => {{
-        let data = $mutex;
-        let guard = data.lock();
-        assert!(data.is_locked());
-        drop(guard);
-        let guard = data.try_lock().expect("a free lock");
-        assert!(data.is_locked() && data.try_lock().is_none());
-        drop(guard);
-        assert!(!data.is_locked());
-    }};
-}
-
-#[test]
-fn lock_api_mutexes_try_and_tell() {
-    let _machine = machine(0, 20);
-    tries_and_tells!(pvlock::Mutex::<u64, Threads>::new(7));
-    #[cfg(feature = "lock_api_05")]
-    tries_and_tells!(pvlock::v05::Mutex::<u64, Threads>::new(7));
-}
-
 /// One waiter is pending in native mode, and queued in PV mode.
 #[test]
 fn a_waiter_can_be_seen_wherever_it_waits() {
