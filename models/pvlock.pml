@@ -19,7 +19,8 @@
  *   NO_LATCH        a kick that meets no poll is dropped
  *   NO_LOOK_BEHIND  a waiter does not look at `handed` again after it published Halted
  *   NO_LOOK_ARMED   a waiter does not look at its condition again before it polls
- *   NESTED_CLEARS   a nested wait takes the token
+ *   NESTED_CLEARS   a nested wait uses up the token that ends its poll
+ *   NESTED_KEEPS    a nested wait does not give back the token that it has taken
  *   BLIND_UNLOCK    unlock is a store
  *   UNBOUNDED       with STEALS: nobody has to be late ever; for safety, it is every run of Adaptive and more
  *   LOOKS_AGAIN     with STEALS: a head that finds the lock free as it is about to sleep only looks again
@@ -151,12 +152,41 @@ inline kick(cpu)
 #define OUTERMOST true
 #endif
 
-/* Kicker::take_token: whether to take it once it is there. */
-#if defined(NESTED_CLEARS)
-#define TAKE latched[me] = 0
+/* Kicker::token: after the poll, only the outermost wait uses it up. */
+#ifdef NESTED_CLEARS
+#define USE_UP latched[me] = 0
 #else
-#define TAKE if :: OUTERMOST -> latched[me] = 0 :: else fi
+#define USE_UP if :: OUTERMOST -> latched[me] = 0 :: else fi
 #endif
+
+/* Kicker::wait_at: looks at `blocked`, and polls. */
+inline look_and_poll(blocked)
+{
+    if
+#ifdef NO_LOOK_ARMED
+    :: true ->
+#else
+    :: !(blocked)                                   /* ConditionGone */
+    :: (blocked) ->
+#endif
+#ifdef NO_LATCH
+        polling[me] = 1;
+#endif
+        if                                          /* SCHEDOP_poll, without a deadline */
+        :: latched[me]
+#if EARLY > 0
+        :: atomic { early > 0 -> early-- }
+#endif
+        fi;
+#ifdef NO_LATCH
+        polling[me] = 0;
+#endif
+        if
+        :: atomic { latched[me] -> USE_UP }         /* Kicked; in a nested wait Early */
+        :: !latched[me]                             /* Early */
+        fi
+    fi
+}
 
 /* Kicker::wait: sleeps on `blocked` until kicked. */
 inline wait(blocked)
@@ -165,32 +195,21 @@ inline wait(blocked)
     waits[me]++;
 #endif
     if
-    :: atomic { latched[me] -> TAKE }               /* Kicked; in a nested wait Early */
-    :: !latched[me] ->
+    :: atomic { latched[me] -> latched[me] = 0 };
+#ifdef NESTED
         if
-#ifdef NO_LOOK_ARMED
-        :: true ->
-#else
-        :: !(blocked)                               /* ConditionGone */
-        :: (blocked) ->
-#endif
-#ifdef NO_LATCH
-            polling[me] = 1;
-#endif
-            if                                      /* SCHEDOP_poll, without a deadline */
-            :: latched[me]
-#if EARLY > 0
-            :: atomic { early > 0 -> early-- }
-#endif
-            fi;
-#ifdef NO_LATCH
-            polling[me] = 0;
-#endif
+        :: OUTERMOST                                /* Kicked */
+        :: !OUTERMOST ->                            /* N1 to N4 */
+            look_and_poll(blocked);
+#ifndef NESTED_KEEPS
             if
-            :: atomic { latched[me] -> TAKE }       /* Kicked */
-            :: !latched[me]                         /* Early */
+            :: latched[me]
+            :: !latched[me] -> kick(me)
             fi
+#endif
         fi
+#endif
+    :: !latched[me] -> look_and_poll(blocked)
     fi;
 #ifdef NESTED
     waits[me]--

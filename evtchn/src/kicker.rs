@@ -1,9 +1,42 @@
 //! Sleep and wake for one vCPU: wait until kicked, kick from anywhere.
 //!
 //! This file owns the rules that make one event channel a reliable wake token: the port stays
-//! masked for ever, only the outermost wait of a vCPU clears it, every poll has a deadline. It
-//! knows nothing of locks, and must never decide whether a waiter may go on: waits return early,
-//! and the caller looks for itself.
+//! masked for ever, a nested wait leaves the token it found, every poll has a deadline. It knows
+//! nothing of locks, and must never decide whether a waiter may go on: waits return early, and the
+//! caller looks for itself.
+//!
+//! # Nested waits
+//!
+//! An interrupt that is served during a wait may wait in its turn. That is a **nested** wait; the
+//! wait it interrupts is the one **below** it, and one that is below all others is **outermost**.
+//! All of a vCPU share one port, and nobody can tell whose kick a latched token is. So:
+//!
+//! - The outermost wait takes a token for good.
+//! - A nested wait takes the token that it finds as it begins, because no poll sleeps with one in
+//!   place. It ends with a token latched if it found one, or if one came since.
+//!
+//! Nothing of it depends on the ABI: a masked port is in no queue, its event is a bit, and a send
+//! sets it again. Each race is named where the code closes it.
+//!
+//! - **N1** The wait below is between its look and its poll, and its kick has come. The nested wait
+//!   takes that token, and leaves one before the handler returns: the poll below finds it. A wait
+//!   below that was asleep is no case of its own: the upcall has ended its poll before the handler
+//!   runs, and it looks at the latch after it.
+//! - **N2** The kick of the nested wait comes before the take. Its condition has changed before,
+//!   and the look after the take sees it.
+//! - **N3** A kick comes after the take. It is latched, and the poll does not sleep or ends. The
+//!   nested wait leaves it in place, whosever it is.
+//! - **N4** A kick comes between the last look at the latch and the send that gives the token back,
+//!   or during that send: two kicks are one. The send may be one too many, never one too few.
+//! - **N5** A nested wait is interrupted, and the handler waits. What holds of N1 holds of the two,
+//!   at any step: the handler's wait leaves a token if there was one, so that none that is seen
+//!   latched here is gone later. One taken here is out of its reach, and given back here.
+//! - **N6** The domain is restored in the middle. The token is gone with the port, and so is the
+//!   debt: who binds anew kicks once. A look at the old number may find another's event, and says
+//!   only that nothing is owed.
+//! - **N7** An NMI comes. It never waits; its kicks are like those of another vCPU.
+//!
+//! The price: a wait below may end for nothing once for each nested wait above it.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -83,6 +116,13 @@ pub struct Kicker {
     /// How many NMI handlers of this vCPU are under way. Written by the owning vCPU only.
     nmi: AtomicU32,
     counts: Counts,
+}
+
+/// Whether a wait is inside another one of its vCPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Outermost,
+    Nested,
 }
 
 #[derive(Debug)]
@@ -183,8 +223,8 @@ impl Kicker {
     /// the vCPU.
     ///
     /// Upcalls stay as they are. With upcalls enabled the vCPU serves them during the wait, and
-    /// their handlers may wait in their turn: nested waits never clear the latch, because the
-    /// token in it may be the outer wait's.
+    /// their handlers may wait in their turn. A nested wait sleeps like any other, also while a
+    /// token is latched for the interrupted one, which then looks again when the handler is done.
     pub fn wait(
         &self,
         xen: &impl Hypercalls,
@@ -192,6 +232,30 @@ impl Kicker {
         deadline_ns: u64,
         still_blocked: impl Fn() -> bool,
     ) -> WaitOutcome {
+        self.enter(|port, depth| self.wait_at(xen, abi, port, depth, deadline_ns, still_blocked))
+    }
+
+    /// Blocks like [`wait`](Self::wait) until a kick comes that is owed already, whatever the
+    /// caller's condition: for one that finds its condition gone at the deadline, and wants to know
+    /// whether the kick is late or lost.
+    ///
+    /// A token that is latched already ends it, and in a nested wait stays where it is: it may be
+    /// the one that is owed, or not.
+    pub fn wait_for_owed_kick(
+        &self,
+        xen: &impl Hypercalls,
+        abi: &impl Abi,
+        deadline_ns: u64,
+    ) -> WaitOutcome {
+        self.enter(|port, depth| match depth {
+            Depth::Outermost => self.wait_at(xen, abi, port, depth, deadline_ns, || true),
+            Depth::Nested if abi.is_pending(port) => WaitOutcome::Early,
+            Depth::Nested => self.poll_at(xen, abi, port, depth, deadline_ns, || true),
+        })
+    }
+
+    /// Calls `wait` with the port to wait on, if this context can block, and counts its outcome.
+    fn enter(&self, wait: impl FnOnce(Port, Depth) -> WaitOutcome) -> WaitOutcome {
         // Relaxed: only handlers of this vCPU write it, and they are done when this goes on.
         let in_nmi = self.nmi.load(Ordering::Relaxed) != 0;
         let Some(port) = self.port() else { return WaitOutcome::NoPort };
@@ -202,7 +266,7 @@ impl Kicker {
         // Relaxed, here and below: the depth orders this vCPU against itself only, and an
         // interrupt sees its own vCPU's program order.
         let outermost = self.depth.fetch_add(1, Ordering::Relaxed) == 0;
-        let outcome = self.wait_at(xen, abi, port, outermost, deadline_ns, still_blocked);
+        let outcome = wait(port, if outermost { Depth::Outermost } else { Depth::Nested });
         self.depth.fetch_sub(1, Ordering::Relaxed);
 
         match outcome {
@@ -219,23 +283,46 @@ impl Kicker {
         xen: &impl Hypercalls,
         abi: &impl Abi,
         port: Port,
-        outermost: bool,
+        depth: Depth,
         deadline_ns: u64,
         still_blocked: impl Fn() -> bool,
     ) -> WaitOutcome {
-        // A latched token ends the wait. Polling with it in place would return at once, for ever.
-        if let Some(outcome) = self.take_token(xen, abi, port, outermost) {
-            if outcome == WaitOutcome::Kicked {
+        // Polling with a token in place would return at once, for ever.
+        let taken = self.take(xen, abi, port);
+        match (taken, depth) {
+            (Taken::Own, Depth::Outermost) => {
                 count(&self.counts.latched);
+                return WaitOutcome::Kicked;
             }
-            return outcome;
+            (Taken::Foreign, _) => return WaitOutcome::Early,
+            (Taken::Own, Depth::Nested) | (Taken::Nothing, _) => {}
         }
         // A kick whose condition this look misses comes after the take above, so that it is
         // latched when the poll looks: Xen tests the pending bit after it has registered the
-        // poller, both with full barriers.
-        if !still_blocked() {
-            return WaitOutcome::ConditionGone;
+        // poller, both with full barriers. N2 and N3 too.
+        let outcome = if still_blocked() {
+            self.poll_at(xen, abi, port, depth, deadline_ns, still_blocked)
+        } else {
+            WaitOutcome::ConditionGone
+        };
+        // N1. After N3 there is one already. N6: an old number, and a kick too many at worst.
+        if taken == Taken::Own && !abi.is_pending(port) {
+            // It fails only where the port is gone, and with it whoever waits on it.
+            let _ = self.kick(xen);
         }
+        outcome
+    }
+
+    /// Asks Xen to poll, and says how that ended.
+    fn poll_at(
+        &self,
+        xen: &impl Hypercalls,
+        abi: &impl Abi,
+        port: Port,
+        depth: Depth,
+        deadline_ns: u64,
+        still_blocked: impl Fn() -> bool,
+    ) -> WaitOutcome {
         count(&self.counts.polls);
         let polled = poll(xen, port, deadline_ns);
         if self.port() != Some(port) {
@@ -245,7 +332,7 @@ impl Kicker {
         }
         // From here on a kick may be used up together with an earlier one: both were for this
         // wait, and the caller tests its condition after the take.
-        if let Some(outcome) = self.take_token(xen, abi, port, outermost) {
+        if let Some(outcome) = self.token(xen, abi, port, depth) {
             return outcome;
         }
         if polled.is_ok() && deadline_ns != 0 && xen.system_time_ns() >= deadline_ns {
@@ -258,23 +345,28 @@ impl Kicker {
         WaitOutcome::Early
     }
 
-    /// How the wait ends if a token is latched. Only the outermost wait may use it up.
-    fn take_token(
+    /// How a wait ends if a token is latched. Only the outermost wait uses it up.
+    fn token(
         &self,
         xen: &impl Hypercalls,
         abi: &impl Abi,
         port: Port,
-        outermost: bool,
+        depth: Depth,
     ) -> Option<WaitOutcome> {
-        if !outermost {
+        if depth == Depth::Nested {
             return abi.is_pending(port).then_some(WaitOutcome::Early);
         }
-        match take_own(xen, abi, port, || self.port() == Some(port)) {
+        match self.take(xen, abi, port) {
             Taken::Nothing => None,
             Taken::Own => Some(WaitOutcome::Kicked),
-            // An interrupt suspended and restored the domain since `port` was read.
             Taken::Foreign => Some(WaitOutcome::Early),
         }
+    }
+
+    /// Takes the token, if one is latched. It is foreign if an interrupt has suspended and restored
+    /// the domain since `port` was read.
+    fn take(&self, xen: &impl Hypercalls, abi: &impl Abi, port: Port) -> Taken {
+        take_own(xen, abi, port, || self.port() == Some(port))
     }
 
     /// Ends the present or the next wait of this kicker's vCPU. Any vCPU may call it.
@@ -467,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nested_wait_leaves_the_outer_waits_kick_alone() {
+    fn a_nested_wait_gives_the_outer_waits_kick_back() {
         let (xen, kicker) = bound(1);
         let (vcpu, events) = (xen.vcpu(0), xen.two_level());
         let inner = Cell::new(None);
@@ -475,11 +567,53 @@ mod tests {
         // after the outer wait's kick.
         let interrupted = || {
             kicker.kick(&vcpu).unwrap();
-            inner.set(Some(kicker.wait(&vcpu, &events, NEVER, || true)));
+            inner.set(Some(kicker.wait(&vcpu, &events, 5, || true)));
             true
         };
         assert_eq!(kicker.wait(&vcpu, &events, NEVER, interrupted), WaitOutcome::Kicked);
-        assert_eq!(inner.get(), Some(WaitOutcome::Early));
+        assert_eq!(inner.get(), Some(WaitOutcome::TimedOut));
+        assert_eq!(xen.seen().blocked_polls, 1, "the inner one");
+    }
+
+    #[test]
+    fn a_restore_during_a_nested_wait_gives_nothing_to_whoever_has_the_number_now() {
+        let (xen, waiter) = bound(2);
+        let (vcpu, events, other) = (xen.vcpu(0), xen.two_level(), Kicker::new());
+        xen.vcpu(1).down();
+        let old = waiter.port().unwrap();
+        let restored = || {
+            close(&vcpu, old).unwrap();
+            assert_eq!(other.bind(&vcpu, &events, 1).unwrap(), old, "the number is used again");
+            waiter.bind(&vcpu, &events, 0).unwrap();
+            waiter.kick(&vcpu).unwrap();
+            true
+        };
+        let interrupted = || {
+            waiter.kick(&vcpu).unwrap();
+            assert_eq!(waiter.wait(&vcpu, &events, 5, restored), WaitOutcome::Early);
+            true
+        };
+        assert_eq!(waiter.wait(&vcpu, &events, 10, interrupted), WaitOutcome::Early);
+        assert!(!events.is_pending(old), "the other's port");
+        assert_eq!(waiter.wait(&vcpu, &events, 15, || true), WaitOutcome::Kicked);
+    }
+
+    #[test]
+    fn an_owed_kick_ends_a_nested_wait_for_it_whether_it_came_before_or_later() {
+        let (xen, kicker) = bound(1);
+        let (vcpu, events) = (xen.vcpu(0), xen.two_level());
+        let owed = |deadline| kicker.wait_for_owed_kick(&vcpu, &events, deadline);
+        let interrupted = || {
+            assert_eq!(owed(5), WaitOutcome::TimedOut);
+            kicker.kick(&vcpu).unwrap();
+            assert_eq!(owed(NEVER), WaitOutcome::Early);
+            true
+        };
+        assert_eq!(kicker.wait(&vcpu, &events, NEVER, interrupted), WaitOutcome::Kicked);
+        assert_eq!(owed(10), WaitOutcome::TimedOut);
+        kicker.kick(&vcpu).unwrap();
+        assert_eq!(owed(NEVER), WaitOutcome::Kicked);
+        assert_eq!(kicker.counts().timed_out_unblocked, 0);
     }
 
     #[test]

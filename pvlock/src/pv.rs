@@ -457,9 +457,8 @@ impl<K: Policy> Discipline for Pv<K> {
     }
 }
 
-/// A wait ended, and what it waited for is still to come. The waits of an interrupt's context end
-/// at once while a kick is latched for the context below it; without a budget that is a spin, and
-/// this its turn.
+/// A wait ended, and what it waited for is still to come. A platform whose waits end at once, again
+/// and again, makes a spin of it; this is its turn then.
 fn woke_for_nothing<P: Platform>(cpu: usize) {
     count::<P>(cpu, Counter::SpuriousWakeup);
     // loom takes a turn as leave to run others first, and would miss orders.

@@ -186,7 +186,7 @@ fn a_kick_that_is_not_latched_is_found_and_replayed() {
     found_and_replayed(&config, Policy::KickAtUnlock, "lost wake-up");
 }
 
-/// Why a nested wait must leave the latch alone.
+/// Why a nested wait must give back the kick that it takes.
 #[test]
 fn a_kick_taken_by_a_nested_wait_is_found_and_replayed() {
     let config = Config {

@@ -335,11 +335,9 @@ impl<K: Kernel> XenPlatform<K> {
         Ok(())
     }
 
-    /// One poll with a deadline.
-    fn poll_once(vcpu: u32, still_blocked: &impl Fn() -> bool) -> WaitOutcome {
-        let xen = K::xen();
-        let deadline = xen.system_time_ns() + POLL_NS;
-        KICKERS[vcpu as usize].wait(&xen, &K::events(), deadline, still_blocked)
+    /// That of a poll that begins now.
+    fn deadline() -> u64 {
+        K::xen().system_time_ns() + POLL_NS
     }
 
     /// The condition of a wait has gone, so somebody owes this vCPU a kick: `KickAtUnlock`
@@ -348,8 +346,9 @@ impl<K: Kernel> XenPlatform<K> {
     /// [`LATE_POLLS`] is lost.
     #[cold]
     fn wait_for_late_kick(vcpu: u32) -> WaitOutcome {
+        let kicker = &KICKERS[vcpu as usize];
         for _ in 0..LATE_POLLS {
-            match Self::poll_once(vcpu, &|| true) {
+            match kicker.wait_for_owed_kick(&K::xen(), &K::events(), Self::deadline()) {
                 WaitOutcome::TimedOut => K::poll_expired(vcpu),
                 // Also after another event: nothing can be told of the kick then.
                 outcome => return outcome,
@@ -394,7 +393,7 @@ impl<K: Kernel> XenPlatform<K> {
 // its kernel, of which there is one. 3. Upcall handlers and NMI handlers return before what they
 // interrupted goes on. 4, 5. As `Kicker::wait` and `Kicker::kick` promise: the token is taken
 // before the condition is looked at, both sides' hypercalls and locked instructions are full
-// barriers, and a nested wait leaves the token alone.
+// barriers, and a nested wait leaves a token where it found one.
 unsafe impl<K: Kernel> Platform for XenPlatform<K> {
     const MAX_CPUS: usize = MAX_VCPUS;
 
@@ -416,7 +415,8 @@ unsafe impl<K: Kernel> Platform for XenPlatform<K> {
     fn wait(still_blocked: impl Fn() -> bool) {
         let vcpu = K::current_vcpu();
         K::around_wait(vcpu, || {
-            let outcome = Self::poll_once(vcpu, &still_blocked);
+            let kicker = &KICKERS[vcpu as usize];
+            let outcome = kicker.wait(&K::xen(), &K::events(), Self::deadline(), &still_blocked);
             if outcome != WaitOutcome::TimedOut {
                 return outcome;
             }
