@@ -222,7 +222,7 @@ fn an_interrupt_waits_at_any_step_of_a_wait() {
 fn an_interrupt_waits_while_an_interrupt_waits() {
     let events =
         [Event::Kick(0), Event::Kick(1), Event::Kick(2), Event::Interrupt, Event::Interrupt];
-    check(&events, 7);
+    check(&events, 6);
 }
 
 /// Found in storms on real Xen: a handler that waited turned in a circle for as long as the context
