@@ -44,6 +44,8 @@ mod pv;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod pv_tests;
 mod queue;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod queue_tests;
 mod raw;
 mod rwlock;
 mod sync;
