@@ -219,6 +219,8 @@ fn a_head_is_robbed_until_it_is_late() {
 fn a_head_that_wakes_up_late_is_robbed_once_more_at_most() {
     acquire::<Robbed<5>>(&[Others::UnlockStealAndLinger, Others::Nothing]);
     assert_eq!(told(), (1, 1, 3, 2));
+    #[cfg(feature = "counters")]
+    assert_eq!(counted([crate::Counter::LatencyWake]), [100 * WAIT], "since the kick, if any");
 }
 
 /// A clock that a restore set back, or one of another CPU: late or not, the lock goes on.
@@ -237,6 +239,7 @@ fn a_time_that_makes_no_sense_decides_who_is_first_and_nothing_else() {
 fn a_wake_up_for_no_reason_is_no_theft() {
     acquire::<Robbed<3>>(&[Others::Nothing, Others::UnlockAndSteal, Others::Nothing]);
     assert_eq!(told(), (1, 1, 4, 2));
+    assert_eq!(TURNS.get(), 2, "each is a turn: one that ends at once, again and again, is a spin");
     #[cfg(feature = "counters")]
     {
         use crate::Counter::{Rearm, SpuriousWakeup, WaitAgain, WaitHead};

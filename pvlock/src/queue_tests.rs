@@ -1,8 +1,9 @@
-//! The queue's own part, step by step: what is under it happens in the turns of a waiter's spin.
+//! The queue and native mode, step by step: what the other CPUs do happens in the turns of a
+//! waiter's spin.
 
 use crate::policy::{Policy, Spin, Stage};
-use crate::word::{LEVELS, Steps, Tail};
-use crate::{CpuNodes, HashStorage, HashTable, KickAtUnlock, Platform, RawPvLock};
+use crate::word::{LEVELS, LOCKED, Steps, Tail, Word};
+use crate::{CpuNodes, HashStorage, HashTable, KickAtUnlock, Mode, Platform, RawPvLock};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,18 +17,18 @@ thread_local! {
         let storage: &'static HashStorage<64> = Box::leak(Box::new(HashStorage::new()));
         Box::leak(Box::new(HashTable::new(storage)))
     };
-    /// What the other CPUs do, one in each turn, once there is a waiter in the queue.
+    /// What the other CPUs do, one in each turn or wait.
     static STEPS: RefCell<VecDeque<Step>> = const { RefCell::new(VecDeque::new()) };
     static TURNS: Cell<u32> = const { Cell::new(0) };
-    /// Levels of nesting under the one that waits.
-    static BELOW: Cell<usize> = const { Cell::new(0) };
+    /// Levels of nesting that there are when the steps begin: a newcomer's rest comes before.
+    static FROM: Cell<usize> = const { Cell::new(0) };
 }
 
-/// CPU 0, in each test's own thread.
-struct Turns;
+/// CPU 0, in each test's own thread, in native mode or not.
+struct Turns<const NATIVE: bool = false>;
 
 // SAFETY: one thread, which is all CPUs; nothing is reached from another.
-unsafe impl Platform for Turns {
+unsafe impl<const NATIVE: bool> Platform for Turns<NATIVE> {
     const MAX_CPUS: usize = 2;
 
     fn current_cpu() -> usize {
@@ -42,8 +43,9 @@ unsafe impl Platform for Turns {
         TABLE.with(|table| *table)
     }
 
-    fn wait(_still_blocked: impl Fn() -> bool) {
-        panic!("the steps are taken in turns of a spin");
+    fn wait(still_blocked: impl Fn() -> bool) {
+        assert!(still_blocked());
+        STEPS.with_borrow_mut(VecDeque::pop_front).expect("somebody wakes it")();
     }
 
     fn kick(_cpu: usize) {}
@@ -52,14 +54,17 @@ unsafe impl Platform for Turns {
         0
     }
 
+    fn mode() -> Mode {
+        if NATIVE { Mode::Native } else { Mode::Pv }
+    }
+
     // One CPU plays several here, and takes what another has.
     fn report(_trouble: &crate::Trouble) {}
 
     fn relax(_turn: u32) {
         TURNS.set(TURNS.get() + 1);
         assert!(TURNS.get() < 1_000, "nothing comes of this spin");
-        // A newcomer's rest is no place in the queue.
-        if Self::nodes(0).depth() > BELOW.get() {
+        if Self::nodes(0).depth() >= FROM.get() {
             if let Some(step) = STEPS.with_borrow_mut(VecDeque::pop_front) {
                 step();
             }
@@ -67,15 +72,19 @@ unsafe impl Platform for Turns {
     }
 }
 
+fn nodes(cpu: usize) -> &'static CpuNodes {
+    Turns::<false>::nodes(cpu)
+}
+
 /// A lock that somebody owns.
-fn held<K: Policy>() -> &'static RawPvLock<Turns, K> {
+fn held<P: Platform, K: Policy>() -> &'static RawPvLock<P, K> {
     let lock = Box::leak(Box::new(RawPvLock::new()));
     lock.lock();
     lock
 }
 
 /// The owner's part.
-fn unlock<K: Policy>(lock: &'static RawPvLock<Turns, K>) {
+fn unlock<P: Platform, K: Policy>(lock: &RawPvLock<P, K>) {
     // SAFETY: these tests' thread plays the owner.
     unsafe { lock.unlock() };
 }
@@ -83,22 +92,21 @@ fn unlock<K: Policy>(lock: &'static RawPvLock<Turns, K>) {
 #[test]
 fn each_of_four_levels_has_a_node_and_the_fifth_takes_the_lock_without() {
     for level in 0..LEVELS + 2 {
-        let lock = held::<KickAtUnlock>();
+        let lock = held::<Turns, KickAtUnlock>();
         #[cfg(feature = "counters")]
         let before = crate::counters::<Turns>(0);
         TURNS.set(0);
-        BELOW.set(level);
+        FROM.set(level + 1);
         STEPS.set(VecDeque::from([
             Box::new(move || {
-                let own = Tail::new(0, level.min(LEVELS - 1));
-                let tail = (level < LEVELS).then_some(own);
-                assert_eq!((Turns::nodes(0).depth(), lock.snapshot().tail()), (level + 1, tail));
+                let tail = (level < LEVELS).then(|| Tail::new(0, level));
+                assert_eq!((nodes(0).depth(), lock.snapshot().tail()), (level + 1, tail));
             }) as Step,
             Box::new(move || unlock(lock)),
         ]));
         lock.lock();
         assert!(lock.is_locked() && !lock.is_contended());
-        assert_eq!(Turns::nodes(0).depth(), level, "it gives back what it took");
+        assert_eq!(nodes(0).depth(), level, "it gives back what it took");
         #[cfg(feature = "counters")]
         {
             use crate::Counter::{LockSlowpath, NoNode, UseNode2, UseNode3, UseNode4};
@@ -108,7 +116,7 @@ fn each_of_four_levels_has_a_node_and_the_fifth_takes_the_lock_without() {
             let used = |levels: core::ops::Range<usize>| u64::from(levels.contains(&level));
             assert_eq!(counted, [1, used(1..2), used(2..3), used(3..4), used(4..9)], "{level}");
         }
-        Turns::nodes(0).enter();
+        nodes(0).enter();
     }
 }
 
@@ -123,10 +131,11 @@ fn a_policy_that_panics_behind_the_head_lets_the_head_go_first() {
             panic!("it is not asked again");
         }
     }
-    let lock = held::<Faulty>();
+    let lock = held::<Turns, Faulty>();
     let head = Tail::new(1, 0);
     assert_eq!(lock.word().exchange_tail(head), None);
     TURNS.set(0);
+    FROM.set(1);
     STEPS.set(VecDeque::from([
         Box::new(move || unlock(lock)) as Step,
         Box::new(move || {
@@ -134,8 +143,8 @@ fn a_policy_that_panics_behind_the_head_lets_the_head_go_first() {
             lock.word().set_locked();
         }),
         Box::new(|| {
-            assert_eq!(Turns::nodes(1).node(0).next(), Some(Tail::new(0, 0)), "it is linked");
-            Turns::nodes(0).node(0).hand_over();
+            assert_eq!(nodes(1).node(0).next(), Some(Tail::new(0, 0)), "it is linked");
+            nodes(0).node(0).hand_over();
         }),
         Box::new(move || assert!(lock.word().is_owned(), "the head has it")),
         Box::new(move || unlock(lock)),
@@ -143,5 +152,143 @@ fn a_policy_that_panics_behind_the_head_lets_the_head_go_first() {
     catch_unwind(AssertUnwindSafe(|| lock.lock())).expect_err("a defect of a policy");
     assert!(STEPS.with_borrow(VecDeque::is_empty), "it waited for all of that");
     assert!(!lock.is_locked());
-    assert_eq!(Turns::nodes(0).depth(), 0);
+    assert_eq!(nodes(0).depth(), 0);
+}
+
+/// The lines of the hash table that are looked at beyond the first, as an entry is made and as it is
+/// taken out.
+#[cfg(feature = "counters")]
+#[test]
+fn hops_in_a_crowded_hash_table_are_counted() {
+    struct Tired;
+    impl Policy for Tired {
+        const NAME: &'static str = "tired";
+        fn keep_spinning<P: Platform>(_: &mut Spin) -> bool {
+            false
+        }
+    }
+    let lock = held::<Turns, Tired>();
+    let table = <Turns as Platform>::hash();
+    let key = core::ptr::from_ref(lock.word()).addr();
+    let hops = || {
+        let hops = table.insert(key, other());
+        table.remove(key);
+        hops as u64
+    };
+    assert_eq!(hops(), 0);
+    for another in (4..).step_by(4).take_while(|_| hops() == 0) {
+        table.insert(another, other());
+    }
+    TURNS.set(0);
+    FROM.set(1);
+    STEPS.set(VecDeque::from([Box::new(move || unlock(lock)) as Step]));
+    let counted = || crate::counters::<Turns>(0)[crate::Counter::HashHops as usize];
+    let before = counted();
+    lock.lock();
+    assert_eq!(counted() - before, 2 * hops());
+}
+
+/// Takes a lock of native mode, of which `prepare` makes what is found, while `steps` happen, one in
+/// each turn; what the word is then.
+fn natively<const N: usize>(prepare: fn(&Word), steps: [fn(&Word); N]) -> Fields {
+    let lock = held::<Turns<true>, KickAtUnlock>();
+    prepare(lock.word());
+    TURNS.set(0);
+    FROM.set(0);
+    STEPS.set(steps.map(|step| Box::new(move || step(lock.word())) as Step).into());
+    lock.lock();
+    assert!(STEPS.with_borrow(VecDeque::is_empty), "it waited for all of that");
+    assert_eq!(nodes(0).depth(), 0);
+    fields(lock.word())
+}
+
+/// (tail, pending, locked)
+type Fields = (Option<Tail>, bool, u8);
+
+fn fields(word: &Word) -> Fields {
+    let seen = word.load();
+    (seen.tail(), seen.pending(), seen.locked())
+}
+
+/// Held, and nobody waits.
+const HELD: Fields = (None, false, LOCKED);
+/// Held, and somebody waits who uses no node.
+const PENDING: Fields = (None, true, LOCKED);
+
+/// The waiter's node.
+fn own() -> Tail {
+    Tail::new(0, 0)
+}
+
+/// That of the other CPU.
+fn other() -> Tail {
+    Tail::new(1, 0)
+}
+
+#[test]
+fn the_second_cpu_of_native_mode_is_pending_and_uses_no_node() {
+    let pending = |word: &Word| assert_eq!((fields(word), nodes(0).depth()), (PENDING, 0));
+    assert_eq!(natively(|_| {}, [pending, pending, |word| word.release()]), HELD);
+}
+
+/// A newcomer looks again while the lock is being handed over, and need not queue.
+#[test]
+fn a_newcomer_of_native_mode_lets_a_hand_over_come_to_its_end() {
+    let handed = |word: &Word| {
+        word.exchange_pending();
+        word.release();
+    };
+    let mut steps: [fn(&Word); 10] = [|_| {}; 10];
+    steps[3] = |word| assert!(word.try_take_pending());
+    steps[8] = |word| assert_eq!((fields(word), nodes(0).depth()), (PENDING, 0));
+    steps[9] = |word| word.release();
+    assert_eq!(natively(handed, steps), HELD);
+}
+
+/// Neither before it is the head, nor while somebody is pending, does a waiter take a free lock.
+#[test]
+fn a_waiter_of_native_mode_comes_after_the_pending_one_and_the_head() {
+    let queue = |word: &Word| {
+        word.exchange_pending();
+        assert_eq!(word.exchange_tail(other()), None);
+    };
+    let last = natively(
+        queue,
+        [
+            |word| {
+                assert_eq!(nodes(1).node(0).next(), Some(own()), "it is linked");
+                word.release();
+            },
+            |word| assert!(word.try_take_pending(), "the pending one is first"),
+            |word| word.release(),
+            |word| assert!(word.try_steal(), "the head is next"),
+            |_| nodes(0).node(0).hand_over(),
+            |word| assert_eq!(word.exchange_pending().locked(), LOCKED),
+            |word| word.release(),
+            |word| {
+                assert!(!word.is_owned(), "a newcomer is pending for a moment");
+                word.clear_pending();
+            },
+        ],
+    );
+    assert_eq!(last, HELD, "it was alone in the queue");
+}
+
+#[test]
+fn a_head_of_native_mode_makes_the_next_one_the_head() {
+    nodes(1).node(0).reset(0);
+    let last = natively(
+        |word| _ = word.exchange_pending(),
+        [
+            |word| {
+                assert_eq!(word.exchange_tail(other()), Some(own()));
+                nodes(0).node(0).set_next(other());
+            },
+            |word| word.release(),
+            |word| assert!(word.try_take_pending()),
+            |word| word.release(),
+        ],
+    );
+    assert_eq!(last, (Some(other()), false, LOCKED), "somebody stands behind");
+    assert!(nodes(1).node(0).is_handed());
 }

@@ -599,4 +599,18 @@ mod tests {
         LOCK.lock_shared();
         assert_eq!(Single::nodes(0).depth(), 0);
     }
+
+    #[test]
+    #[cfg(feature = "checker")]
+    fn the_checker_knows_a_downgraded_lock_as_shared() {
+        static LOCK: Lock = Lock::new();
+        LOCK.lock_exclusive();
+        // SAFETY: taken just now.
+        unsafe { LOCK.downgrade() };
+        let held = &Single::nodes(0).held;
+        // It tells of what is below a wait.
+        held.claim(!0, false, core::panic::Location::caller());
+        let (taken, _) = held.stuck_with(LOCK.key()).expect("it is held");
+        assert!(taken.shared);
+    }
 }
