@@ -30,7 +30,13 @@ pub(crate) fn count<P: Platform>(cpu: usize, counter: Counter) {
 /// May be read while the lock is in use; counters of one snapshot are then not of one moment.
 pub fn counters<P: Platform>(cpu: usize) -> [u64; Counter::COUNT] {
     #[cfg(feature = "counters")]
-    return core::array::from_fn(|i| P::nodes(cpu).counts.values[i].load(Relaxed));
+    {
+        let nodes = P::nodes(cpu);
+        let mut counts = nodes.counts.values.each_ref().map(|count| count.load(Relaxed));
+        // Thefts are added when their stretch ends: to steal is to be quick.
+        counts[Counter::LockStealing as usize] += u64::from(nodes.stretch.thefts());
+        counts
+    }
     #[cfg(not(feature = "counters"))]
     {
         let _ = cpu;

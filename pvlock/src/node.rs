@@ -1,6 +1,7 @@
-//! Queue nodes: four to a CPU, one for each level of nesting.
+//! Queue nodes: four to a CPU, one for each level of nesting; and what a CPU notes for itself.
 //!
-//! Owns what a waiter publishes about itself and the claim of a level. Never touches the lock word.
+//! Owns what a waiter publishes about itself, the claim of a level, and the count of thefts. Never
+//! touches the lock word.
 
 use core::sync::atomic::compiler_fence;
 // No ordering and no safety rests on a time, so the model checkers need not know of it.
@@ -42,7 +43,7 @@ impl State {
 ///
 /// A node names its successor by CPU and level, not by address: nodes live for ever, and any CPU
 /// can look one up through [`Platform::nodes`](crate::Platform::nodes) without a raw pointer.
-#[repr(C, align(32))]
+#[repr(C, align(16))]
 pub(crate) struct Node {
     /// The successor's [`Tail`]; 0 = none yet.
     next: AtomicU32,
@@ -50,15 +51,8 @@ pub(crate) struct Node {
     handed: AtomicU8,
     /// A [`State`].
     state: AtomicU8,
-    /// Levels in use on this CPU. Only in the node of level 0, only for its own CPU.
-    depth: AtomicU32,
-    /// Kicks under way on this CPU. Only in the node of level 0.
-    kicks: AtomicU32,
-    /// Locks taken past a queue by this level since it was last in one. Only for its own CPU.
-    thefts: AtomicU32,
-    /// When the waiter joined the queue, or the level began to steal, in nanoseconds of its CPU's
-    /// clock. It may be that of an earlier use when another CPU reads it: it decides fairness, and
-    /// nothing else.
+    /// When the waiter joined the queue, in nanoseconds of its CPU's clock. It may be that of an
+    /// earlier use when another CPU reads it: it decides fairness, and nothing else.
     since: AtomicU64,
 }
 
@@ -69,9 +63,6 @@ impl Node {
                 next: AtomicU32::new(0),
                 handed: AtomicU8::new(0),
                 state: AtomicU8::new(State::Running as u8),
-                depth: AtomicU32::new(0),
-                kicks: AtomicU32::new(0),
-                thefts: AtomicU32::new(0),
                 since: AtomicU64::new(0),
             }
         }
@@ -80,31 +71,15 @@ impl Node {
     /// Makes a claimed node fresh, for a waiter that comes at `now`. Relaxed: `Word::exchange_tail`
     /// publishes it.
     pub(crate) fn reset(&self, now: u64) {
-        self.set_since(now);
-        self.thefts.store(0, Relaxed);
+        self.since.store(now, core::sync::atomic::Ordering::Relaxed);
         self.next.store(0, Relaxed);
         self.handed.store(0, Relaxed);
         self.state.store(State::Running as u8, Relaxed);
     }
 
-    /// When its waiter came, or its level began to steal.
+    /// When its waiter came.
     pub(crate) fn since(&self) -> u64 {
         self.since.load(core::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// Its level begins to steal at `now`.
-    pub(crate) fn set_since(&self, now: u64) {
-        self.since.store(now, core::sync::atomic::Ordering::Relaxed);
-    }
-
-    /// Counts one more theft by this level: how many there were before.
-    #[inline]
-    pub(crate) fn count_theft(&self) -> u32 {
-        // Plain accesses: an interrupt that uses this level too makes a count wrong, which nobody
-        // minds.
-        let before = self.thefts.load(Relaxed);
-        self.thefts.store(before.wrapping_add(1), Relaxed);
-        before
     }
 
     /// Tells the predecessor who follows. Release, with `next`: it pairs the successor's reset of
@@ -163,7 +138,81 @@ impl Node {
     }
 }
 
-/// The queue nodes of one CPU: 128 bytes, two nodes to a cache line.
+/// A stretch of thefts: the locks that a CPU has taken past a queue since it was last in one, on
+/// whatever level of nesting. Only for its own CPU.
+///
+/// An interrupt that steals or queues in the middle of a step makes a number wrong: a stretch is a
+/// little longer or shorter then, and nothing else.
+#[repr(C)]
+pub(crate) struct Stretch {
+    /// How many may be made before the clock is to be looked at.
+    left: AtomicU32,
+    /// How many there will have been by then.
+    by_then: core::sync::atomic::AtomicU32,
+    /// When it began, in nanoseconds of the CPU's clock.
+    since: AtomicU64,
+}
+
+impl Stretch {
+    const_fn! {
+        fn new() -> Self {
+            Self {
+                left: AtomicU32::new(0),
+                by_then: core::sync::atomic::AtomicU32::new(0),
+                since: AtomicU64::new(0),
+            }
+        }
+    }
+
+    /// Counts one more theft, unless the clock has to be looked at before it: whether it did.
+    #[inline(always)]
+    pub(crate) fn count(&self) -> bool {
+        let left = self.left.load(Relaxed).checked_sub(1);
+        left.inspect(|&left| self.left.store(left, Relaxed)).is_some()
+    }
+
+    /// How many thefts there were so far. A snapshot when read by another CPU.
+    pub(crate) fn thefts(&self) -> u32 {
+        self.thefts_with(self.left.load(Relaxed))
+    }
+
+    /// The same, where so many are `left`.
+    fn thefts_with(&self, left: u32) -> u32 {
+        self.by_then.load(core::sync::atomic::Ordering::Relaxed).saturating_sub(left)
+    }
+
+    /// Looks at the clock, which says `now`: whether the stretch may go on, because it has not
+    /// lasted for longer than `longest`. The first look begins it.
+    ///
+    /// If it may, the next look is due when as many thefts have been made as there is time for, by
+    /// the pace so far; but after no more than have been made already, and after `most` at the
+    /// latest, because the pace may change.
+    pub(crate) fn look(&self, now: u64, longest: u64, most: u32) -> bool {
+        let thefts = self.thefts();
+        if thefts == 0 {
+            self.since.store(now, core::sync::atomic::Ordering::Relaxed);
+        }
+        // A clock that went back, as after a restore, ends the stretch sooner or later.
+        let lasted = now.abs_diff(self.since.load(core::sync::atomic::Ordering::Relaxed));
+        let Some(rest) = longest.checked_sub(lasted) else { return false };
+        let in_time = u64::from(thefts).saturating_mul(rest) / lasted.max(1);
+        let more = in_time.min(thefts.min(most).into()).max(1) as u32;
+        let by_then = thefts.saturating_add(more);
+        self.by_then.store(by_then, core::sync::atomic::Ordering::Relaxed);
+        self.left.store(more, Relaxed);
+        true
+    }
+
+    /// The CPU joins a queue: how many thefts it made.
+    pub(crate) fn end(&self) -> u32 {
+        let thefts = self.thefts_with(self.left.swap(0, Relaxed));
+        self.by_then.store(0, core::sync::atomic::Ordering::Relaxed);
+        thefts
+    }
+}
+
+/// The queue nodes of one CPU, 64 bytes, and 64 for what it notes for itself. Others write to the
+/// first half, so they are two cache lines.
 ///
 /// With the feature `counters`, this CPU's counts stand behind them; with `checker`, what it holds.
 ///
@@ -178,6 +227,11 @@ impl Node {
 #[repr(C, align(128))]
 pub struct CpuNodes {
     nodes: [Node; LEVELS],
+    /// Levels in use. Only for its own CPU.
+    depth: AtomicU32,
+    /// Kicks under way.
+    kicks: AtomicU32,
+    pub(crate) stretch: Stretch,
     pub(crate) counts: Counts,
     #[cfg(feature = "checker")]
     pub(crate) held: crate::held::Held,
@@ -189,6 +243,9 @@ impl CpuNodes {
         pub fn new() -> Self {
             Self {
                 nodes: [Node::new(), Node::new(), Node::new(), Node::new()],
+                depth: AtomicU32::new(0),
+                kicks: AtomicU32::new(0),
+                stretch: Stretch::new(),
                 counts: Counts::new(),
                 #[cfg(feature = "checker")]
                 held: crate::held::Held::new(),
@@ -203,7 +260,7 @@ impl CpuNodes {
     /// Levels of nesting that wait on this CPU now. A snapshot when read by another CPU.
     #[inline]
     pub fn depth(&self) -> usize {
-        self.nodes[0].depth.load(Relaxed) as usize
+        self.depth.load(Relaxed) as usize
     }
 
     /// Forgets the thefts and the times of the last run, which the next one must not depend on.
@@ -211,12 +268,13 @@ impl CpuNodes {
     #[doc(hidden)]
     pub fn forget(&self) {
         self.nodes.iter().for_each(|node| node.reset(0));
+        self.stretch.end();
     }
 
-    /// The node that the next [`enter`](Self::enter) claims, if there is one.
+    /// Whether the next [`enter`](Self::enter) claims a node: on a fifth level there is none.
     #[inline]
-    pub(crate) fn free_node(&self) -> Option<&Node> {
-        self.nodes.get(self.depth())
+    pub(crate) fn has_free_node(&self) -> bool {
+        self.depth() < LEVELS
     }
 
     /// Claims the next level and returns it; [`LEVELS`] or more has no node.
@@ -224,8 +282,8 @@ impl CpuNodes {
     /// Only the CPU itself calls this. A context that interrupts it between the load and the store
     /// leaves the depth as it found it, so plain accesses do.
     pub(crate) fn enter(&self) -> usize {
-        let level = self.nodes[0].depth.load(Relaxed);
-        self.nodes[0].depth.store(level + 1, Relaxed);
+        let level = self.depth.load(Relaxed);
+        self.depth.store(level + 1, Relaxed);
         // The claim comes before any use of the node, for an interrupt on this same CPU.
         compiler_fence(core::sync::atomic::Ordering::SeqCst);
         level as usize
@@ -239,32 +297,32 @@ impl CpuNodes {
     pub(crate) fn leave(&self, level: usize) {
         // Every use of the node comes before, for an interrupt on this same CPU.
         compiler_fence(core::sync::atomic::Ordering::SeqCst);
-        let depth = self.nodes[0].depth.load(Relaxed);
+        let depth = self.depth.load(Relaxed);
         debug_assert!(
             depth as usize == level + 1,
             "pvlock: a CPU leaves level {level} of {depth}: a task was preempted inside `lock`, \
              and another one of its CPU came in or out. Switch preemption off first (`Preemption`)"
         );
-        self.nodes[0].depth.store(depth.wrapping_sub(1), Relaxed);
+        self.depth.store(depth.wrapping_sub(1), Relaxed);
     }
 
     /// This CPU is about to decide to kick one. Relaxed: the release of the lock comes after it,
     /// and whoever is kicked acquires that before it can be gone.
     pub(crate) fn begin_kick(&self) {
         // Plain accesses, as in `enter`: an interrupt leaves the number as it found it.
-        self.nodes[0].kicks.store(self.nodes[0].kicks.load(Relaxed) + 1, Relaxed);
+        self.kicks.store(self.kicks.load(Relaxed) + 1, Relaxed);
     }
 
     /// It has kicked. Release, with `kick_is_under_way`.
     pub(crate) fn end_kick(&self) {
-        let kicks = self.nodes[0].kicks.load(Relaxed);
-        self.nodes[0].kicks.store(kicks - 1, ord!("end-kick", Release));
+        let kicks = self.kicks.load(Relaxed);
+        self.kicks.store(kicks - 1, ord!("end-kick", Release));
     }
 
     /// Whether this CPU is between the decision to kick and the kick. Acquire, with `end_kick`: who
     /// sees no kick sees what it did.
     pub(crate) fn kick_is_under_way(&self) -> bool {
-        self.nodes[0].kicks.load(ord!("kicks", Acquire)) != 0
+        self.kicks.load(ord!("kicks", Acquire)) != 0
     }
 }
 
@@ -294,8 +352,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_has_32_bytes_and_a_cpu_128() {
-        assert_eq!(size_of::<Node>(), 32);
+    fn a_node_has_16_bytes_and_a_cpu_128() {
+        assert_eq!(size_of::<Node>(), 16);
+        assert_eq!(core::mem::offset_of!(CpuNodes, depth), 64, "its own cache line");
         if !cfg!(any(feature = "counters", feature = "checker")) {
             assert_eq!(size_of::<CpuNodes>(), 128);
         }
@@ -337,30 +396,74 @@ mod tests {
         node.hand_over();
         node.set_state(State::Halted);
         assert_eq!((node.next(), node.is_handed()), (Some(Tail::new(3, 2)), true));
-        node.count_theft();
         node.reset(7);
         assert_eq!((node.next(), node.is_handed(), node.since()), (None, false, 7));
         assert_eq!(node.state(), State::Running);
-        assert_eq!(node.count_theft(), 0, "a new stretch");
         assert!(!cpu.node(0).is_handed());
     }
 
-    #[test]
-    fn thefts_are_counted_from_the_first() {
-        let cpu = CpuNodes::new();
-        let node = cpu.node(0);
-        assert_eq!([(); 3].map(|()| node.count_theft()), [0, 1, 2]);
+    /// The looks of a CPU that makes a theft each `pace` nanoseconds, for 1,000 of them: after how
+    /// many thefts each was, and after how many the stretch was over.
+    fn looks(pace: u64, longest: u64, most: u32) -> (Vec<u32>, u32) {
+        const BEGIN: u64 = 1 << 40;
+        let stretch = Stretch::new();
+        let mut looks = Vec::new();
+        for theft in 0.. {
+            let due = !stretch.count();
+            if due {
+                looks.push(theft);
+                if !stretch.look(BEGIN + u64::from(theft) * pace, longest, most) {
+                    assert_eq!(stretch.end(), theft, "each was counted");
+                    return (looks, theft);
+                }
+                assert!(stretch.count(), "a look allows one at least");
+            }
+        }
+        unreachable!("it would go on for ever")
     }
 
     #[test]
-    fn the_free_node_is_the_next_to_be_claimed() {
+    fn the_clock_is_looked_at_seldom_and_in_time() {
+        let (at, end) = looks(10, 1_000, 64);
+        assert_eq!(at, [0, 1, 2, 4, 8, 16, 32, 64, 100, 101], "doubling, then the rest");
+        assert_eq!(end, 101, "the first that comes after 1,000 ns");
+        let (at, end) = looks(10, 10_000, 64);
+        assert_eq!(
+            at[7..],
+            [
+                64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1_000,
+                1_001
+            ]
+        );
+        assert_eq!(end, 1_001);
+        assert_eq!(looks(700, 1_000, 64), (vec![0, 1, 2], 2));
+        assert_eq!(looks(2_000, 1_000, 64), (vec![0, 1], 1));
+        assert_eq!(looks(10, 30, 1), (vec![0, 1, 2, 3, 4], 4), "at every one");
+    }
+
+    #[test]
+    fn a_stretch_begins_anew_after_a_queue_and_ends_when_the_clock_goes_back() {
+        let stretch = Stretch::new();
+        assert!(!stretch.count() && stretch.look(5, 100, 64) && stretch.count());
+        assert!(!stretch.look(106, 100, 64));
+        assert_eq!(stretch.end(), 1);
+        assert!(!stretch.count(), "the first theft of a stretch looks at the clock");
+        assert!(stretch.look(500, 100, 64));
+        assert_eq!(stretch.end(), 0);
+        assert!(!stretch.count(), "whatever the last stretch had left");
+        assert!(stretch.look(1_000, 100, 64) && stretch.count() && !stretch.count());
+        assert!(!stretch.look(0, 100, 64));
+        assert!(stretch.look(950, 100, 64));
+    }
+
+    #[test]
+    fn a_fifth_level_has_no_node() {
         let cpu = CpuNodes::new();
-        for level in 0..LEVELS {
-            let free = cpu.free_node().expect("a node");
-            assert!(core::ptr::eq(free, cpu.node(level)));
+        for _ in 0..LEVELS {
+            assert!(cpu.has_free_node());
             cpu.enter();
         }
-        assert!(cpu.free_node().is_none());
+        assert!(!cpu.has_free_node());
     }
 
     #[test]

@@ -76,7 +76,7 @@ use core::marker::PhantomData;
 
 use crate::counters::{add, count, timed_kick, timed_wait};
 use crate::counts::Counter;
-use crate::node::{Node, State};
+use crate::node::State;
 use crate::policy::{Handover, Mechanism, Policy, Spin, Stage, has};
 use crate::queue::{self, Discipline, Taken, Waiter};
 use crate::sync::{acquire_fence, full_fence, full_fence_before_rmw, step};
@@ -162,8 +162,30 @@ fn keep_trying<P: Platform, K: Policy>(word: &Word) -> bool {
     false
 }
 
-/// One look of a newcomer that may steal, at what it has `seen`. On a pCPU that is short of none
-/// but of time, most acquisitions are thefts, and this is all they cost.
+/// Steals the lock at once, if it was `seen` free with a queue and nothing else has to be asked
+/// before: whether it did. On a pCPU that is short of none but of time, most acquisitions are
+/// thefts, and this is all they cost. Does not ask for the mode: a stretch of thefts begins in this
+/// file alone, so in other modes there is none to count on.
+#[inline(always)]
+pub(crate) fn steals_at_once<P: Platform>(word: &Word, seen: Snapshot) -> bool {
+    seen.is_free_for_newcomers() && {
+        let cpu = P::current_cpu();
+        P::nodes(cpu).stretch.count() && tries_theft(cpu, word)
+    }
+}
+
+/// Steals the lock, if it still is free and not reserved: whether it did.
+#[inline(always)]
+fn tries_theft(cpu: usize, word: &Word) -> bool {
+    let stolen = word.try_steal();
+    if stolen {
+        step!(cpu, "newcomer: steals");
+    }
+    let _ = cpu;
+    stolen
+}
+
+/// One look of a newcomer that may steal, at what it has `seen`.
 #[inline(always)]
 fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> Look {
     if seen.pending() {
@@ -177,16 +199,11 @@ fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> Look {
         return if word.try_steal() { Look::Taken } else { Look::Again };
     }
     let cpu = P::current_cpu();
-    if has::<K>(Mechanism::ThiefBound) && has_stolen_long::<P, K>(cpu) {
+    if has_stolen_long::<P, K>(cpu) {
         step!(cpu, "newcomer: has stolen for long, queues");
         return Look::Queue;
     }
-    if !word.try_steal() {
-        return Look::Again;
-    }
-    count::<P>(cpu, Counter::LockStealing);
-    step!(cpu, "newcomer: steals");
-    Look::Taken
+    if tries_theft(cpu, word) { Look::Taken } else { Look::Again }
 }
 
 /// Turns of a rest where nobody steals. See [`queue::rest`].
@@ -214,34 +231,23 @@ fn rest<P: Platform>(turn: u32) {
     }
 }
 
-/// Counts a theft that is about to be tried; whether this CPU has stolen for longer than it may,
-/// which it asks the clock at every 16th.
-#[inline]
+/// Counts a theft that is about to be tried, unless this CPU has stolen for longer than it may:
+/// whether it has.
 fn has_stolen_long<P: Platform, K: Policy>(cpu: usize) -> bool {
+    let nodes = P::nodes(cpu);
+    if nodes.stretch.count() {
+        return false;
+    }
     // A fifth level of nesting has no node, and no queue to go to.
-    let Some(node) = P::nodes(cpu).free_node() else { return false };
-    let thefts = node.count_theft();
-    // A model has few thefts.
-    if cfg!(loom) || thefts % THEFTS_A_LOOK == 0 {
-        look_at_clock::<P, K>(node, thefts)
-    } else {
-        false
-    }
+    let is_bounded = has::<K>(Mechanism::ThiefBound) && nodes.has_free_node();
+    let longest = K::HORIZON.filter(|_| is_bounded).unwrap_or(u64::MAX);
+    let goes_on = nodes.stretch.look(P::now(), longest, MOST_BETWEEN_LOOKS);
+    !(goes_on && nodes.stretch.count())
 }
 
-/// Whether the thefts of a level have gone on for longer than one CPU may steal. The first one
-/// begins.
-#[cold]
-fn look_at_clock<P: Platform, K: Policy>(node: &Node, thefts: u32) -> bool {
-    let now = P::now();
-    if thefts == 0 {
-        node.set_since(now);
-    }
-    K::HORIZON.is_some_and(|longest| is_older(now, node.since(), longest))
-}
-
-/// Thefts between two looks at the clock.
-const THEFTS_A_LOOK: u32 = 16;
+/// The most thefts between two looks at the clock. A model has few thefts, so each looks, and goes
+/// the longer way: the steps on the word are the same.
+const MOST_BETWEEN_LOOKS: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// Whether a waiter since `since` has waited for longer than the horizon, at `now`.
 pub(crate) fn is_late<P: Platform, K: Policy>(now: u64, since: u64) -> bool {
@@ -260,6 +266,7 @@ fn is_older(now: u64, since: u64, than: u64) -> bool {
 /// # Panics
 ///
 /// When it was free.
+#[inline]
 pub(crate) fn release<P: Platform, K: Policy>(word: &Word) {
     // R9: a sleeping head may have registered; never a blind store.
     if let Err(seen) = word.try_release() {

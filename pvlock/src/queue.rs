@@ -5,7 +5,7 @@
 use core::marker::PhantomData;
 
 use crate::Platform;
-use crate::counters::count;
+use crate::counters::{add, count};
 use crate::counts::Counter;
 use crate::node::{CpuNodes, Node};
 use crate::sync::step;
@@ -107,6 +107,7 @@ pub(crate) fn acquire_unqueued<P: Platform>(word: &Word) {
 
 fn join<P: Platform, D: Discipline>(word: &Word, cpu: usize, nodes: &CpuNodes, tail: Tail) {
     let own = node::<P>(tail);
+    add::<P>(cpu, Counter::LockStealing, nodes.stretch.end().into());
     own.reset(D::joins_at::<P>());
     // The node's line may have been cold; the lock may be free by now.
     if word.try_acquire_seen_free() {

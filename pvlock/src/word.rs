@@ -113,6 +113,12 @@ impl Snapshot {
         self.0 == 0
     }
 
+    /// Free, and not reserved; whether a queue stands before it or not.
+    #[inline]
+    pub(crate) fn is_free_for_newcomers(self) -> bool {
+        self.0 & (PENDING | LOCKED_MASK) == 0
+    }
+
     /// Being handed to the pending waiter, with no queue behind it.
     #[inline]
     pub(crate) fn is_pending_only(self) -> bool {

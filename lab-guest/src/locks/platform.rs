@@ -7,6 +7,7 @@ use evtchn::WaitOutcome;
 use spin::Once;
 use xen_guest::glue::{Kernel, XenPlatform};
 use xen_guest::markers::Marked;
+use xen_guest::vcpu::identity::current_by_gs_base;
 
 /// The platform of the locks under test.
 pub type TestedPlatform = XenPlatform<Told>;
@@ -17,6 +18,12 @@ pub struct Told;
 
 // SAFETY: it answers nothing otherwise than `xen-guest` does, and takes no lock when it is told.
 unsafe impl Kernel for Told {
+    #[inline]
+    fn current_vcpu() -> u32 {
+        // SAFETY: this kernel is made by `kernel!`, which chooses the GS base.
+        unsafe { current_by_gs_base() }
+    }
+
     #[inline]
     fn around_wait(vcpu: u32, wait: impl FnOnce() -> WaitOutcome) -> WaitOutcome {
         Marked::around_wait(vcpu, wait)

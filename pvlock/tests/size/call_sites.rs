@@ -2,7 +2,7 @@
 #![no_std]
 #![allow(missing_docs, improper_ctypes)]
 
-use pvlock::{CpuNodes, HashTable, KickAtUnlock, Mode, ModeCell, Platform, RawPvLock};
+use pvlock::{Adaptive, CpuNodes, HashTable, KickAtUnlock, Mode, ModeCell, Platform, RawPvLock};
 
 unsafe extern "C" {
     safe fn probe_cpu() -> usize;
@@ -60,9 +60,9 @@ platform!(AlwaysNative, Mode::Native);
 platform!(AtBoot, MODE.get(), MODE.plain_unlock());
 
 macro_rules! call_sites {
-    ($platform:ident, $lock:ident, $unlock:ident) => {
+    ($platform:ident, $policy:ident, $lock:ident, $unlock:ident) => {
         #[unsafe(no_mangle)]
-        pub fn $lock(lock: &RawPvLock<$platform, KickAtUnlock>) {
+        pub fn $lock(lock: &RawPvLock<$platform, $policy>) {
             lock.lock();
         }
 
@@ -70,16 +70,17 @@ macro_rules! call_sites {
         ///
         /// Never run.
         #[unsafe(no_mangle)]
-        pub unsafe fn $unlock(lock: &RawPvLock<$platform, KickAtUnlock>) {
+        pub unsafe fn $unlock(lock: &RawPvLock<$platform, $policy>) {
             // SAFETY: never run.
             unsafe { lock.unlock() };
         }
     };
 }
 
-call_sites!(AlwaysPv, pv_lock, pv_unlock);
-call_sites!(AlwaysNative, native_lock, native_unlock);
-call_sites!(AtBoot, boot_lock, boot_unlock);
+call_sites!(AlwaysPv, KickAtUnlock, pv_lock, pv_unlock);
+call_sites!(AlwaysPv, Adaptive, adaptive_lock, adaptive_unlock);
+call_sites!(AlwaysNative, KickAtUnlock, native_lock, native_unlock);
+call_sites!(AtBoot, KickAtUnlock, boot_lock, boot_unlock);
 
 #[unsafe(no_mangle)]
 pub static ONE_LOCK: RawPvLock<AlwaysPv, KickAtUnlock> = RawPvLock::new();
