@@ -155,8 +155,8 @@ fn a_policy_that_panics_behind_the_head_lets_the_head_go_first() {
     assert_eq!(nodes(0).depth(), 0);
 }
 
-/// The lines of the hash table that are looked at beyond the first, as an entry is made and as it is
-/// taken out.
+/// The lines of the hash table that are looked at beyond the first, as an entry is made and as it
+/// is taken out.
 #[cfg(feature = "counters")]
 #[test]
 fn hops_in_a_crowded_hash_table_are_counted() {
@@ -188,8 +188,8 @@ fn hops_in_a_crowded_hash_table_are_counted() {
     assert_eq!(counted() - before, 2 * hops());
 }
 
-/// Takes a lock of native mode, of which `prepare` makes what is found, while `steps` happen, one in
-/// each turn; what the word is then.
+/// Takes a lock of native mode, of which `prepare` makes what is found, while `steps` happen, one
+/// in each turn; what the word is then.
 fn natively<const N: usize>(prepare: fn(&Word), steps: [fn(&Word); N]) -> Fields {
     let lock = held::<Turns<true>, KickAtUnlock>();
     prepare(lock.word());
