@@ -171,6 +171,11 @@ impl Stretch {
         left.inspect(|&left| self.left.store(left, Relaxed)).is_some()
     }
 
+    /// The theft that was just counted came to nothing.
+    pub(crate) fn take_back(&self) {
+        self.left.store(self.left.load(Relaxed).saturating_add(1), Relaxed);
+    }
+
     /// How many thefts there were so far. A snapshot when read by another CPU.
     pub(crate) fn thefts(&self) -> u32 {
         self.thefts_with(self.left.load(Relaxed))

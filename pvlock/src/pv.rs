@@ -170,18 +170,20 @@ fn keep_trying<P: Platform, K: Policy>(word: &Word) -> bool {
 pub(crate) fn steals_at_once<P: Platform>(word: &Word, seen: Snapshot) -> bool {
     seen.is_free_for_newcomers() && {
         let cpu = P::current_cpu();
-        P::nodes(cpu).stretch.count() && tries_theft(cpu, word)
+        P::nodes(cpu).stretch.count() && tries_theft::<P>(cpu, word)
     }
 }
 
-/// Steals the lock, if it still is free and not reserved: whether it did.
+/// Steals the lock, if it still is free and not reserved: whether it did. The theft has been
+/// counted.
 #[inline(always)]
-fn tries_theft(cpu: usize, word: &Word) -> bool {
+fn tries_theft<P: Platform>(cpu: usize, word: &Word) -> bool {
     let stolen = word.try_steal();
     if stolen {
         step!(cpu, "newcomer: steals");
+    } else {
+        P::nodes(cpu).stretch.take_back();
     }
-    let _ = cpu;
     stolen
 }
 
@@ -203,7 +205,7 @@ fn try_past_queue<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> Look {
         step!(cpu, "newcomer: has stolen for long, queues");
         return Look::Queue;
     }
-    if tries_theft(cpu, word) { Look::Taken } else { Look::Again }
+    if tries_theft::<P>(cpu, word) { Look::Taken } else { Look::Again }
 }
 
 /// Turns of a rest where nobody steals. See [`queue::rest`].

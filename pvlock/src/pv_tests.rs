@@ -345,6 +345,25 @@ fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
     assert_eq!(steal::<Adaptive>(100_000), Some(21), "the same among many");
 }
 
+/// Another CPU took the lock after the look.
+#[test]
+fn a_theft_that_fails_is_not_counted() {
+    let lock = Lock::<Adaptive>::new();
+    lock.word().exchange_tail(Tail::new(1, 0));
+    let seen = lock.snapshot();
+    let stretch = &Script::nodes(0).stretch;
+    stretch.end();
+    // Of the first ones most look at the clock.
+    for _ in 0..5 {
+        assert!(try_as_newcomer::<Script, Adaptive>(lock.word(), seen));
+        lock.word().release();
+    }
+    assert!(steals_at_once::<Script>(lock.word(), seen));
+    assert_eq!(stretch.thefts(), 6);
+    assert!(!steals_at_once::<Script>(lock.word(), seen), "it is held");
+    assert_eq!(stretch.end(), 6);
+}
+
 /// R4: the owner unlocks when the head has made its entry. Nothing is left of that.
 #[test]
 fn a_lock_released_under_a_registration_is_the_heads() {
