@@ -81,6 +81,16 @@ step() {
     fi
     rm -f /tmp/image
 }
+# What domain $1 has written on its consoles.
+consoles() { cat /var/log/xen/guest-$1--incoming.log /var/log/xen/guest-$1.log 2>/dev/null; }
+# How often it has come to its last words: the line behind its report, or why there is none.
+endings() { consoles $1 | grep -c '^guest'; }
+# Waits until it has come to them more than $2 times. They are on their way when the domain has ended;
+# one that ended without a word has none.
+last_words() {
+    look_at_the_clock; patience=$((now+10))
+    until [ $(endings $1) -gt $2 ] || [ $now -ge $patience ]; do sleep 0.1; look_at_the_clock; done
+}
 storm() {
     domid=
     xl create -q /guest/$1.cfg && running $1 || { echo "the domain did not start" > /out/$1.failed; }
@@ -92,9 +102,10 @@ storm() {
         look_at_the_clock
     done < /guest/$1.operations
     [ -e /out/$1.failed ] || step $1 count
+    before=$(endings $1)
     [ -e /out/$1.failed ] || xl shutdown -w $1 > /tmp/said 2>&1 || cp /tmp/said /out/$1.failed
-    sleep 1
+    last_words $1 $before
     xl vcpu-list > /out/$1.vcpus 2>&1
     xl destroy $1 2>/dev/null
-    cat /var/log/xen/guest-$1--incoming.log /var/log/xen/guest-$1.log > /out/$1.log 2>/dev/null
+    consoles $1 > /out/$1.log
 }
