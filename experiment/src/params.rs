@@ -5,6 +5,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 
 use crate::keys::{Given, Key, Params, UnknownKey};
@@ -76,11 +77,16 @@ impl Params {
             let with = Key::acquisitions.to_string();
             return conflict(Key::workload, with, Key::duration.to_string());
         }
-        for (key, length) in [(Key::timer, self.timer), (Key::wakeup, self.wakeup)] {
-            if length != Time::ZERO && self.workload != Workload::Torture {
+        let (handoff, torture) = (Workload::Handoff, Workload::Torture);
+        let only: [(Key, Time, &[Workload]); 2] =
+            [(Key::timer, self.timer, &[handoff, torture]), (Key::wakeup, self.wakeup, &[torture])];
+        for (key, length, workloads) in only {
+            if length != Time::ZERO && !workloads.contains(&self.workload) {
                 let with = format!("{}={}", Key::workload, self.workload);
-                let (zero, torture) = (Time::ZERO, Workload::Torture);
-                return conflict(key, with, format!("{zero}, or {}={torture}", Key::workload));
+                let names: Vec<&str> = workloads.iter().map(|workload| workload.name()).collect();
+                let accepted =
+                    format!("{}, or {}={}", Time::ZERO, Key::workload, names.join(" or "));
+                return conflict(key, with, accepted);
             }
         }
         if self.control == Control::Watch && self.vcpus < 2 {

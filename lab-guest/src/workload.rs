@@ -7,6 +7,7 @@
 //! tests that is a thread.
 
 pub mod alloc;
+pub mod handlers;
 pub mod rng;
 pub mod torture;
 pub mod work;
@@ -101,7 +102,8 @@ pub struct Plan {
     pub fault: Fault,
     /// How many vCPUs take part.
     pub vcpus: u32,
-    /// How long after a turn the vCPU's timer interrupts it, at most; 0 = never.
+    /// How long after a turn, or after the handler before, the vCPU's timer interrupts it, at most; 0 =
+    /// never.
     pub timer_ns: u64,
     /// How long a wait for a lock of which that can be said may last, in nanoseconds in which the
     /// vCPUs that can run have a pCPU.
@@ -196,7 +198,8 @@ pub fn free_locks<L: TestedLock<Guarded>>(n: u32) -> Vec<CachePadded<L>> {
 
 /// The workloads `handoff` (one lock) and `spread` (several, one of them picked at random each
 /// time), on one vCPU, from its start to its end. `progress` shows its acquisitions to the
-/// watchdog.
+/// watchdog. Where timers interrupt it, their [handlers](handlers::Handlers) take the lock too, and
+/// it is asked for and held uninterrupted.
 pub fn contend<L: TestedLock<Guarded>>(
     vcpu: &impl Vcpu,
     plan: &Plan,
@@ -212,6 +215,9 @@ pub fn contend<L: TestedLock<Guarded>>(
         Limit::Duration(time) => (u64::MAX, started.saturating_add(time.ns())),
     };
     let fault_at = plan.fault_at(vcpu.number());
+    if plan.timer_ns != 0 {
+        vcpu.interrupt_in(rng.below(plan.timer_ns));
+    }
     while share.acquisitions < most && vcpu.proceed() {
         if share.acquisitions == fault_at {
             commit(plan.fault, vcpu, &*locks[0], &mut share);
@@ -222,29 +228,35 @@ pub fn contend<L: TestedLock<Guarded>>(
             [only] => only,
             _ => &locks[rng.below(locks.len() as u64) as usize],
         };
-        let before = vcpu.wait_counts();
-        markers::acquiring(number, markers::lock_id(&**lock));
-        let asked = vcpu.now();
-        if asked >= end {
-            break;
-        }
-        let owned = lock.with(|guarded| {
-            let owned = vcpu.now();
-            guarded.increment_around(|| work(plan.critical_turns));
-            owned
-        });
-        markers::acquiring(number, 0);
+        let turn = || {
+            let before = vcpu.wait_counts();
+            markers::acquiring(number, markers::lock_id(&**lock));
+            let asked = vcpu.now();
+            if asked >= end {
+                return None;
+            }
+            let owned = lock.with(|guarded| {
+                let owned = vcpu.now();
+                guarded.increment_around(|| work(plan.critical_turns));
+                owned
+            });
+            markers::acquiring(number, 0);
+            let waited = vcpu.wait_counts().since(before);
+            // Before a handler may come and leave marks of its own.
+            if waited.waits > 0 && markers::enabled() {
+                vcpu.acquired_after_block(markers::lock_id(&**lock), waited);
+            }
+            Some((asked, owned, waited))
+        };
+        let turn = if plan.timer_ns == 0 { turn() } else { vcpu.uninterrupted(turn) };
+        let Some((asked, owned, waited)) = turn else { break };
         share.latency.record(owned.saturating_sub(asked));
         share.acquisitions += 1;
         share.late_acquisitions += u64::from(owned >= end);
         // Relaxed: a number to look at; nothing else is published by it.
         progress.store(share.acquisitions, Ordering::Relaxed);
-        let waited = vcpu.wait_counts().since(before);
         if waited.waits > 0 {
             share.blocked_acquisitions += 1;
-            if markers::enabled() {
-                vcpu.acquired_after_block(markers::lock_id(&**lock), waited);
-            }
             share.waits.waits += waited.waits;
             share.waits.kicked += waited.kicked;
         }

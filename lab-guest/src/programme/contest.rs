@@ -11,6 +11,7 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
+use experiment::record::Histogram;
 use experiment::{Fault, Limit, Params, Policy, Time, Workload};
 use pvlock::{Adaptive, KickAtUnlock, KickTwice, Policy as _};
 use xen_guest::vcpu::clock;
@@ -19,6 +20,7 @@ use super::vcpu::RunningVcpu;
 use crate::locks::platform::TestedPlatform;
 use crate::locks::{Family, Pv, Spin, TestedLock, Ticket, heap, variants};
 use crate::workload::alloc::{TestedArena, churn};
+use crate::workload::handlers::Handlers;
 use crate::workload::rng::Around;
 use crate::workload::torture::Torture;
 use crate::workload::work::{Disturbed, fastest};
@@ -39,12 +41,20 @@ pub(super) trait Contest: Send + Sync {
         Ok(0)
     }
 
-    /// The timer of a vCPU has interrupted it, and this is the handler.
-    fn interrupted(&self) {}
+    /// The timer of `vcpu` has interrupted it, and this is the handler.
+    fn interrupted(&self, vcpu: &RunningVcpu<'_>, plan: &Plan) {
+        let _ = (vcpu, plan);
+    }
 
     /// How often handlers of timers took a lock, checked; when every vCPU is done.
     fn interrupts(&self) -> Result<u64, String> {
         Ok(0)
+    }
+
+    /// The waits of these handlers, in nanoseconds, where they wait for the tasks' lock; when every
+    /// vCPU is done.
+    fn waits_of_interrupts(&self) -> Option<Histogram> {
+        None
     }
 
     /// Tries a lock in an NMI's handler; whether it got it.
@@ -113,7 +123,10 @@ pub(super) fn new(params: &Params) -> Box<dyn Contest> {
 fn of_family<F: Family>(params: &Params) -> Box<dyn Contest> {
     match params.workload {
         Workload::Handoff | Workload::Spread => {
-            Box::new(Locks(free_locks::<F::Lock<Guarded>>(params.locks)))
+            let locks = free_locks::<F::Lock<Guarded>>(params.locks);
+            let handlers =
+                (params.timer != Time::ZERO).then(|| Handlers::new(params.vcpus, params.seed));
+            Box::new(Locks { locks, handlers })
         }
         Workload::Torture => Box::new(Torture::<F>::new(params.locks)),
         Workload::Hog => Box::new(Hog(AtomicU64::new(0))),
@@ -164,11 +177,15 @@ impl Contest for Sleeper {
     }
 }
 
-struct Locks<L>(Vec<CachePadded<L>>);
+struct Locks<L> {
+    locks: Vec<CachePadded<L>>,
+    /// Where timers interrupt the tasks.
+    handlers: Option<Handlers>,
+}
 
 impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
     fn take_part(&self, vcpu: &RunningVcpu<'_>, plan: &Plan, progress: &AtomicU64) -> Share {
-        contend(vcpu, plan, &self.0, progress)
+        contend(vcpu, plan, &self.locks, progress)
     }
 
     fn loop_ns(&self, vcpu: &RunningVcpu<'_>, plan: &Plan) -> Result<u64, Disturbed> {
@@ -178,6 +195,7 @@ impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
             outside: Around::new(0, 0),
             limit: Limit::Acquisitions(TURNS),
             fault: Fault::Off,
+            timer_ns: 0,
             ..plan.clone()
         };
         let own = free_locks::<L>(1);
@@ -187,20 +205,37 @@ impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
         Ok(ns / TURNS)
     }
 
+    /// Without what handlers added: they are in the section as the tasks are, and one that was in it
+    /// beside another is missing here.
     fn counter(&self) -> u64 {
-        self.0.iter().map(|lock| lock.with(|guarded| guarded.counter())).sum()
+        let all: u64 = self.locks.iter().map(|lock| lock.with(|guarded| guarded.counter())).sum();
+        all.saturating_sub(self.handlers.as_ref().map_or(0, |all| all.latency().count()))
+    }
+
+    fn interrupted(&self, vcpu: &RunningVcpu<'_>, plan: &Plan) {
+        if let Some(handlers) = &self.handlers {
+            handlers.interrupted(vcpu, plan, &*self.locks[0]);
+        }
+    }
+
+    fn interrupts(&self) -> Result<u64, String> {
+        Ok(self.waits_of_interrupts().map_or(0, |waits| waits.count()))
+    }
+
+    fn waits_of_interrupts(&self) -> Option<Histogram> {
+        self.handlers.as_ref().map(Handlers::latency)
     }
 
     fn try_in_nmi(&self) -> bool {
-        Guarded::try_in_handler(&*self.0[0])
+        Guarded::try_in_handler(&*self.locks[0])
     }
 
     fn tried(&self) -> u64 {
-        tried(&self.0)
+        tried(&self.locks)
     }
 
     fn describe(&self, out: &mut dyn Write) -> fmt::Result {
-        self.0.iter().try_for_each(|lock| lock.describe(out))
+        self.locks.iter().try_for_each(|lock| lock.describe(out))
     }
 }
 
@@ -213,8 +248,8 @@ impl<F: Family> Contest for Torture<F> {
         Torture::counter(self)
     }
 
-    fn interrupted(&self) {
-        Torture::interrupted(self);
+    fn interrupted(&self, _: &RunningVcpu<'_>, plan: &Plan) {
+        Torture::interrupted(self, plan.critical_turns);
     }
 
     fn interrupts(&self) -> Result<u64, String> {

@@ -42,8 +42,8 @@ fn on_upcall(port: Port) {
     if suspend::upcall(port) || !timer::is_mine(port) {
         return;
     }
-    if let Some((run, _)) = at_work() {
-        run.contest.interrupted();
+    if let Some((run, vcpu)) = at_work() {
+        run.contest.interrupted(&run.vcpu(vcpu), &run.plan);
     }
 }
 

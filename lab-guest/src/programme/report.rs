@@ -157,6 +157,17 @@ pub fn verdict_on_waits(longest_ns: u64, bound_ns: u64) -> Outcome {
     ))
 }
 
+/// The counters that tell how long handlers waited for the tasks' lock, in nanoseconds.
+pub fn of_interrupts(waits: &Histogram) -> [(String, u64); 4] {
+    [
+        ("interrupt_wait_p50_ns", waits.quantile(0.5)),
+        ("interrupt_wait_p99_ns", waits.quantile(0.99)),
+        ("interrupt_wait_p999_ns", waits.quantile(0.999)),
+        ("interrupt_wait_max_ns", waits.max()),
+    ]
+    .map(|(name, ns)| (name.to_string(), ns))
+}
+
 /// The document, compact, without line breaks.
 ///
 /// # Errors

@@ -138,16 +138,8 @@ impl Run {
         };
         let (began, stolen, blocked) = account();
         let plan = Plan { start_at: self.common_start(), ..self.plan.clone() };
-        let mut share = self.contest.take_part(
-            &RunningVcpu {
-                machine: self.machine,
-                number: vcpu,
-                vcpus: self.params.vcpus,
-                orders: &self.orders[vcpu as usize],
-            },
-            &plan,
-            self.watchdog.progress(vcpu),
-        );
+        let progress = self.watchdog.progress(vcpu);
+        let mut share = self.contest.take_part(&self.vcpu(vcpu), &plan, progress);
         let (ended, stolen_then, blocked_then) = account();
         // A restored domain's account begins again from 0.
         share.stolen_ns = stolen_then.saturating_sub(stolen);
@@ -156,6 +148,16 @@ impl Run {
             ended.saturating_sub(began).saturating_sub(share.stolen_ns + share.blocked_ns);
         *self.shares[vcpu as usize].lock() = Some(share);
         self.watchdog.done(vcpu);
+    }
+
+    /// One of the vCPUs, as the workload sees it.
+    pub(super) fn vcpu(&self, number: u32) -> RunningVcpu<'_> {
+        RunningVcpu {
+            machine: self.machine,
+            number,
+            vcpus: self.params.vcpus,
+            orders: &self.orders[number as usize],
+        }
     }
 
     /// The start that all vCPUs of all domains have in common, if there is one.
@@ -202,6 +204,9 @@ impl Run {
         if self.params.interruptible() {
             let named = handlers.iter().flatten().copied().chain(self.events.named());
             counters.extend(named.map(|(name, n)| (name.to_string(), n)));
+            if let Some(waits) = self.contest.waits_of_interrupts() {
+                counters.extend(report::of_interrupts(&waits));
+            }
         }
         let domain = Domain { domid: host.domid(), ..self.domain };
         let mut report =

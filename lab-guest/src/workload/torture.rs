@@ -40,8 +40,6 @@ pub struct Torture<F: Family> {
     interrupt: Vec<CachePadded<F::Lock<Guarded>>>,
     /// How often those were taken.
     interrupts: CachePadded<AtomicU64>,
-    /// How long they are held, in turns.
-    interrupt_turns: AtomicU64,
     /// Held for a critical section at most, and for nothing inside it: a wait for it has a bound.
     timed: CachePadded<F::Lock<Guarded>>,
 }
@@ -75,29 +73,29 @@ impl<F: Family> Torture<F> {
             retired: CachePadded::default(),
             interrupt: free_locks(locks),
             interrupts: CachePadded::default(),
-            interrupt_turns: AtomicU64::new(0),
             timed: CachePadded::new(F::Lock::new(Guarded::default())),
         }
     }
 
-    /// What an interrupt handler does: takes a lock, and often a second one inside it.
-    pub fn interrupted(&self) {
+    /// What an interrupt handler does: takes a lock, and often a second one inside it, each for so
+    /// many turns.
+    pub fn interrupted(&self, turns: u64) {
         // Relaxed: a number to choose by; handlers of two vCPUs may choose alike.
         let count = self.interrupts.load(Ordering::Relaxed) as usize;
         let first = count % self.interrupt.len();
-        self.take_interrupt_lock(first, || {
+        self.take_interrupt_lock(first, turns, || {
             // Upwards only, as in `nest`.
             if !count.is_multiple_of(3) && first + 1 < self.interrupt.len() {
-                self.take_interrupt_lock(first + 1, || {});
+                self.take_interrupt_lock(first + 1, turns, || {});
             }
         });
     }
 
     /// In a handler, or uninterrupted.
-    fn take_interrupt_lock(&self, at: usize, inside: impl FnOnce()) {
+    fn take_interrupt_lock(&self, at: usize, turns: u64, inside: impl FnOnce()) {
         self.interrupt[at].with(|guarded| {
             guarded.increment_around(|| {
-                work(self.interrupt_turns.load(Ordering::Relaxed));
+                work(turns);
                 inside();
             });
         });
@@ -126,8 +124,6 @@ impl<F: Family> Torture<F> {
             rng: Stream::new(plan.seed, vcpu.number()),
             share: Share::default(),
         };
-        // Relaxed: the same on every vCPU.
-        self.interrupt_turns.store(plan.critical_turns, Ordering::Relaxed);
         let started = vcpu.now();
         let (most, end) = match plan.limit {
             Limit::Acquisitions(n) => (n, u64::MAX),
@@ -238,7 +234,8 @@ impl<F: Family, V: Vcpu> Party<'_, F, V> {
         match self.rng.below(if self.plan.timer_ns == 0 { 4 } else { 5 }) {
             4 => {
                 let at = self.rng.below(locks as u64) as usize;
-                self.vcpu.uninterrupted(|| self.torture.take_interrupt_lock(at, || {}));
+                let turns = self.plan.critical_turns;
+                self.vcpu.uninterrupted(|| self.torture.take_interrupt_lock(at, turns, || {}));
             }
             0 | 1 => {
                 let left = most - self.share.acquisitions;
@@ -395,7 +392,7 @@ mod tests {
     fn the_locks_of_interrupts_are_counted_apart() {
         let torture = Torture::<Spin>::new(3);
         for _ in 0..10 {
-            torture.interrupted();
+            torture.interrupted(1);
         }
         let (taken, counted) = torture.interrupts();
         assert_eq!(taken, counted);
