@@ -11,7 +11,7 @@ use core::fmt;
 use crate::keys::{Given, Key, Params, UnknownKey};
 use crate::names::{Control, Workload};
 use crate::text::{List, Shown};
-use crate::time::Time;
+use crate::time::{Amount, Time};
 
 /// The longest command line there is, in bytes.
 ///
@@ -102,6 +102,11 @@ impl Params {
             (Some(time), _) => Limit::Duration(time),
             (None, n) => Limit::Acquisitions(n.unwrap_or(0)),
         }
+    }
+
+    /// Whether all work is given in turns, and none as a time.
+    pub fn work_is_in_turns(&self) -> bool {
+        [self.critical, self.outside].iter().all(|work| matches!(work, Amount::Turns(_)))
     }
 
     /// Whether upcalls interrupt the vCPUs at their work.

@@ -118,9 +118,10 @@ pub struct Window {
 /// How fast the machine under a domain turned out to be; the times in [`Parameters`] become loops by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Turns of the work loop in a millisecond of a vCPU that runs undisturbed.
+    /// Turns of the work loop in a millisecond of a vCPU that runs undisturbed. 0: it could not be
+    /// measured, and all work was given in turns.
     pub work_turns_per_ms: u64,
-    /// Turns of a waiter's spin loop in a millisecond of a vCPU that runs undisturbed.
+    /// Turns of a waiter's spin loop in a millisecond of a vCPU that runs undisturbed. 0: likewise.
     pub spin_turns_per_ms: u64,
     /// Turns a waiter spins before it blocks: the spin time asked for.
     pub spin_turns: u32,
@@ -131,7 +132,7 @@ pub struct Calibration {
     #[serde(default)]
     pub outside_turns: u64,
     /// What one uncontended acquisition costs with no work in it, clock and bookkeeping of the loop around it
-    /// included, in nanoseconds.
+    /// included, in nanoseconds. 0: it could not be measured, or the workload is no such loop.
     #[serde(default)]
     pub loop_ns: u64,
 }

@@ -27,7 +27,7 @@ use xen_guest::vcpu::mask;
 
 use self::host::{Go, Host};
 use self::run::{RUN, Run};
-use self::vcpu::{RunningVcpu, STEP_NS};
+use self::vcpu::STEP_NS;
 use crate::locks::platform;
 use crate::workload::Share;
 
@@ -47,7 +47,7 @@ pub fn run(machine: &'static Machine) -> ! {
     host.set_state("booting");
     let params = params.unwrap_or_else(|why| fail_to_begin(machine, &mut host, why.into()));
     let calibration = run::calibrate(machine, &params)
-        .unwrap_or_else(|why| fail_to_begin(machine, &mut host, why.to_string().into()));
+        .unwrap_or_else(|why| fail_to_begin(machine, &mut host, why.into()));
     let run = RUN.call_once(|| Run::prepare(machine, host, params, calibration));
     let line = run
         .to_the_start_line()
@@ -114,13 +114,12 @@ impl Run {
     /// Everything before the measurement; answers when it begins.
     fn to_the_start_line(&'static self) -> Result<Line, NoRun> {
         self.bring_up()?;
-        let vcpu = RunningVcpu {
-            machine: self.machine,
-            number: 0,
-            vcpus: self.params.vcpus,
-            orders: &self.orders[0],
+        let loop_ns = match self.contest.loop_ns(&self.vcpu(0), &self.plan) {
+            Ok(ns) => ns,
+            // What the loop adds to turns of work is no part of them.
+            Err(_) if self.params.work_is_in_turns() => 0,
+            Err(why) => return Err(run::refusal(why, &[Key::critical, Key::outside]).into()),
         };
-        let loop_ns = self.contest.loop_ns(&vcpu, &self.plan).map_err(|why| why.to_string())?;
         // Relaxed: read by this vCPU alone.
         self.loop_ns.store(loop_ns, Ordering::Relaxed);
         let mut host = self.host.lock();

@@ -140,6 +140,9 @@ impl Figures {
                 ));
             }
             let calibration = report.calibration;
+            if calibration.work_turns_per_ms == 0 {
+                return Err(format!("domain {name} could not measure how fast its host is"));
+            }
             speeds.push(calibration);
             let own_late: u64 = report.vcpus.iter().map(|vcpu| vcpu.late_acquisitions).sum();
             if report.parameters.workload.has_no_lock() {
@@ -163,7 +166,7 @@ impl Figures {
                 stolen += vcpu.stolen_ns;
             }
             let turns = (calibration.critical_turns + calibration.outside_turns) as f64;
-            let turn_ns = 1e6 / calibration.work_turns_per_ms.max(1) as f64;
+            let turn_ns = 1e6 / calibration.work_turns_per_ms as f64;
             work += report.acquisitions as f64 * (turns * turn_ns + calibration.loop_ns as f64);
             latency.merge(&report.latency);
             if let Some(seen) = told.traced.get(&domain.domid) {

@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use experiment::record::{Calibration, DomainReport, Outcome, Window};
-use experiment::{DomainType, EventAbi, Limit, Params, Trace};
+use experiment::{DomainType, EventAbi, Key, Limit, Params, Trace};
 use pvlock::Counter;
 use spin::{Mutex, Once};
 use xen_guest::kernel::machine::{self, Machine, ShutdownReason};
@@ -31,7 +31,7 @@ use super::watchdog::{Stuck, Watchdog};
 use crate::locks::heap;
 use crate::locks::platform::TestedPlatform;
 use crate::workload::rng::Around;
-use crate::workload::work::{Disturbed, Speed, work};
+use crate::workload::work::{Disturbed, Speed, turns_of, work};
 use crate::workload::{Plan, Share};
 
 /// One run, shared by all vCPUs.
@@ -66,19 +66,30 @@ pub(super) static RUN: Once<Run> = Once::new();
 
 /// How fast this machine is, and how many turns the times asked for are on it. Nothing else of this
 /// domain runs yet; what other domains do is told apart from the loops' own time, or refused.
-pub(super) fn calibrate(machine: &Machine, params: &Params) -> Result<Calibration, Disturbed> {
+///
+/// # Errors
+///
+/// A sentence that names what to give in turns, if a speed that a time needs cannot be measured.
+pub(super) fn calibrate(machine: &Machine, params: &Params) -> Result<Calibration, String> {
     let now = || machine.now();
-    let work_speed = Speed::calibrate(now, work)?;
-    let spin_speed = Speed::calibrate(now, spin)?;
+    let (work_speed, spin_speed) = (Speed::calibrate(now, work), Speed::calibrate(now, spin));
+    let turns = |key, speed, amount| turns_of(speed, amount).map_err(|why| refusal(why, &[key]));
+    let spin_turns = turns(Key::spin, spin_speed, params.spin)?;
     Ok(Calibration {
-        work_turns_per_ms: work_speed.turns_per_ms(),
-        spin_turns_per_ms: spin_speed.turns_per_ms(),
-        spin_turns: u32::try_from(spin_speed.turns_of(params.spin)).unwrap_or(u32::MAX).max(1),
-        critical_turns: work_speed.turns_of(params.critical),
-        outside_turns: work_speed.turns_of(params.outside),
+        work_turns_per_ms: work_speed.map_or(0, Speed::turns_per_ms),
+        spin_turns_per_ms: spin_speed.map_or(0, Speed::turns_per_ms),
+        spin_turns: u32::try_from(spin_turns).unwrap_or(u32::MAX).max(1),
+        critical_turns: turns(Key::critical, work_speed, params.critical)?,
+        outside_turns: turns(Key::outside, work_speed, params.outside)?,
         // Measured on the locks themselves, which are not there yet.
         loop_ns: 0,
     })
+}
+
+/// Why a run cannot begin, and that it could with these keys in turns.
+pub(super) fn refusal(why: Disturbed, keys: &[Key]) -> String {
+    let names: Vec<String> = keys.iter().map(|key| format!("{key}=125turns")).collect();
+    format!("{why}; give it in turns ({}), or a quieter host", names.join(" "))
 }
 
 impl Run {

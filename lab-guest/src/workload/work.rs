@@ -45,8 +45,7 @@ impl core::fmt::Display for Disturbed {
         write!(
             f,
             "the speed of this vCPU cannot be measured: of the fastest {REMEMBERED} of {MOST_TRIES} tries \
-             ({fastest_ns} to {slowest_ns} ns) no {WITNESSES} agree within 1 %; give the work in turns \
-             (critical=125turns), or a quieter host"
+             ({fastest_ns} to {slowest_ns} ns) no {WITNESSES} agree within 1 %"
         )
     }
 }
@@ -87,17 +86,21 @@ impl Speed {
         u64::try_from(turns).unwrap_or(u64::MAX)
     }
 
-    /// Turns of what a person asked for, as a time or in turns.
-    pub fn turns_of(self, amount: Amount) -> u64 {
-        match amount {
-            Amount::Time(time) => self.turns(time.ns()),
-            Amount::Turns(turns) => turns,
-        }
-    }
-
     /// Turns in a millisecond.
     pub fn turns_per_ms(self) -> u64 {
         self.turns_per_ms
+    }
+}
+
+/// Turns of what a person asked for, as a time or in turns: turns need no measurement.
+///
+/// # Errors
+///
+/// If it is a time, and the speed could not be measured.
+pub fn turns_of(speed: Result<Speed, Disturbed>, amount: Amount) -> Result<u64, Disturbed> {
+    match amount {
+        Amount::Time(time) => Ok(speed?.turns(time.ns())),
+        Amount::Turns(turns) => Ok(turns),
     }
 }
 
@@ -222,6 +225,16 @@ mod tests {
         assert!(speed.turns_per_ms() >= 1);
         let clock = Cell::new(u64::MAX);
         let _ = Speed::calibrate(|| clock.replace(clock.get() - 1), |_| {});
+    }
+
+    /// What was given in turns was refused as well, with the advice to give it in turns.
+    #[test]
+    fn turns_need_no_speed_and_times_do() {
+        let disturbed = Disturbed { fastest_ns: 1, slowest_ns: 2 };
+        let time = Amount::Time(experiment::Time::us(2));
+        assert_eq!(turns_of(Err(disturbed), Amount::Turns(125)), Ok(125));
+        assert_eq!(turns_of(Err(disturbed), time), Err(disturbed));
+        assert_eq!(turns_of(Ok(Speed::measured(4_000, 1_000)), time), Ok(8_000));
     }
 
     #[test]
