@@ -104,6 +104,38 @@ pub struct Figures {
     pub spin_turns: u32,
     /// How the waits are distributed: lower bound in nanoseconds and count.
     pub latency: Vec<(u64, u64)>,
+    /// The handlers of timers, where they take the lock too: all that is above is the tasks'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupts: Option<Interrupts>,
+}
+
+/// What handlers of timers got of the tasks' lock, in the domain where they waited longest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interrupts {
+    /// Acquisitions, until the last task was done.
+    pub acquisitions: u64,
+    /// Waits for the lock in nanoseconds: half of them, 99 %, 99.9 %, and all were not longer.
+    pub p50_ns: u64,
+    /// See above.
+    pub p99_ns: u64,
+    /// See above.
+    pub p999_ns: u64,
+    /// See above.
+    pub longest_ns: u64,
+}
+
+impl Interrupts {
+    /// What `report` tells of them; `None` where they do not take the lock.
+    fn of(report: &DomainReport) -> Option<Interrupts> {
+        let told = |name| report.counters.get(name).copied();
+        Some(Interrupts {
+            acquisitions: told("interrupt_acquisitions")?,
+            p50_ns: told("interrupt_wait_p50_ns")?,
+            p99_ns: told("interrupt_wait_p99_ns")?,
+            p999_ns: told("interrupt_wait_p999_ns")?,
+            longest_ns: told("interrupt_wait_max_ns")?,
+        })
+    }
 }
 
 impl Figures {
@@ -169,6 +201,11 @@ impl Figures {
             let turn_ns = 1e6 / calibration.work_turns_per_ms as f64;
             work += report.acquisitions as f64 * (turns * turn_ns + calibration.loop_ns as f64);
             latency.merge(&report.latency);
+            let own = Interrupts::of(report);
+            let longest = |of: &Option<Interrupts>| of.map_or(0, |of| of.longest_ns);
+            if own.is_some() && longest(&own) >= longest(&figures.interrupts) {
+                figures.interrupts = own;
+            }
             if let Some(seen) = told.traced.get(&domain.domid) {
                 traced.evtchn_ops += seen.evtchn_ops;
                 traced.waking_kicks += seen.waking_kicks;
@@ -203,6 +240,8 @@ impl Figures {
             figures.blocks = each(traced.polls_blocked);
             figures.kicks_per_blocked =
                 (blocked > 0).then(|| traced.waking_kicks as f64 / blocked as f64);
+            // The kicks of handlers are among these, their waits not among those.
+            figures.kicks_per_blocked.take_if(|_| figures.interrupts.is_some());
         }
         let all = (running + asleep + stolen).max(1) as f64;
         figures.spun = Some(((running as f64 - work) / all).max(0.0));
@@ -279,6 +318,22 @@ pub(super) mod tests {
         // 102 times 3,000 turns of 16 ns and 1 us, of 80 ms; of 200 ms in all.
         assert!((figures.spun.unwrap() - (80.0 - 102.0 * 0.049) / 200.0).abs() < 1e-9);
         assert_eq!((figures.blocked, figures.stolen), (Some(0.1), Some(0.5)));
+    }
+
+    #[test]
+    fn handlers_are_told_apart() {
+        let mut told = told();
+        let counters = &mut told.domains[0].report.as_mut().unwrap().counters;
+        counters.insert("interrupt_acquisitions".into(), 7);
+        assert_eq!(Figures::of(ADAPTIVE, &told).unwrap().interrupts, None, "of other locks");
+        let counters = &mut told.domains[0].report.as_mut().unwrap().counters;
+        for (name, ns) in [("p50_ns", 1), ("p99_ns", 2), ("p999_ns", 3), ("max_ns", 4)] {
+            counters.insert(format!("interrupt_wait_{name}"), ns);
+        }
+        let figures = Figures::of(ADAPTIVE, &told).unwrap();
+        let expected =
+            Interrupts { acquisitions: 7, p50_ns: 1, p99_ns: 2, p999_ns: 3, longest_ns: 4 };
+        assert_eq!((figures.interrupts, figures.kicks_per_blocked), (Some(expected), None));
     }
 
     #[test]
