@@ -18,6 +18,7 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/utsname.h>
+#include <linux/version.h>
 #include <linux/vmalloc.h>
 #include <asm/msr.h>
 #include <asm/xen/hypercall.h>
@@ -54,6 +55,11 @@ struct share {
 	struct stream random;
 	u64 acquisitions, late, longest, last, state[4];
 	u32 histogram[BUCKETS];
+	/* The handler of its timer, where that takes the lock too, and what it has seen. */
+	struct hrtimer timer;
+	struct stream delays;
+	u64 handled, longest_handled;
+	u32 handled_histogram[BUCKETS];
 	/* Xen writes this vCPU's clock here; in the direct map, where it is mapped at any time. */
 	struct pvclock_vcpu_time_info *clock;
 	int number, error;
@@ -64,7 +70,7 @@ struct plan {
 	char policy[32];
 	int hog, spread;
 	u32 vcpus, locks, jitter;
-	u64 critical_ns, outside_ns, critical_turns, outside_turns;
+	u64 critical_ns, outside_ns, critical_turns, outside_turns, timer_ns;
 	bool critical_in_turns, outside_in_turns, wait, stay;
 	u64 acquisitions, duration_ns, seed, spin_turns;
 };
@@ -195,25 +201,36 @@ static void take_account(struct share *share, int sign)
 		share->state[i] += sign * info.time[i];
 }
 
-/* The guest's loop (lab-guest, workload.rs), with spin_lock. */
+/*
+ * The guest's loop (lab-guest, workload.rs), with spin_lock; where handlers take the lock too (`irqs`), with
+ * interrupts off.
+ */
 static __always_inline void contend(struct share *share, struct guarded *on, u32 n, u64 most, u64 end,
-				    u64 critical, u64 outside)
+				    u64 critical, u64 outside, const bool irqs)
 {
 	while (share->acquisitions < most) {
+		unsigned long flags = 0;
 		struct guarded *g;
 		u64 asked, owned, counter, wait;
 
 		work(around(&share->random, outside, plan.jitter));
 		g = n == 1 ? on : &on[below(&share->random, n)];
+		if (irqs)
+			local_irq_save(flags);
 		asked = now(share->clock);
-		if (asked >= end)
+		if (asked >= end) {
+			if (irqs)
+				local_irq_restore(flags);
 			break;
+		}
 		spin_lock(&g->lock);
 		owned = now(share->clock);
 		counter = READ_ONCE(g->counter);
 		work(critical);
 		WRITE_ONCE(g->counter, counter + 1);
 		spin_unlock(&g->lock);
+		if (irqs)
+			local_irq_restore(flags);
 		wait = owned > asked ? owned - asked : 0;
 		share->histogram[bucket_of(wait)]++;
 		if (wait > share->longest)
@@ -221,6 +238,39 @@ static __always_inline void contend(struct share *share, struct guarded *on, u32
 		share->acquisitions++;
 		share->late += owned >= end;
 	}
+}
+
+/* What the timer of a vCPU interrupts it for: the lock that its thread takes, for as long as that does. */
+static enum hrtimer_restart handle(struct hrtimer *timer)
+{
+	struct share *share = container_of(timer, struct share, timer);
+	u64 asked = now(share->clock), owned, counter, wait;
+
+	spin_lock(&locks->lock);
+	owned = now(share->clock);
+	counter = READ_ONCE(locks->counter);
+	work(plan.critical_turns);
+	WRITE_ONCE(locks->counter, counter + 1);
+	spin_unlock(&locks->lock);
+	wait = owned > asked ? owned - asked : 0;
+	share->handled_histogram[bucket_of(wait)]++;
+	share->longest_handled = max(share->longest_handled, wait);
+	share->handled++;
+	hrtimer_set_expires(timer, ktime_add_ns(ktime_get(), below(&share->delays, plan.timer_ns)));
+	return HRTIMER_RESTART;
+}
+
+/* On the timer's own vCPU. */
+static void start_timer(struct share *share)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
+	hrtimer_setup(&share->timer, handle, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+#else
+	hrtimer_init(&share->timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+	share->timer.function = handle;
+#endif
+	hrtimer_start(&share->timer, ns_to_ktime(below(&share->delays, plan.timer_ns)),
+		      HRTIMER_MODE_REL_PINNED_HARD);
 }
 
 /* The neighbour that only computes: a unit of work a turn, no lock. */
@@ -254,9 +304,14 @@ static int perform(void *data)
 	take_account(share, -1);
 	if (plan.hog)
 		compute(share, &locks[share->number], end_at);
-	else
+	else if (plan.timer_ns) {
+		start_timer(share);
 		contend(share, locks, plan.locks, plan.acquisitions ?: U64_MAX, end_at, plan.critical_turns,
-			plan.outside_turns);
+			plan.outside_turns, true);
+		hrtimer_cancel(&share->timer);
+	} else
+		contend(share, locks, plan.locks, plan.acquisitions ?: U64_MAX, end_at, plan.critical_turns,
+			plan.outside_turns, false);
 	share->last = now(share->clock);
 	take_account(share, 1);
 	complete(&finished);
@@ -310,7 +365,7 @@ static u64 time_of_loop(struct share *share, u64 n)
 	u64 begin = now(share->clock);
 
 	share->acquisitions = 0;
-	contend(share, &locks[MOST_LOCKS], 1, n, U64_MAX, 0, 0);
+	contend(share, &locks[MOST_LOCKS], 1, n, U64_MAX, 0, 0, false);
 	return now(share->clock) - begin;
 }
 
@@ -397,6 +452,8 @@ static int take(char *key, char *value)
 		return time_or_turns(value, &plan.outside_ns, &plan.outside_turns, &plan.outside_in_turns);
 	if (!strcmp(key, "duration"))
 		return time_or_turns(value, &plan.duration_ns, NULL, NULL);
+	if (!strcmp(key, "timer"))
+		return time_or_turns(value, &plan.timer_ns, NULL, NULL);
 	if (!strcmp(key, "stay")) {
 		plan.stay = !strcmp(value, "1");
 		return 0;
@@ -460,6 +517,8 @@ static const char *read_line(void)
 		return "policy linux: locks is at most 64, jitter at most 100";
 	if (!plan.acquisitions == !plan.duration_ns || (plan.hog && !plan.duration_ns))
 		return "policy linux: give acquisitions or duration; workload=hog takes a duration";
+	if (plan.timer_ns && (plan.hog || plan.spread))
+		return "policy linux: timer= is for workload=handoff alone";
 	return NULL;
 }
 
@@ -550,10 +609,33 @@ static __printf(2, 3) void say(struct text *text, const char *format, ...)
 	va_end(arguments);
 }
 
+/* The lower bound of the bucket in which the value of this rank among the waits of all handlers lies. */
+static u64 handled_quantile(u64 rank)
+{
+	u64 seen = 0;
+	int i, b;
+
+	for (b = 0; b < BUCKETS; b++) {
+		for (i = 0; i < plan.vcpus; i++)
+			seen += shares[i]->handled_histogram[b];
+		if (seen > rank)
+			return lower_bound(b);
+	}
+	return 0;
+}
+
+static void say_handled(struct text *text, u64 handled, u64 longest)
+{
+	say(text, "\"interrupt_acquisitions\":%llu,\"interrupt_wait_p50_ns\":%llu,\"interrupt_wait_p99_ns\":%llu,"
+	    "\"interrupt_wait_p999_ns\":%llu,\"interrupt_wait_max_ns\":%llu", handled,
+	    handled_quantile(handled / 2), handled_quantile(div64_u64(handled * 99, 100)),
+	    handled_quantile(div64_u64(handled * 999, 1000)), longest);
+}
+
 static const char *report(const char *failure)
 {
 	struct text text = { .at = vzalloc(REPORT_BYTES) };
-	u64 counter = 0, acquisitions = 0, elapsed = 0, longest = 0;
+	u64 counter = 0, acquisitions = 0, elapsed = 0, longest = 0, handled = 0, longest_handled = 0;
 	unsigned int domid = 0;
 	char piece[PIECE + 1], name[32];
 	size_t at = 0;
@@ -569,9 +651,13 @@ static const char *report(const char *failure)
 		acquisitions += shares[i]->acquisitions;
 		elapsed = max(elapsed, shares[i]->last - start_at);
 		longest = max(longest, shares[i]->longest);
+		handled += shares[i]->handled;
+		longest_handled = max(longest_handled, shares[i]->longest_handled);
 		if (shares[i]->error && !failure)
 			failure = "Xen refused a vCPU's clock or account";
 	}
+	/* Handlers are in the section as the threads are; one that was in it beside another is missing here. */
+	counter -= min(counter, handled);
 	say(&text, "{\"schema\":%d,\"domid\":%u,\"domain_type\":\"%s\",\"image\":\"Linux %s\",", SCHEMA, domid,
 	    xen_pv_domain() ? "pv" : "pvh", utsname()->release);
 	say(&text, "\"parameters\":{\"workload\":\"%s\",\"policy\":\"%s\",\"vcpus\":%u,\"locks\":%u,",
@@ -611,7 +697,10 @@ static const char *report(const char *failure)
 			first = false;
 		}
 	}
-	say(&text, "]},\"counters\":{}}");
+	say(&text, "]},\"counters\":{");
+	if (plan.timer_ns)
+		say_handled(&text, handled, longest_handled);
+	say(&text, "}}");
 	while (at < text.used) {
 		size_t length = min_t(size_t, PIECE, text.used - at);
 
@@ -653,6 +742,8 @@ static const char *prepare(void)
 		share->number = i;
 		share->clock = clock;
 		seed(&share->random, plan.seed, i);
+		/* Behind those of the threads, as the guest's. */
+		seed(&share->delays, plan.seed, plan.vcpus + i);
 	}
 	released = false;
 	return NULL;
