@@ -5,7 +5,7 @@ use crate::node::State;
 use crate::policy::{Handover, Policy, Spin, Stage};
 use crate::pv::{Pv, is_late, steals_at_once, try_as_newcomer};
 use crate::queue::{Discipline, Taken, Waiter};
-use crate::word::{LOCKED, Steps, Tail};
+use crate::word::{LEVELS, LOCKED, Steps, Tail};
 use crate::{
     Adaptive, AdaptiveWithin, CpuNodes, HashStorage, HashTable, KickAtUnlock, Platform, RawPvLock,
 };
@@ -336,6 +336,8 @@ fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
     }
     type K = AdaptiveWithin<0, 10_000>;
     assert_eq!(steal::<K>(0), None);
+    #[cfg(feature = "counters")]
+    assert_eq!(counted([crate::Counter::LockStealing]), [200], "before the stretch ends");
     assert_eq!(steal::<K>(50), None, "9.95 us");
     assert_eq!(steal::<K>(100), Some(101), "the first after 10 us");
     assert_eq!(steal::<K>(200), Some(51));
@@ -343,6 +345,29 @@ fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
     assert_eq!(steal::<Adaptive>(100_000), Some(21));
     ONLINE.set(32);
     assert_eq!(steal::<Adaptive>(100_000), Some(21), "the same among many");
+    let nodes = Script::nodes(0);
+    let levels = [(); LEVELS].map(|()| nodes.enter());
+    assert_eq!(steal::<K>(1_000_000), None, "a fifth level has no queue to go to");
+    levels.into_iter().rev().for_each(|level| nodes.leave(level));
+}
+
+/// A thief that need not look at the clock goes the short way, and no other.
+#[test]
+fn a_theft_that_need_not_be_looked_at_is_made_at_once() {
+    let lock = Lock::<Robbed<9>>::new();
+    let at_once = || steals_at_once::<Script>(lock.word(), lock.snapshot());
+    lock.word().exchange_tail(Tail::new(1, 0));
+    assert!(!at_once(), "the first looks at the clock");
+    assert!(try_as_newcomer::<Script, Robbed<9>>(lock.word(), lock.snapshot()));
+    lock.word().release();
+    for _ in 0..2 {
+        assert!(Script::nodes(0).stretch.look(NOW.get(), WAIT, 64));
+        assert!(at_once() && !at_once(), "it is held");
+        assert_eq!(lock.word().try_release_reserved(), Ok(()));
+        assert!(!at_once(), "it is reserved");
+        assert!(lock.word().try_take_as_head());
+        lock.word().release();
+    }
 }
 
 /// Another CPU took the lock after the look.

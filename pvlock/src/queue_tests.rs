@@ -292,3 +292,13 @@ fn a_head_of_native_mode_makes_the_next_one_the_head() {
     assert_eq!(last, (Some(other()), false, LOCKED), "somebody stands behind");
     assert!(nodes(1).node(0).is_handed());
 }
+
+#[test]
+fn a_kick_that_is_under_way_is_waited_for() {
+    nodes(1).begin_kick();
+    TURNS.set(0);
+    FROM.set(0);
+    STEPS.set(VecDeque::from([Box::new(|| {}) as Step, Box::new(|| nodes(1).end_kick())]));
+    crate::wait_for_kicks::<Turns>();
+    assert!(STEPS.with_borrow(VecDeque::is_empty));
+}

@@ -593,6 +593,9 @@ mod tests {
             assert!(text.starts_with("pvlock: 134217728 readers hold a lock"), "{text}");
             assert_eq!(LOCK.word.load(Relaxed), CROWDED, "as it was");
         }
+        LOCK.word.fetch_or(WRITER, Relaxed);
+        catch_unwind(|| LOCK.lock_shared_recursive()).expect_err("beside a writer, too");
+        LOCK.word.fetch_and(!WRITER, Relaxed);
         assert!(!LOCK.try_lock_exclusive() && !LOCK.queue.is_locked());
         // SAFETY: one of those that are counted.
         unsafe { LOCK.unlock_shared() };

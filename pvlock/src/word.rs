@@ -166,12 +166,14 @@ mod tests {
             (1, LOCKED, false, None, false, false),
             (0x100, FREE, true, None, false, true),
             (0x101, LOCKED, true, None, false, false),
+            (0x000d_0000, FREE, false, Some(Tail::new(2, 1)), false, false),
             (0x000d_0003, SLOW, false, Some(Tail::new(2, 1)), false, false),
             (0x000d_0100, FREE, true, Some(Tail::new(2, 1)), false, false),
         ] {
             let seen = Snapshot(word);
             assert_eq!((seen.locked(), seen.pending(), seen.tail()), (locked, pending, tail));
             assert_eq!((seen.is_free(), seen.is_pending_only()), (free, pending_only));
+            assert_eq!(seen.is_free_for_newcomers(), locked == FREE && !pending);
         }
     }
 
