@@ -22,14 +22,17 @@ run() {
     case $kind in
         safety) compile="-DSAFETY -DNOCLAIM" search="" ;;
         liveness) compile="-DNFAIR=2" search="-a -f" ;;
-        breadth) compile="-DSAFETY -DNOCLAIM -DBFS" search="" ;;
+        # Its states fill the memory: they are kept in parts, which takes half as long again.
+        breadth) compile="-DSAFETY -DNOCLAIM -DBFS -DCOLLAPSE" search="" ;;
     esac
+    # A defect is found after few states, most of them before the compiler is done.
+    case $expected in holds) compile="$compile -O2" ;; *) compile="$compile -O0" ;; esac
     # With "provided" clauses spin's partial order reduction is not sound.
     case $switches in *NESTED*) compile="$compile -DNOREDUCE" ;; esac
     begin=$(date +%s)
     # shellcheck disable=SC2086
     if ! spin $switches -a "$here/pvlock.pml" >spin.log 2>&1 ||
-        ! gcc -w -O2 -DCOLLAPSE $compile -o pan pan.c >gcc.log 2>&1; then
+        ! gcc -w $compile -o pan pan.c >gcc.log 2>&1; then
         cat spin.log gcc.log 2>/dev/null
         result="does not compile"
     else
