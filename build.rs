@@ -8,9 +8,11 @@
 //!
 //! Each goes to a target directory under `OUT_DIR`, so that no build disturbs another. Where the sources
 //! are not there (a published `pvlab`), or the machine cannot build them, `cfg(no_guest_image)` is
-//! set instead: `pvlab` asks for `--image FILE`, and has no repeatable mode.
+//! set instead: `pvlab` asks for `--image FILE`, and has no repeatable mode. Clippy gets empty files: what it
+//! compiles never runs.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
@@ -54,16 +56,31 @@ fn main() {
         println!("cargo::rerun-if-changed={source}");
     }
     let out = PathBuf::from(variable("OUT_DIR"));
-    let image = ["--package", "lab-guest", "--bins", "--features", "image"];
-    let guest = build(&root, &out.join("guest"), &image, &image_flags(&root));
-    let lockstep = build(&root, &out.join("lockstep"), &["--package", "pvlab-lockstep"], &[]);
-    for (name, file) in [
-        ("XEN_GUEST_IMAGE", guest.join("lab-guest")),
-        ("XEN_GUEST_SELFTEST", guest.join("lab-guest-selftest")),
-        ("PVLAB_LOCKSTEP", lockstep.join("libpvlab_lockstep.so")),
-    ] {
+    let files = if is_clippy() {
+        let empty = out.join("empty");
+        fs::write(&empty, "")
+            .unwrap_or_else(|error| fail(&format!("{}: {error}", empty.display())));
+        [(); 3].map(|()| empty.clone())
+    } else {
+        let image = ["--package", "lab-guest", "--bins", "--features", "image"];
+        let guest = build(&root, &out.join("guest"), &image, &image_flags(&root));
+        let lockstep = build(&root, &out.join("lockstep"), &["--package", "pvlab-lockstep"], &[]);
+        [
+            guest.join("lab-guest"),
+            guest.join("lab-guest-selftest"),
+            lockstep.join("libpvlab_lockstep.so"),
+        ]
+    };
+    let names = ["XEN_GUEST_IMAGE", "XEN_GUEST_SELFTEST", "PVLAB_LOCKSTEP"];
+    for (name, file) in names.iter().zip(files) {
         println!("cargo::rustc-env={name}={}", file.display());
     }
+}
+
+/// Whether clippy is the compiler of the workspace: cargo keeps the results of its build apart.
+fn is_clippy() -> bool {
+    let wrapper = env::var_os("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
+    Path::new(&wrapper).file_stem().is_some_and(|name| name == "clippy-driver")
 }
 
 /// Whether there is something to build, and a toolchain that can.
