@@ -92,6 +92,17 @@ static RUN: LazyLock<Run> = LazyLock::new(|| {
 });
 
 #[test]
+fn arceos_runs_on_xen_with_our_lock_under_every_lock() {
+    crate::check_all![
+        arceos_says_hello_runs_tasks_on_every_vcpu_and_powers_off,
+        arceos_counts_exactly_under_our_lock_and_its_vcpus_sleep_and_are_kicked,
+        a_lock_that_arceos_holds_for_longer_than_a_poll_times_every_waiter_out_and_loses_no_kick,
+        arceos_takes_thirty_two_vcpus,
+        arceos_reads_what_is_typed_and_knows_what_time_it_is,
+        a_published_application_of_arceos_runs_as_it_is,
+    ];
+}
+
 fn arceos_says_hello_runs_tasks_on_every_vcpu_and_powers_off() {
     let few = &RUN.few;
     assert_eq!(few.after("Hello, ArceOS on Xen! "), "4 vCPUs");
@@ -99,7 +110,6 @@ fn arceos_says_hello_runs_tasks_on_every_vcpu_and_powers_off() {
     assert_eq!(few.end, "poweroff", "{}", few.console);
 }
 
-#[test]
 fn arceos_counts_exactly_under_our_lock_and_its_vcpus_sleep_and_are_kicked() {
     let few = &RUN.few;
     let (counter, taken, slept, lost) = few.verdict();
@@ -109,7 +119,6 @@ fn arceos_counts_exactly_under_our_lock_and_its_vcpus_sleep_and_are_kicked() {
 }
 
 /// Polls reach their deadline because somebody holds a lock for more than a second; vCPU 0 does, here.
-#[test]
 fn a_lock_that_arceos_holds_for_longer_than_a_poll_times_every_waiter_out_and_loses_no_kick() {
     let few = &RUN.few;
     for vcpu in 1..4 {
@@ -120,7 +129,6 @@ fn a_lock_that_arceos_holds_for_longer_than_a_poll_times_every_waiter_out_and_lo
     assert_eq!(few.verdict().3, "0 lost");
 }
 
-#[test]
 fn arceos_takes_thirty_two_vcpus() {
     let many = &RUN.many;
     assert_eq!(many.after("Hello, ArceOS on Xen! "), "32 vCPUs");
@@ -130,7 +138,6 @@ fn arceos_takes_thirty_two_vcpus() {
     assert_eq!(many.end, "poweroff", "{}", many.console);
 }
 
-#[test]
 fn arceos_reads_what_is_typed_and_knows_what_time_it_is() {
     assert_eq!(RUN.many.after("arceos: hello, "), "tester");
     let told = RUN.few.after("arceos: ");
@@ -140,7 +147,6 @@ fn arceos_reads_what_is_typed_and_knows_what_time_it_is() {
 }
 
 /// Two tasks, one of which sends the other 257 messages through a queue under a `SpinNoIrq`.
-#[test]
 fn a_published_application_of_arceos_runs_as_it_is() {
     let published = &RUN.published;
     let received =

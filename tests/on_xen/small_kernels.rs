@@ -92,15 +92,28 @@ fn verdict<'a>(console: &'a str, kernel: &str) -> (u64, &'a str) {
 }
 
 #[test]
+fn small_kernels_count_exactly_and_their_vcpus_sleep_and_are_kicked() {
+    crate::check_all![
+        a_kernel_with_boot_code_of_its_own_counts_exactly_and_its_vcpus_sleep_and_are_kicked,
+        an_example_kernel_with_one_vcpu_says_why_it_never_sleeps,
+        a_kernel_in_c_counts_exactly_and_the_trace_shows_its_sleeps_and_kicks,
+    ];
+}
+
 fn a_kernel_with_boot_code_of_its_own_counts_exactly_and_its_vcpus_sleep_and_are_kicked() {
+    if !wanted("example") {
+        return;
+    }
     let console = console("example");
     let (taken, slept) = verdict(&console, "example");
     assert!(taken >= 4 * 200, "{console}");
     assert_eq!(slept, "4 of 4 vCPUs slept and were kicked awake");
 }
 
-#[test]
 fn an_example_kernel_with_one_vcpu_says_why_it_never_sleeps() {
+    if !wanted("example-alone") {
+        return;
+    }
     let console = console("example-alone");
     let (taken, why) = verdict(&console, "example");
     assert_eq!(taken, 200, "{console}");
@@ -120,8 +133,10 @@ fn polls_and_kicks(console: &str, begin: &str) -> (u64, u64) {
     counts.fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1))
 }
 
-#[test]
 fn a_kernel_in_c_counts_exactly_and_the_trace_shows_its_sleeps_and_kicks() {
+    if !wanted("c-guest") {
+        return;
+    }
     let console = console("c-guest");
     let (taken, slept) = verdict(&console, "c-guest");
     assert!(taken >= 4 * 200, "{console}");
