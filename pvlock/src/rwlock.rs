@@ -478,7 +478,8 @@ mod tests {
         fn wait(still_blocked: impl Fn() -> bool) {
             assert!(still_blocked(), "it was made ready to sleep");
             OTHERS.take().expect("somebody wakes it")();
-            assert!(!still_blocked(), "it was woken");
+            let more = OTHERS.with_borrow(Option::is_some);
+            assert_eq!(still_blocked(), more, "it was woken, or by nobody");
         }
         fn kick(_cpu: usize) {
             KICKS.set(KICKS.get() + 1);
@@ -601,6 +602,22 @@ mod tests {
         unsafe { LOCK.unlock_shared() };
         LOCK.lock_shared();
         assert_eq!(Single::nodes(0).depth(), 0);
+    }
+
+    /// The last reader is leaving: it has the head's entry already, and clears the head's bits in
+    /// the end. A head that wakes by itself must not go on, and sleep again, before that.
+    #[test]
+    fn a_head_whose_entry_is_being_taken_out_waits_for_the_end_of_that() {
+        static LOCK: Lock = Lock::new();
+        LOCK.lock_exclusive();
+        OTHERS.set(Some(Box::new(|| {
+            LOCK.word.store(READER | WAITING | WAKING, Relaxed);
+            Single::hash().remove(LOCK.key());
+            OTHERS.set(Some(Box::new(|| LOCK.word.store(WAITING, Relaxed))));
+        })));
+        LOCK.lock_shared();
+        assert!(OTHERS.take().is_none(), "it waited for the reader, too");
+        assert_eq!(LOCK.word.load(Relaxed), READER);
     }
 
     #[test]
