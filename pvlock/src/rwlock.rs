@@ -608,16 +608,31 @@ mod tests {
     /// the end. A head that wakes by itself must not go on, and sleep again, before that.
     #[test]
     fn a_head_whose_entry_is_being_taken_out_waits_for_the_end_of_that() {
-        static LOCK: Lock = Lock::new();
-        LOCK.lock_exclusive();
-        OTHERS.set(Some(Box::new(|| {
-            LOCK.word.store(READER | WAITING | WAKING, Relaxed);
-            Single::hash().remove(LOCK.key());
-            OTHERS.set(Some(Box::new(|| LOCK.word.store(WAITING, Relaxed))));
-        })));
-        LOCK.lock_shared();
+        let lock = free();
+        lock.lock_exclusive();
+        others(lock, |lock| {
+            lock.word.store(READER | WAITING | WAKING, Relaxed);
+            Single::hash().remove(lock.key());
+            others(lock, |lock| lock.word.store(WAITING, Relaxed));
+        });
+        lock.lock_shared();
         assert!(OTHERS.take().is_none(), "it waited for the reader, too");
-        assert_eq!(LOCK.word.load(Relaxed), READER);
+        assert_eq!(lock.word.load(Relaxed), READER);
+    }
+
+    /// The writer left before it could see that the head sleeps.
+    #[test]
+    fn a_head_that_finds_the_lock_free_takes_its_own_entry_out() {
+        let lock = free();
+        lock.lock_exclusive();
+        others(lock, |lock| {
+            lock.word.fetch_and(!WRITER, Relaxed);
+            others(lock, |_| {});
+        });
+        lock.lock_shared();
+        assert!(OTHERS.take().is_some(), "it did not sleep on a free lock");
+        assert!(Single::hash().is_empty());
+        assert_eq!(lock.word.load(Relaxed), READER);
     }
 
     #[test]
