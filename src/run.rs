@@ -8,7 +8,7 @@ mod folder;
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use self::folder::Folder;
 use crate::host::{self, Event, Toolstack};
@@ -146,7 +146,8 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Results> {
     };
     // The error that matters is the run's.
     drop(Results::read(folder.place()).and_then(|results| results.write(folder.place())));
-    Err(error.context(folder.left()))
+    // What happened comes first; it may be many lines, the last ones of a console.
+    Err(anyhow!("{}\n{}", format!("{error:#}").trim_end(), folder.left()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

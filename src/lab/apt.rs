@@ -39,7 +39,7 @@ impl Apt {
         drop(fs::remove_dir_all(&sources));
         for made in ["state/lists/partial", "cache/archives/partial", "sources"] {
             let made = folder.join(made);
-            fs::create_dir_all(&made).map_err(Error::file("create folder", &made))?;
+            fs::create_dir_all(&made).map_err(Error::file("create the folder", &made))?;
         }
         let machine = MachineSettings::read()?;
         for (number, source) in machine.source_files.iter().enumerate() {
@@ -47,7 +47,7 @@ impl Apt {
                 continue;
             };
             let link = sources.join(format!("machine-{number}.{extension}"));
-            symlink(source, &link).map_err(Error::file("create link", &link))?;
+            symlink(source, &link).map_err(Error::file("create the link", &link))?;
         }
         let config = configuration(folder, &machine.acquire);
         fs::write(apt.configuration_file(), config)
@@ -124,7 +124,8 @@ impl Apt {
     pub(super) fn plan(&self, packages: &[&str]) -> Result<Vec<Archive>, Error> {
         // apt leaves out what its archives folder holds already, so it is shown an empty one.
         let empty = self.folder.join("empty");
-        fs::create_dir_all(empty.join("partial")).map_err(Error::file("create folder", &empty))?;
+        fs::create_dir_all(empty.join("partial"))
+            .map_err(Error::file("create the folder", &empty))?;
         let empty = format!("Dir::Cache::archives={}/", empty.display());
         let arguments = [&["-y", "--print-uris", "-o", &empty, "install"], packages].concat();
         let answer = self.run("apt-get", &arguments, &mut || {})?;

@@ -130,7 +130,7 @@ fn make(
     apt.download(&PACKAGES, &plan, progress)?;
 
     let root = building.join(ROOT);
-    fs::create_dir_all(&root).map_err(Error::file("create folder", &root))?;
+    fs::create_dir_all(&root).map_err(Error::file("create the folder", &root))?;
     let step = progress.bar("unpacking packages", plan.len() as u64);
     let archives: Vec<PathBuf> =
         plan.iter().map(|archive| apt.archives().join(&archive.file)).collect();

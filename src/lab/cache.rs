@@ -69,7 +69,7 @@ impl Cache {
     /// An empty folder for one run. Removes what runs left that were killed outright.
     pub(super) fn run_folder(&self) -> Result<tempfile::TempDir, Error> {
         let runs = self.folder.join("run");
-        fs::create_dir_all(&runs).map_err(Error::file("create folder", &runs))?;
+        fs::create_dir_all(&runs).map_err(Error::file("create the folder", &runs))?;
         for entry in fs::read_dir(&runs).into_iter().flatten().flatten() {
             let name = entry.file_name();
             // Anything else is not ours: the cache may be put into a folder that has a `run`
@@ -83,7 +83,7 @@ impl Cache {
         tempfile::Builder::new()
             .prefix(&format!("{}-", std::process::id()))
             .tempdir_in(&runs)
-            .map_err(Error::file("create folder", &runs))
+            .map_err(Error::file("create the folder", &runs))
     }
 
     /// Whether a lab was ever made there.
@@ -109,7 +109,7 @@ impl Cache {
 
     /// Takes the lock, waiting for whoever has it.
     pub(super) fn lock(&self, progress: &Progress) -> Result<Lock, Error> {
-        fs::create_dir_all(&self.folder).map_err(Error::file("create folder", &self.folder))?;
+        fs::create_dir_all(&self.folder).map_err(Error::file("create the folder", &self.folder))?;
         let path = self.folder.join(LOCK);
         let file = File::create(&path).map_err(Error::file("create", &path))?;
         let mut waiting = None;

@@ -58,9 +58,9 @@ pub(super) fn unpack_all(packages: &[PathBuf], root: &Path, step: &Step) -> Resu
         let folder = Path::new(folder);
         let target = Path::new("usr").join(folder);
         fs::create_dir_all(root.join(&target))
-            .map_err(Error::file("create folder", root.join(&target)))?;
+            .map_err(Error::file("create the folder", root.join(&target)))?;
         symlink(&target, root.join(folder))
-            .map_err(Error::file("create link", root.join(folder)))?;
+            .map_err(Error::file("create the link", root.join(folder)))?;
     }
     // The largest first, so that the last one does not run alone.
     let mut queue: Vec<&PathBuf> = packages.iter().collect();

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {what}: {cause}{}", path.display(), remedy(cause))]
+    #[error("cannot {what} {}: {cause}{}", path.display(), remedy(cause))]
     File {
         /// What was being done.
         what: &'static str,
@@ -190,7 +190,7 @@ mod tests {
     fn a_full_disk_names_the_file_and_the_remedy() {
         let error = Error::file("write", "/cache/dom0.cpio")(io::ErrorKind::StorageFull.into());
         let text = error.to_string();
-        assert!(text.starts_with("/cache/dom0.cpio: write: "), "{text}");
+        assert!(text.starts_with("cannot write /cache/dom0.cpio: "), "{text}");
         assert!(text.contains("PVLAB_CACHE"), "{text}");
     }
 }

@@ -57,7 +57,7 @@ impl Lab {
 
     fn make_linux(&self, folder: &Path, progress: &Progress) -> Result<Files, Error> {
         let building = tempfile::tempdir_in(self.cache.folder())
-            .map_err(Error::file("create folder", self.cache.folder()))?;
+            .map_err(Error::file("create the folder", self.cache.folder()))?;
         let step = progress.step("asking apt for a Linux kernel and its headers");
         let mut apt = Apt::open(&self.cache.apt(None))?;
         apt.update()?;
@@ -76,7 +76,7 @@ impl Lab {
         let root = building.path().join("root");
         let files: Vec<PathBuf> =
             archives.iter().map(|archive| apt.archives().join(&archive.file)).collect();
-        fs::create_dir_all(&root).map_err(Error::file("create folder", &root))?;
+        fs::create_dir_all(&root).map_err(Error::file("create the folder", &root))?;
         deb::unpack_all(&files, &root, &step)?;
         let tree = root.join("usr/src").join(&headers);
         // It names the common headers by the place they would be installed in.
@@ -120,10 +120,10 @@ impl Lab {
     /// A folder with the one library that the headers' programs need and a machine may lack.
     fn libelf(&self, building: &Path) -> Result<PathBuf, Error> {
         let folder = building.join("libraries");
-        fs::create_dir_all(&folder).map_err(Error::file("create folder", &folder))?;
+        fs::create_dir_all(&folder).map_err(Error::file("create the folder", &folder))?;
         if let Some(library) = super::elf::find("libelf.so.1", &[&self.root()]) {
             let link = folder.join("libelf.so.1");
-            symlink(library, &link).map_err(Error::file("create link", &link))?;
+            symlink(library, &link).map_err(Error::file("create the link", &link))?;
         }
         Ok(folder)
     }

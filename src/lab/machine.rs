@@ -37,7 +37,7 @@ pub(super) fn check(lab: &Lab, boot: &Boot) -> Result<(), Error> {
 
 pub(super) fn run(lab: &Lab, boot: &Boot, on_line: &mut dyn FnMut(&str)) -> Result<Ended, Error> {
     check(lab, boot)?;
-    fs::create_dir_all(&boot.out).map_err(Error::file("create folder", &boot.out))?;
+    fs::create_dir_all(&boot.out).map_err(Error::file("create the folder", &boot.out))?;
     let out = fs::canonicalize(&boot.out).map_err(Error::file("find", &boot.out))?;
     let folder = lab.cache.run_folder()?;
     lay_out(lab, boot, folder.path())?;
@@ -96,7 +96,7 @@ fn lay_out(lab: &Lab, boot: &Boot, folder: &Path) -> Result<(), Error> {
         [(build::XEN, qemu::XEN), (build::VMLINUX, qemu::VMLINUX), (build::ROOT, qemu::ROOT)];
     for (from, name) in parts {
         let link = folder.join(name);
-        symlink(lab.part(from), &link).map_err(Error::file("create link", &link))?;
+        symlink(lab.part(from), &link).map_err(Error::file("create the link", &link))?;
     }
     let overlay = overlay_archive(lab, boot)?;
     lockstep::lay_out(folder, boot.mode)?;
