@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use experiment::{Line, MAX_VCPUS, ParamError, Params};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
@@ -78,7 +78,10 @@ pub enum Library {
     Folder(PathBuf),
 }
 
-/// `scenario.toml`.
+/// The file that makes a folder a scenario.
+const ABOUT: &str = "scenario.toml";
+
+/// What is in [`ABOUT`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct About {
@@ -88,7 +91,7 @@ struct About {
 }
 
 impl Library {
-    /// The names of all scenarios here, sorted.
+    /// The names of all scenarios here, sorted; at least one.
     ///
     /// ```
     /// let names = pvlab::scenario::Library::Embedded.names().unwrap();
@@ -97,16 +100,22 @@ impl Library {
     ///
     /// # Errors
     ///
-    /// If the folder cannot be read.
+    /// If the folder cannot be read, or has no scenario in it.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = match self {
             Library::Embedded => EMBEDDED.dirs().filter_map(|dir| file_name(dir.path())).collect(),
             Library::Folder(folder) => files(folder)?
                 .into_iter()
-                .filter(|path| path.join("scenario.toml").is_file())
+                .filter(|path| path.join(ABOUT).is_file())
                 .filter_map(|path| file_name(&path))
                 .collect(),
         };
+        if names.is_empty() {
+            bail!(
+                "there is no scenario{}; a scenario is a folder in it, with {ABOUT} and a NAME.cfg for each domain",
+                self.place()
+            );
+        }
         names.sort();
         Ok(names)
     }
@@ -120,13 +129,13 @@ impl Library {
     pub fn load(&self, name: &str) -> Result<Scenario> {
         let names = self.names()?;
         if !names.iter().any(|known| known == name) {
-            let list = if names.is_empty() { "there is none".to_owned() } else { names.join(", ") };
-            bail!("there is no scenario `{name}`{}; choose one of: {list}", self.place());
+            let place = self.place();
+            bail!("there is no scenario `{name}`{place}; choose one of: {}", names.join(", "));
         }
         let mut about = None;
         let mut domains: Vec<Domain> = Vec::new();
         for (file, text) in self.texts(name)? {
-            if file.ends_with("/scenario.toml") {
+            if Path::new(&file).ends_with(ABOUT) {
                 about = Some(about_of(&file, &text)?);
             } else if file.ends_with(".cfg") {
                 let domain = Domain::parse(&file, &text)?;
@@ -143,7 +152,7 @@ impl Library {
                 domains.push(domain);
             }
         }
-        let about = about.with_context(|| format!("scenario `{name}` has no scenario.toml"))?;
+        let about = about.with_context(|| format!("scenario `{name}` has no {ABOUT}"))?;
         if domains.is_empty() {
             bail!("scenario `{name}` has no domain; add a NAME.cfg to its folder");
         }
@@ -157,14 +166,16 @@ impl Library {
         })
     }
 
-    fn place(&self) -> String {
+    /// ` in FOLDER`, for messages; nothing for what is inside this program.
+    pub(crate) fn place(&self) -> String {
         match self {
             Library::Embedded => String::new(),
             Library::Folder(folder) => format!(" in {}", folder.display()),
         }
     }
 
-    /// The files of a scenario in the order of their names: path as a person would write it, text.
+    /// The files of a scenario in the order of their names: path as a person would write it, text. Others may
+    /// lie beside them, such as a kernel.
     fn texts(&self, name: &str) -> Result<Vec<(String, String)>> {
         let mut texts = Vec::new();
         match self {
@@ -177,10 +188,14 @@ impl Library {
                 }
             }
             Library::Folder(folder) => {
-                for path in files(&folder.join(name))?.into_iter().filter(|path| path.is_file()) {
-                    let text = fs::read_to_string(&path)
+                let read = |path: &PathBuf| {
+                    path.is_file()
+                        && (path.ends_with(ABOUT) || path.extension().is_some_and(|e| e == "cfg"))
+                };
+                for path in files(&folder.join(name))?.into_iter().filter(read) {
+                    let bytes = fs::read(&path)
                         .with_context(|| format!("cannot read {}", path.display()))?;
-                    texts.push((path.display().to_string(), text));
+                    texts.push((path.display().to_string(), text_of(&path, bytes)?));
                 }
             }
         }
@@ -216,7 +231,7 @@ impl Domain {
             return Err(config.error(
                 "name",
                 format!("`{name}` cannot name a domain"),
-                format!("use up to {LONGEST_NAME} letters, digits, - and _, not digits alone"),
+                format!("use up to {LONGEST_NAME} letters, digits, -, _ and ., not digits alone and without a . in front"),
             ));
         }
         config.text_of("kernel")?;
@@ -276,6 +291,18 @@ fn about_of(file: &str, text: &str) -> Result<About> {
     within("pcpus", about.pcpus, MOST_PCPUS.into())?;
     within("deadline_seconds", about.deadline_seconds, LONGEST_DEADLINE)?;
     Ok(about)
+}
+
+/// The text that `bytes` are, which are those of the file `path`.
+fn text_of(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count();
+        anyhow!(
+            "{}:{line}: byte {good} of the file is not UTF-8; save it as UTF-8 text",
+            path.display()
+        )
+    })
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -428,6 +455,50 @@ mod tests {
         ] {
             let error = about(pcpus, deadline).err().unwrap().to_string();
             assert!(error.contains(line), "{error}");
+        }
+    }
+
+    /// A folder of scenarios with these files in its scenario `mine`.
+    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("mine")).unwrap();
+        for (name, bytes) in files {
+            fs::write(folder.path().join("mine").join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    const SOUND: &[u8] = b"description = \"d\"\npcpus = 2\ndeadline_seconds = 9\n";
+
+    /// A kernel beside the configurations was read as text, and the scenario refused.
+    #[test]
+    fn other_files_beside_a_scenarios_own_are_not_read() {
+        let elf = b"\x7fELF\xff\xfe";
+        let files = [(ABOUT, SOUND), ("a.cfg", GOOD.as_bytes()), ("xen-guest.elf", elf)];
+        let folder = folder(&files);
+        let scenario = Library::Folder(folder.path().to_owned()).load("mine").unwrap();
+        assert_eq!(scenario.domains.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_is_named_with_line_and_byte() {
+        for (name, bytes, place) in [
+            ("a.cfg", &b"name=\"a\"\n# \xff\n"[..], "a.cfg:2: byte 11 of the file"),
+            (ABOUT, b"\xff\xfe", "scenario.toml:1: byte 0 of the file"),
+        ] {
+            let folder = folder(&[(ABOUT, SOUND), ("a.cfg", GOOD.as_bytes()), (name, bytes)]);
+            let error = Library::Folder(folder.path().to_owned()).load("mine").unwrap_err();
+            assert!(error.to_string().contains(place), "{error}");
+        }
+    }
+
+    /// It said "choose one of: there is none", and the list of them was empty with exit code 0.
+    #[test]
+    fn a_folder_without_a_scenario_says_what_one_is() {
+        let folder = folder(&[("a.cfg", GOOD.as_bytes())]);
+        let library = Library::Folder(folder.path().to_owned());
+        for error in [library.names().unwrap_err(), library.load("mine").unwrap_err()] {
+            assert!(error.to_string().contains("a scenario is a folder in it, with scenario.toml"));
         }
     }
 }
