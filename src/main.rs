@@ -41,7 +41,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say what this machine is to pvlab, what it lacks, and how to get it.
+    /// Say whether this machine is a Xen host, what it lacks, and how to get that.
     #[command(after_help = "Example: pvlab doctor && pvlab run solo-pv")]
     Doctor {
         #[command(flatten)]
@@ -96,7 +96,7 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
-    /// Look after the Xen host that is made where this machine is none.
+    /// Manage the Xen host that pvlab makes on a machine that is none.
     #[command(subcommand)]
     Lab(LabCommand),
     /// Read xentrace files: who kicked whom, and what it cost (the `kicktrace` program).
@@ -245,7 +245,7 @@ struct RunArguments {
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// Change a parameter of every guest, such as acquisitions=100000; may be given several times.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = plan::setting)]
     settings: Vec<Setting>,
     /// Do not let the guests mark waits and kicks in the trace: kicks are then matched by inference.
     #[arg(long)]

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use experiment::record::{DomainReport, Parameters};
-use experiment::{DomainType, Events, Key, Line, Policy, Setting, Start, Trace, Workload};
+use experiment::{
+    DomainType, Events, Key, Line, ParamError, Policy, Setting, Start, Trace, Workload,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::linux;
@@ -103,6 +105,25 @@ pub struct PlannedDomain {
     pub config: String,
 }
 
+/// A `--set`, read.
+///
+/// # Errors
+///
+/// If it is no `KEY=VALUE`, or the guests do not know the key or do not take the value. The keys it lists are
+/// those that a choice may set.
+pub fn setting(text: &str) -> Result<Setting, String> {
+    let why = match text.split_once('=') {
+        Some((key, _)) if Key::NAMES.contains(&key) => {
+            return text.parse().map_err(|error: ParamError| error.to_string());
+        }
+        Some((key, _)) => format!("there is no parameter `{}`", key.escape_debug()),
+        None => "there is no `=` in it".to_owned(),
+    };
+    let own = |name: &str| OWN_WORDS.iter().any(|(key, _)| key.to_string() == name);
+    let keys: Vec<_> = Key::NAMES.iter().copied().filter(|name| !own(name)).collect();
+    Err(format!("{why}; write KEY=VALUE, with a KEY of {}", keys.join(", ")))
+}
+
 impl Plan {
     /// How long after its answer the start line is, when a domain took `answered` to say what time
     /// it is, `domains` are to be told, and `left` of the deadline remains: a busy dom0 gets the
@@ -118,8 +139,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If a policy is named twice, a setting is one of [`OWN_WORDS`], or a guest would refuse what it is asked
-    /// for.
+    /// If a policy or a setting is named twice, a setting is one of [`OWN_WORDS`], or a guest would refuse what
+    /// it is asked for.
     pub fn new(scenario: &Scenario, choices: &Choices, image: &Path) -> Result<Plan> {
         for (index, policy) in choices.policies.iter().enumerate() {
             if choices.policies[..index].contains(policy) {
@@ -135,7 +156,17 @@ impl Plan {
                 "xl cannot read the path {path:?}; give --out a folder without quotes in its path"
             );
         }
-        for setting in &choices.settings {
+        for (index, setting) in choices.settings.iter().enumerate() {
+            let limits = [Key::acquisitions, Key::duration];
+            let same = |other: &&Setting| {
+                other.key == setting.key
+                    || limits.contains(&other.key) && limits.contains(&setting.key)
+            };
+            if let Some(other) = choices.settings[..index].iter().find(same) {
+                bail!(
+                    "--set {other} and --set {setting}: only one of them can hold; leave out the other"
+                );
+            }
             if let Some((key, remedy)) = OWN_WORDS.iter().find(|(key, _)| *key == setting.key) {
                 bail!("--set {setting}: `{key}` is pvlab's own to set; {remedy}");
             }
@@ -425,6 +456,11 @@ mod tests {
             assert!(error.contains(&format!("`{key}` is pvlab's own")), "{error}");
         }
         assert!(refused(choices(&["spin", "native", "spin"], &[])).contains("given twice"));
+        // The last one held, and the results named both.
+        for pair in [["spin=1us", "spin=2us"], ["duration=1s", "acquisitions=3"]] {
+            let error = refused(choices(&["spin"], &pair));
+            assert!(error.contains(&format!("--set {} and --set {}", pair[0], pair[1])), "{error}");
+        }
         let error = refused(choices(&["spin"], &[&format!("seed={}1", "0".repeat(1000))]));
         assert!(error.contains("solo.cfg:") && error.contains("bytes"), "{error}");
         let spin = choices(&["spin"], &[]);

@@ -120,3 +120,19 @@ fn what_cannot_be_meant_is_refused_with_what_is_accepted() {
         assert!(text(&output.stderr).contains(words), "{}", text(&output.stderr));
     }
 }
+
+/// It began, left a folder, and said that the same command would go on.
+#[test]
+fn a_topology_that_is_none_is_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    for how in [&["--list"][..], &[]] {
+        let asked = ["--topology", "4-on-3", "--out", out.to_str().unwrap()];
+        let output = pvlab(&[&asked[..], how].concat());
+        assert_eq!(output.status.code(), Some(2));
+        let told = text(&output.stderr);
+        let words = "there is no topology `4-on-3`; choose one of: ";
+        assert!(told.contains(words) && told.contains("4-on-2"), "{told}");
+        assert!(!out.exists());
+    }
+}

@@ -70,6 +70,16 @@ fn an_unknown_parameter_is_refused_before_anything_starts() {
     pvlab().args(["run", "solo-pv", "--set", "critcal=1us"]).assert().code(2).stderr(error);
 }
 
+/// It listed `policy`, `start` and `trace` too, which it then refused.
+#[test]
+fn a_setting_that_is_none_is_told_how_one_is_written_and_which_keys_there_are() {
+    for (text, why) in [("=1", "no parameter ``"), ("spin", "no `=` in it"), ("a\"=1", "`a\\\"`")] {
+        let told =
+            contains(why).and(contains("write KEY=VALUE, with a KEY of workload, vcpus, locks"));
+        pvlab().args(["run", "solo-pv", "--set", text]).assert().code(2).stderr(told);
+    }
+}
+
 #[test]
 fn a_foreign_folder_is_not_written_to() {
     let folder = configs(GOOD);

@@ -16,7 +16,7 @@ use experiment::{Linux, Lock, Policy};
 use super::boot::Request;
 use super::dom0::{self, Batch};
 use super::folder::{SCHEMA, SHIFT, SLICE_US, START_AFTER_MS, Setup, WINDOW_MS};
-use super::matrix::{Cell, Matrix, Section, Selection, ablation};
+use super::matrix::{Cell, Matrix, SCENARIO, Section, Selection, ablation};
 use super::page;
 use super::report::Report;
 use super::run;
@@ -133,6 +133,8 @@ pub fn perform(mut arguments: Arguments, progress: &Progress) -> Result<ExitCode
         seeds: arguments.seeds.clone(),
         quick: arguments.quick,
     });
+    let library = arguments.configs.clone().map_or(Library::Embedded, Library::Folder);
+    check(&matrix, &library)?;
     let on_host = host::is_xen_host();
     let repeatable = (!on_host && !arguments.parallel).then(|| Repeatable {
         shift: arguments.shift,
@@ -182,7 +184,7 @@ pub fn perform(mut arguments: Arguments, progress: &Progress) -> Result<ExitCode
         setup,
         repeatable,
         jobs,
-        library: arguments.configs.map_or(Library::Embedded, Library::Folder),
+        library,
         image: arguments.image,
         linux: arguments.linux_kernel.zip(arguments.linux_tree),
         again: arguments.again,
@@ -201,6 +203,19 @@ pub fn perform(mut arguments: Arguments, progress: &Progress) -> Result<ExitCode
         )));
     }
     show(&report, &request.out)
+}
+
+/// Whether each topology is a scenario, before anything starts.
+fn check(matrix: &Matrix, library: &Library) -> Result<()> {
+    let names = library.names()?;
+    let known: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(SCENARIO)).collect();
+    for Cell { topology, .. } in &matrix.cells {
+        if !known.contains(&topology.as_str()) {
+            let place = library.place();
+            bail!("there is no topology `{topology}`{place}; choose one of: {}", known.join(", "));
+        }
+    }
+    Ok(())
 }
 
 fn show(report: &Report, out: &Path) -> Result<ExitCode> {
