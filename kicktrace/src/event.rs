@@ -9,6 +9,8 @@ pub use names::{fields, hypercall_name, svm_exit_name, vector_name, vmx_exit_nam
 
 /// Bits 0..27 of a record's first word.
 pub const EVENT_MASK: u32 = 0x0fff_ffff;
+/// Class of an event, one bit for each.
+pub const CLASS_MASK: u32 = 0x0fff_0000;
 /// Class and subclass of an event: what `xentrace -e` selects.
 pub const GROUP_MASK: u32 = 0x0fff_f000;
 /// Group of the format's own records.

@@ -5,7 +5,7 @@
 
 use crate::analysis::acquisition::Acquired;
 use crate::analysis::observe::{AcquisitionStory, Observe};
-use crate::analysis::{Analyser, Current, NOBODY, Op};
+use crate::analysis::{Analyser, Current, Op};
 use crate::event;
 use crate::markers;
 use crate::summary::{Certainty, DomainKind};
@@ -19,7 +19,8 @@ impl<O: Observe> Analyser<O> {
         pcpu.watched = true;
         let current = pcpu.current;
         if !matches!(pcpu.op, Op::None) {
-            self.close_op(cpu);
+            let op = std::mem::take(&mut pcpu.op);
+            self.closed(current, op);
         }
         current
     }
@@ -31,13 +32,9 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    fn close_op(&mut self, cpu: u32) {
-        let pcpu = self.pcpu(cpu);
-        let op = std::mem::take(&mut pcpu.op);
-        let Current::Vcpu(index) = pcpu.current else { return };
-        if index == NOBODY {
-            return;
-        }
+    /// What `current` did in Xen, `op`, is over.
+    pub(super) fn closed(&mut self, current: Current, op: Op) {
+        let Some(index) = current.of_interest() else { return };
         let vcpu = &mut self.vcpus[index as usize];
         match op {
             Op::Evtchn { woke: false, target, .. } => {

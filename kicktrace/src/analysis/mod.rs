@@ -159,8 +159,12 @@ struct Pcpu {
 impl Pcpu {
     /// The WAKE whose change comes now; the one before it waits for its own.
     fn take_wake(&mut self) -> Option<Wake> {
-        let outer = self.outer_wake.take();
-        std::mem::replace(&mut self.wake, outer)
+        let wake = self.wake.take();
+        // Not copied blindly: there mostly is none.
+        if self.outer_wake.is_some() {
+            self.wake = self.outer_wake.take();
+        }
+        wake
     }
 }
 
@@ -179,7 +183,7 @@ pub struct Analyser<O = ()> {
     /// `domain << 16 | vcpu` to index.
     index: FxHashMap<u32, u32>,
     /// Direct-mapped in front of `index`.
-    cache: Vec<(u32, u32)>,
+    cache: Box<[(u32, u32); CACHE]>,
     gaps: Gaps,
     calibration: Calibration,
     locks: Locks,
@@ -202,6 +206,14 @@ pub struct Analyser<O = ()> {
 /// No vCPU of interest: idle, or of a domain that was not asked for.
 const NOBODY: u32 = u32::MAX;
 const CACHE: usize = 1024;
+
+/// An [`Analyser::cache`] that holds nothing: no slot is of the key in it.
+const EMPTY: [(u32, u32); CACHE] = {
+    let mut cache = [(0, NOBODY); CACHE];
+    cache[cache_slot(0)].0 = 1;
+    assert!(cache_slot(1) != cache_slot(0));
+    cache
+};
 
 /// Where [`Analyser::cache`] may hold a vCPU.
 #[inline]
@@ -230,7 +242,7 @@ impl<O: Observe> Analyser<O> {
             pcpus: Vec::new(),
             vcpus: Vec::new(),
             index: FxHashMap::default(),
-            cache: vec![(u32::MAX, NOBODY); CACHE],
+            cache: Box::new(EMPTY),
             gaps: Gaps::default(),
             calibration: Calibration::default(),
             locks: Locks::default(),
@@ -250,7 +262,7 @@ impl<O: Observe> Analyser<O> {
     fn vcpu(&mut self, key: u32) -> u32 {
         let slot = cache_slot(key);
         let (cached, index) = self.cache[slot];
-        if cached == key && key != u32::MAX {
+        if cached == key {
             return index;
         }
         self.find_vcpu(key, slot)
@@ -385,9 +397,9 @@ impl<O: Observe> Visit for Analyser<O> {
         // `|` and `&`, because nobody could predict the branches: this is asked of every record.
         let changes = event & event::GROUP_MASK == event::SCHED_MIN;
         let idle = first.is_some_and(|key| key >> 16 == event::DOMID_IDLE);
-        // The first range holds SLEEP too, which is rare, and is one comparison less.
+        // Both hold some that are seldom and would need no place, and are fewer comparisons.
         let concerns_others = (event::DOM_ADD..=event::WAKE).contains(&event)
-            | (event::DOMAIN_CREATE..=event::DOMAIN_DESTROY).contains(&event);
+            | (event & event::DOMAINS & event::CLASS_MASK != 0);
         !(concerns_others | (changes & !idle))
     }
 
@@ -395,12 +407,12 @@ impl<O: Observe> Visit for Analyser<O> {
     /// second vCPU already in its hands: a vCPU known to be blocked cannot change but by this WAKE, and
     /// one known to be runnable was chosen before the other one left.
     #[inline]
-    fn goes_on(&self, before: u32, event: u32, words: &[u32]) -> bool {
+    fn goes_on(&self, before: u32, event: u32, first: Option<u32>) -> bool {
         // An observer is told everything in the order of time.
         if O::LISTENS {
             return false;
         }
-        let (Some((old, _)), &[key, ..]) = (event::runstate_change(event), words) else {
+        let (Some((old, _)), Some(key)) = (event::runstate_change(event), first) else {
             return false;
         };
         let due = match old {
@@ -437,18 +449,16 @@ impl<O: Observe> Visit for Analyser<O> {
             self.observer.record(record, on);
         }
         let &Record { cpu, tsc, event, words, offset, .. } = record;
-        let group = event & event::GROUP_MASK;
-        // The most frequent ones first.
-        if group == event::PV_ENTRY {
-            self.classes.pv_entries = true;
-            // Every entry of a PV guest ends what it did before.
-            let current = self.close(cpu);
-            if event == event::PV_HYPERCALL {
-                self.pv_hypercall(current, cpu, tsc, words);
+        // Few cases, so few branches: these are nearly all records.
+        match event & event::GROUP_MASK {
+            event::PV_ENTRY => {
+                self.classes.pv_entries = true;
+                // Every entry of a PV guest ends what it did before.
+                let current = self.close(cpu);
+                if event == event::PV_HYPERCALL {
+                    self.pv_hypercall(current, cpu, tsc, words);
+                }
             }
-            return Ok(());
-        }
-        match group {
             event::SCHED_MIN => {
                 let change = event::runstate_change(event);
                 if change.is_none() && event != event::CONTINUE_RUNNING {
@@ -485,6 +495,19 @@ impl<O: Observe> Visit for Analyser<O> {
                     _ => {}
                 }
             }
+            _ => return self.other_record(&Record { ..*record }),
+        }
+        Ok(())
+    }
+}
+
+impl<O: Observe> Analyser<O> {
+    /// A record of none of the most frequent groups.
+    #[inline(never)]
+    fn other_record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        let &Record { cpu, tsc, event, words, offset, .. } = record;
+        match event & event::GROUP_MASK {
+            event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(cpu, tsc, event, words),
             event::PV_SUBCALLS => {
                 self.classes.pv_entries = true;
                 let current = self.close(cpu);
@@ -492,7 +515,6 @@ impl<O: Observe> Visit for Analyser<O> {
                     self.pv_hypercall(current, cpu, tsc, words);
                 }
             }
-            event::HVM_ENTRY_EXIT | event::HVM_HANDLER => self.hvm(cpu, tsc, event, words),
             markers::GUEST => self.marker(cpu, tsc, event, words),
             event::GENERAL => {
                 if let Some(lost) = record.lost() {

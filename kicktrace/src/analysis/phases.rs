@@ -230,8 +230,8 @@ impl<A: Visit, B: Visit> Visit for Both<'_, A, B> {
         A::is_local(event, first) && B::is_local(event, first)
     }
 
-    fn goes_on(&self, before: u32, event: u32, words: &[u32]) -> bool {
-        self.0.goes_on(before, event, words) && self.1.goes_on(before, event, words)
+    fn goes_on(&self, before: u32, event: u32, first: Option<u32>) -> bool {
+        self.0.goes_on(before, event, first) && self.1.goes_on(before, event, first)
     }
 
     fn silence(&mut self, from: u64, to: u64) {
@@ -257,7 +257,7 @@ impl Visit for Nothing {
         true
     }
 
-    fn goes_on(&self, _: u32, _: u32, _: &[u32]) -> bool {
+    fn goes_on(&self, _: u32, _: u32, _: Option<u32>) -> bool {
         true
     }
 }

@@ -5,7 +5,7 @@
 use crate::analysis::acquisition::{Kick, Slept};
 use crate::analysis::observe::{Change, KickStory, Observe, WaitStory};
 use crate::analysis::vcpu::{self, Poll, Woke, tell_interval};
-use crate::analysis::{Analyser, Current, NOBODY, Op, Pcpu, Wake, short};
+use crate::analysis::{Analyser, Current, EMPTY, NOBODY, Op, Pcpu, Wake, short};
 use crate::error::Error;
 use crate::event::{self, Runstate};
 use crate::reader::Lost;
@@ -109,11 +109,12 @@ impl<O: Observe> Analyser<O> {
         let scheduled = std::mem::replace(&mut pcpu.scheduled, true);
         if pcpu.current == here {
             // The hypercall goes on after the switch back, but its effects on others are done.
-            if matches!(pcpu.op, Op::Evtchn { .. }) {
-                self.close(cpu);
+            let op = std::mem::take(&mut pcpu.op);
+            pcpu.current = Current::Unknown;
+            if matches!(op, Op::Evtchn { .. }) {
+                pcpu.watched = true;
+                self.closed(here, op);
             }
-            let pcpu = self.pcpu(cpu);
-            (pcpu.op, pcpu.current) = (Op::None, Current::Unknown);
         } else if pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE {
             pcpu.began_mid |= !scheduled;
             let missed = std::mem::take(&mut pcpu.unattributed) > 0;
@@ -220,7 +221,11 @@ impl<O: Observe> Analyser<O> {
         let pcpu = self.pcpu(cpu);
         let seen = pcpu.current != Current::Unknown;
         let wake = Wake { target, tsc, by, is_kick, seen };
-        pcpu.outer_wake = pcpu.wake.replace(wake).filter(|outer| outer.target != target);
+        // Not copied blindly: there mostly is none.
+        if pcpu.wake.is_some() || pcpu.outer_wake.is_some() {
+            pcpu.outer_wake = pcpu.wake.filter(|outer| outer.target != target);
+        }
+        pcpu.wake = Some(wake);
         let kick = wake.kick();
         let (open, known) = self.vcpus[target as usize].wake_early(tsc, kick);
         if open && by.is_some() {
@@ -370,7 +375,7 @@ impl<O: Observe> Analyser<O> {
             return;
         }
         *self.lives.entry(domain).or_default() += 1;
-        self.cache.fill((u32::MAX, NOBODY));
+        *self.cache = EMPTY;
         ended.sort_unstable();
         for &index in &ended {
             let vcpu = &mut self.vcpus[index as usize];

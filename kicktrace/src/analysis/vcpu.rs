@@ -351,17 +351,36 @@ impl Vcpu {
 
     /// A runstate change on `cpu`: notes what it proves about the pCPUs' TSCs. Returns the state the
     /// vCPU is really in afterwards.
+    #[inline]
     pub(super) fn compare_clocks(
         &mut self,
         cpu: u32,
         tsc: u64,
+        change: (Runstate, Runstate),
+        skew: &mut Skew,
+    ) -> Runstate {
+        match self.state {
+            Some(state) if state != change.0 => self.contradicted(cpu, tsc, state, change, skew),
+            _ => {
+                if self.odd.is_some() {
+                    self.odd = None;
+                    self.raw.skipped += 1;
+                }
+                change.1
+            }
+        }
+    }
+
+    /// A change on `cpu` leaves another state than `state`, in which it seems to be.
+    #[cold]
+    fn contradicted(
+        &mut self,
+        cpu: u32,
+        tsc: u64,
+        state: Runstate,
         (old, new): (Runstate, Runstate),
         skew: &mut Skew,
     ) -> Runstate {
-        let Some(state) = self.state.filter(|&state| state != old) else {
-            self.raw.skipped += u64::from(self.odd.take().is_some());
-            return new;
-        };
         match self.odd.take() {
             // The change that came too early follows this one.
             Some(early) if (old, new) == (early.before, early.old) => {
@@ -530,7 +549,8 @@ impl Vcpu {
     }
 
     /// On a pCPU (again). Returns the wait this ends, if it does.
-    #[inline]
+    // Always, because a wait that is handed on through memory costs more than all that is done here.
+    #[inline(always)]
     pub(super) fn runs(&mut self, tsc: u64, gaps: &Gaps) -> Option<Wait> {
         match self.poll {
             Poll::Woken => {}

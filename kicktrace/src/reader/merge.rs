@@ -15,8 +15,8 @@ use crate::reader::reading::{PcpuReading, ReadOptions, Reading, Silence};
 use crate::reader::record::{Record, Visit};
 use crate::reader::time::{FAR, QUIET};
 use crate::reader::tournament::{NOTHING, Tournament};
-use crate::reader::window::{Block, End, FULL};
-use crate::reader::words::{LONGEST, payload, record_at, record_words, wide};
+use crate::reader::window::{Block, End, FULL, PADDING};
+use crate::reader::words::{LONGEST, first, payload, record_at, record_words, wide};
 
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
 const AHEAD: usize = 32;
@@ -317,35 +317,30 @@ impl Stream {
     fn advance<V: Visit>(&mut self, buffer: &mut Buffer, visitor: &mut V) -> Result<u64, Error> {
         let mut all = 0;
         loop {
-            let (records, last) = self.deliver_to_stop(visitor)?;
-            self.settle(buffer);
+            let (records, before) = self.deliver_to_stop(visitor)?;
+            let next = self.settle(buffer);
             all += records;
-            if records > 1 || self.key == NOTHING || !self.goes_on(last, visitor) {
+            let goes_on =
+                |of: &[u32; LONGEST]| visitor.goes_on(before, of[0] & event::EVENT_MASK, first(of));
+            if records > 1 || !next.is_some_and(goes_on) {
                 return Ok(all);
             }
         }
-    }
-
-    /// Whether the next record may come now, just after one of event `before`.
-    #[inline]
-    fn goes_on<V: Visit>(&self, before: u32, visitor: &V) -> bool {
-        let words = self.block.words.get(self.at as usize..).unwrap_or_default();
-        let header = words.first().copied().unwrap_or_default();
-        let payload = words.get(payload(header)).unwrap_or_default();
-        visitor.goes_on(before, header & event::EVENT_MASK, payload)
     }
 
     /// Delivers the next record and those up to the next stop: they need no place among other pCPUs'
     /// records. Returns how many, and the event of the last one.
     #[inline]
     fn deliver_to_stop<V: Visit>(&mut self, visitor: &mut V) -> Result<(u64, u32), Error> {
-        let Block { cpu, ref words, offset, .. } = self.block;
-        let to = self.block.stop(self.stop);
+        let Block { cpu, ref words, begin, offset, .. } = self.block;
+        let offset = offset.wrapping_sub(4 * begin as u64);
+        // The padding behind a block has room for a record of any size, so there are as many words
+        // behind each stop: where fewer are left, it has been reached.
+        let to = self.block.stop(self.stop) as usize + PADDING;
+        let before_stop = words.get(..to).unwrap_or_default();
         // What changes with each record stays in registers.
         let (mut at, mut tsc, mut records, mut event) = (self.at, self.tsc, 0, 0);
-        while at < to {
-            // The padding behind a block has room for a record of any size.
-            let Some(of) = record_at(words, at) else { break };
+        while let Some(of) = record_at(before_stop, at) {
             let (header, payload) = (of[0], payload(of[0]));
             tsc = tsc_of(of, tsc);
             event = header & event::EVENT_MASK;
@@ -356,7 +351,7 @@ impl Stream {
                 event,
                 timed: header >> 31 != 0,
                 words: &of[payload],
-                offset: offset + 4 * u64::from(at),
+                offset: offset.wrapping_add(4 * u64::from(at)),
             })?;
             at += record_words(header);
         }
@@ -371,9 +366,9 @@ impl Stream {
     }
 
     /// Finds the key of the record at `at`, or of the one behind it if it is padding or the block
-    /// ends.
+    /// ends. Returns the record, unless there is none.
     #[inline]
-    fn settle(&mut self, buffer: &mut Buffer) {
+    fn settle(&mut self, buffer: &mut Buffer) -> Option<&[u32; LONGEST]> {
         loop {
             let of = record_at(&self.block.words, self.at);
             let Some(of) = of.filter(|_| (self.at as usize) < self.block.end) else {
@@ -381,7 +376,7 @@ impl Stream {
                     continue;
                 }
                 self.key = NOTHING;
-                return;
+                return None;
             };
             let mut key = tsc_of(of, self.tsc);
             if of[0] & event::GROUP_MASK == event::GENERAL {
@@ -395,7 +390,7 @@ impl Stream {
                 }
             }
             self.key = key.min(NOTHING - 1);
-            return;
+            return record_at(&self.block.words, self.at);
         }
     }
 
@@ -408,7 +403,7 @@ impl Stream {
         }
         buffer.release(std::mem::replace(&mut self.block, block));
         self.stop = 0;
-        self.move_to(0);
+        self.move_to(self.block.begin as u32);
         true
     }
 

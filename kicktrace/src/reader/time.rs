@@ -164,11 +164,11 @@ impl Times {
             .is_none_or(|of| of.offset == 0 && of.drift.is_none() && self.bases[of.session] == 0)
     }
 
-    /// Turns the TSCs of the records in `words[..end]` into times.
+    /// Turns the TSCs of whole records into times.
     #[cold]
-    pub(super) fn correct(&self, cpu: u32, words: &mut [u32], end: usize) {
+    pub(super) fn correct(&self, cpu: u32, words: &mut [u32]) {
         let mut at = 0;
-        while at < end {
+        while at < words.len() {
             let header = words[at];
             let mut put = |at: usize| {
                 let time = split(self.corrected(cpu, wide(words[at], words[at + 1])));

@@ -5,8 +5,8 @@
 
 use std::hint::select_unpredictable;
 
-/// The key of a stream with nothing to deliver.
-pub(super) const NOTHING: u64 = u64::MAX;
+/// The key of a stream with nothing to deliver. One more is still a number: see [`Tournament::set`].
+pub(super) const NOTHING: u64 = u64::MAX - 1;
 
 /// A stream and the key of what it has to deliver next.
 #[derive(Clone, Copy, Debug)]
@@ -15,62 +15,64 @@ struct Player {
     stream: u32,
 }
 
-#[derive(Debug, Default)]
+const NOBODY: Player = Player { key: NOTHING, stream: 0 };
+
+#[derive(Debug)]
 pub(super) struct Tournament {
-    /// Leaves from `leaves` on; node `n` holds the winner of `2n` and `2n + 1`.
-    nodes: Vec<Player>,
-    leaves: usize,
+    /// Two play each other: behind the left one are lower streams than behind the right one. The
+    /// winner of pair `n` plays in pair `n / 2`, on the left if `n` is even. The streams themselves
+    /// stand in order in the last half of the pairs; pair 0 is none.
+    pairs: Vec<[Player; 2]>,
+    winner: Player,
 }
 
-impl Player {
-    /// The winner against `other`: the lower key, and the lower stream among equal keys. Nobody can
-    /// predict who that is, so there must be no branch in it. (A comparison of both fields as one
-    /// number of 128 bits is compiled to one.)
-    #[inline]
-    fn play(self, other: Self) -> Self {
-        let wins = (self.key < other.key) | (self.key == other.key) & (self.stream < other.stream);
-        Self {
-            key: select_unpredictable(wins, self.key, other.key),
-            stream: select_unpredictable(wins, self.stream, other.stream),
-        }
+impl Default for Tournament {
+    fn default() -> Self {
+        Self { pairs: Vec::new(), winner: NOBODY }
     }
 }
 
 impl Tournament {
     /// Makes room for streams `0..count`.
     pub(super) fn grow(&mut self, count: usize) {
-        if count <= self.leaves {
+        let had = self.pairs.len();
+        if count <= had {
             return;
         }
-        let leaves = count.next_power_of_two().max(2);
-        let mut nodes = vec![Player { key: NOTHING, stream: 0 }; 2 * leaves];
-        for (stream, leaf) in (0..).zip(&mut nodes[leaves..]) {
-            leaf.stream = stream;
+        let pairs = count.next_power_of_two().max(2);
+        let before = std::mem::replace(&mut self.pairs, vec![[NOBODY; 2]; pairs]);
+        let keys = before[had / 2..].as_flattened().iter().map(|player| player.key);
+        for (stream, key) in (0..pairs as u32).zip(keys.chain(std::iter::repeat(NOTHING))) {
+            self.set(stream, key);
         }
-        nodes[leaves..leaves + self.leaves].copy_from_slice(&self.nodes[self.leaves..]);
-        for node in (1..leaves).rev() {
-            nodes[node] = nodes[2 * node].play(nodes[2 * node + 1]);
-        }
-        (self.nodes, self.leaves) = (nodes, leaves);
     }
 
-    /// Sets the key of `stream`.
+    /// Sets the key of `stream`. The lower key wins, and the lower stream among equal keys.
+    ///
+    /// What comes next waits for this, so that few steps depend on the key.
     #[inline]
     pub(super) fn set(&mut self, stream: u32, key: u64) {
-        let mut node = self.leaves + stream as usize;
         let mut winner = Player { key, stream };
-        self.nodes[node] = winner;
-        while node > 1 {
-            winner = winner.play(self.nodes[node ^ 1]);
-            node /= 2;
-            self.nodes[node] = winner;
+        let mut place = self.pairs.len() + stream as usize;
+        while place > 1 {
+            let Some(pair) = self.pairs.get_mut(place / 2) else { return };
+            let side = place % 2;
+            pair[side] = winner;
+            let other = pair[side ^ 1];
+            // Who wins nobody can predict, so there must be no branch in it. The right one loses against
+            // an equal key.
+            let wins = winner.key + side as u64 <= other.key;
+            winner.key = select_unpredictable(wins, winner.key, other.key);
+            winner.stream = select_unpredictable(wins, winner.stream, other.stream);
+            place /= 2;
         }
+        self.winner = winner;
     }
 
     /// The lowest key and its stream; [`NOTHING`] if all are empty.
     #[inline]
     pub(super) fn winner(&self) -> (u64, u32) {
-        self.nodes.get(1).map_or((NOTHING, 0), |winner| (winner.key, winner.stream))
+        (self.winner.key, self.winner.stream)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::reader::reading::{ReadOptions, Truncation};
 use crate::reader::record::Visit;
 use crate::reader::time::{QUIET, Step, Times, first_timed};
 use crate::reader::words::{
-    LONGEST, first, record_at, record_words, split, timed_words, untimed_words, wide,
+    LONGEST, PAYLOAD_WORDS, first, record_at, record_words, split, timed_words, untimed_words, wide,
 };
 
 /// Words read at a time. A window larger than this comes as several blocks.
@@ -22,20 +22,28 @@ const BLOCK_WORDS: usize = 64 << 10;
 /// Bytes of records kept at most while their pCPU shows no TSC.
 const UNTIMED: usize = 1 << 20;
 
-/// Words behind the records of a block: wherever a record starts, [`LONGEST`] words can be looked at.
-const PADDING: usize = LONGEST - 1;
+/// Bits of the classes whose events hardly ever come: the format's own, and the lives of domains.
+const SELDOM: u32 = (event::GENERAL | event::DOMAINS) & event::CLASS_MASK;
 
-/// Room of a full block; buffers of this size go round, smaller ones fit their window exactly.
-pub(super) const FULL: usize = LONGEST + BLOCK_WORDS + PADDING;
+/// Words behind the records of a block: wherever a record starts, [`LONGEST`] words can be looked at.
+pub(super) const PADDING: usize = LONGEST - 1;
+
+/// Words of a cache line.
+const LINE: usize = 16;
+
+/// Room of a full block; buffers of this size go round, smaller ones fit their window.
+pub(super) const FULL: usize = LINE + LONGEST + BLOCK_WORDS + PADDING;
 
 /// Whole records of one pCPU, in the order they were written.
 #[derive(Debug, Default)]
 pub(super) struct Block {
     pub(super) cpu: u32,
-    /// Where the first word stands in the input, in bytes.
+    /// Where the first record stands in the input, in bytes.
     pub(super) offset: u64,
-    /// The records, and behind `end` the padding, which means nothing.
+    /// The records from `begin` to `end`. What is before and behind them means nothing.
     pub(super) words: Vec<u32>,
+    /// Where the records begin.
+    pub(super) begin: usize,
     /// Where the records end.
     pub(super) end: usize,
     /// Words where those records start that need their place among all pCPUs'
@@ -64,9 +72,14 @@ impl Block {
         self.stops.get(n).copied().unwrap_or(self.end as u32)
     }
 
-    /// Memory it takes.
+    /// Where the word `at` stands in the input, in bytes.
+    fn offset_of(&self, at: usize) -> u64 {
+        self.offset + 4 * (at - self.begin) as u64
+    }
+
+    /// Memory it takes, without the room for its place in a cache line.
     pub(super) fn bytes(&self) -> usize {
-        4 * (self.words.len() + self.stops.len())
+        4 * (self.words.len().saturating_sub(LINE) + self.stops.len())
     }
 }
 
@@ -170,26 +183,27 @@ impl<R: Read, V: Visit> Windows<R, V> {
         loop {
             let take = left.min(BLOCK_WORDS);
             let kept = carry.1;
-            let mut block = self.buffer(kept + take);
+            let mut block = self.buffer(kept, take);
             let words = &mut block.words;
-            words[..kept].copy_from_slice(&carry.0[..kept]);
+            let filled = block.begin + kept;
+            words[block.begin..filled].copy_from_slice(&carry.0[..kept]);
             let start = self.offset - 4 * kept as u64;
-            let got = self.fill(bytemuck::cast_slice_mut(&mut words[kept..kept + take]))?;
+            let got = self.fill(bytemuck::cast_slice_mut(&mut words[filled..filled + take]))?;
             left -= take;
-            let mut read = kept + got / 4;
+            let mut read = filled + got / 4;
             if cfg!(target_endian = "big") {
-                words[kept..read].iter_mut().for_each(|word| *word = u32::from_le(*word));
+                words[filled..read].iter_mut().for_each(|word| *word = u32::from_le(*word));
             }
             (block.cpu, block.offset) = (cpu, start);
             while self.scan(&mut block, read)? == Scanned::Restarts {
                 // What follows is a block of its own, in a time of its own.
                 let rest = self.split_off(&mut block, read);
-                read -= block.end;
+                read = rest.begin + read - block.end;
                 if self.send(std::mem::replace(&mut block, rest)).is_err() {
                     return Ok(Flow::HungUp);
                 }
             }
-            let (start, end) = (block.offset, block.end);
+            let (end, offset) = (block.end, block.offset_of(block.end));
             let unused = read - end;
             carry.0[..unused].copy_from_slice(&block.words[end..read]);
             carry.1 = unused;
@@ -207,7 +221,6 @@ impl<R: Read, V: Visit> Windows<R, V> {
             }
             if last && unused > 0 {
                 let header = carry.0[0];
-                let offset = start + 4 * end as u64;
                 let size = 4 * record_words(header);
                 return Err(ErrorKind::RecordPastWindow { offset, header, size, window_end }.into());
             }
@@ -224,11 +237,12 @@ impl<R: Read, V: Visit> Windows<R, V> {
     #[cold]
     fn split_off(&mut self, block: &mut Block, read: usize) -> Block {
         let end = block.end;
-        let mut rest = self.buffer(read - end);
-        rest.words[..read - end].copy_from_slice(&block.words[end..read]);
-        (rest.cpu, rest.offset, rest.restarts) = (block.cpu, block.offset + 4 * end as u64, true);
+        let mut rest = self.buffer(0, read - end);
+        let begin = rest.begin;
+        rest.words[begin..begin + read - end].copy_from_slice(&block.words[end..read]);
+        (rest.cpu, rest.offset, rest.restarts) = (block.cpu, block.offset_of(end), true);
         block.last = false;
-        self.times.restart(rest.cpu, wide(rest.words[1], rest.words[2]));
+        self.times.restart(rest.cpu, wide(rest.words[begin + 1], rest.words[begin + 2]));
         rest
     }
 
@@ -262,12 +276,20 @@ impl<R: Read, V: Visit> Windows<R, V> {
         Ok(())
     }
 
-    /// A block with room for so many words and the padding. What they hold means nothing.
-    fn buffer(&mut self, words: usize) -> Block {
-        let room = if words <= BLOCK_WORDS / 2 { words + PADDING } else { FULL };
+    /// A block with room for so many words: some that are there, and those that are read next. What it
+    /// holds means nothing.
+    ///
+    /// What is read comes to a place in its cache line as in that of the file: a copy of lines as they
+    /// are takes a quarter less time than one that shifts them, and half of it where it shifts them by
+    /// a word.
+    fn buffer(&mut self, kept: usize, read: usize) -> Block {
+        let words = kept + read;
+        let room = if words <= BLOCK_WORDS / 2 { LINE + words + PADDING } else { FULL };
         let used = if room == FULL { self.spare.try_recv().ok() } else { None };
         let mut block = used.unwrap_or_else(|| Block { words: vec![0; room], ..Block::default() });
         block.stops.clear();
+        let place = block.words.as_ptr().align_offset(4 * LINE) + (self.offset / 4) as usize % LINE;
+        block.begin = (place + LINE - kept) % LINE;
         (block.restarts, block.strays, block.last) = (false, 0, false);
         block
     }
@@ -277,7 +299,8 @@ impl<R: Read, V: Visit> Windows<R, V> {
     fn scan(&mut self, block: &mut Block, filled: usize) -> Result<Scanned, Error> {
         let cpu = block.cpu;
         let began = self.begin(block, filled);
-        let mut walk = Walk { before: self.times.of(cpu).last, ..Walk::default() };
+        let before = self.times.of(cpu).last;
+        let mut walk = Walk { at: block.begin, before, ..Walk::default() };
         block.before = if began { self.times.corrected(cpu, walk.before) } else { 0 };
         let mut done = Scanned::All;
         loop {
@@ -294,7 +317,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
             let own = event & event::GROUP_MASK == event::GENERAL;
             let mut is_stop = own || !V::is_local(event, first(&of));
             if own {
-                self.check_format_record(event, header, block.offset + 4 * at as u64)?;
+                self.check_format_record(event, header, block.offset_of(at))?;
                 if event == event::LOST_RECORDS {
                     clamp_gap(&mut block.words[at..], walk.before);
                 }
@@ -333,7 +356,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
             block.max_tsc = self.times.seen(cpu, latest);
         }
         if !self.times.is_plain(cpu) {
-            self.times.correct(cpu, &mut block.words, walk.at);
+            self.times.correct(cpu, &mut block.words[block.begin..walk.at]);
         }
         (block.records, block.backwards) = (walk.records, walk.backwards);
         Ok(done)
@@ -345,7 +368,7 @@ impl<R: Read, V: Visit> Windows<R, V> {
         if of.timed && !self.times.has_sessions() {
             return true;
         }
-        let Some(first) = first_timed(&block.words, 0, filled) else { return of.timed };
+        let Some(first) = first_timed(&block.words, block.begin, filled) else { return of.timed };
         if !of.timed {
             self.times.begin(cpu, first);
         } else if self.times.follows_restart(cpu, first) {
@@ -413,33 +436,32 @@ impl Walk {
     #[inline(never)]
     fn ordinary<V: Visit>(&mut self, words: &[u32], stops: &mut Vec<u32>) {
         let (mut at, mut before, mut records) = (self.at as u32, self.before, 0);
-        let mut rest = &words[self.at..];
         // Whether a record is a stop nobody could predict: each is noted, and overwritten if it is
         // none.
         let (mut batch, mut count) = ([0; 64], 0);
-        while let Some(of) = rest.first_chunk::<LONGEST>() {
+        while let Some(of) = record_at(words, at) {
             let header = of[0];
             let event = header & event::EVENT_MASK;
-            if event & event::GROUP_MASK == event::GENERAL {
+            if event & SELDOM != 0 {
                 break;
             }
             // Every turn waits for the size that the one before found, so it is found by the
             // shortest way: nearly all records carry a TSC, which makes the branch free.
-            let size = if header >> 31 != 0 {
+            let (size, first) = if header >> 31 != 0 {
                 let tsc = wide(of[1], of[2]);
                 if is_step(before, tsc) {
                     break;
                 }
                 before = tsc;
-                timed_words(header)
+                (timed_words(header), of[3])
             } else {
-                untimed_words(header)
+                (untimed_words(header), of[1])
             };
+            let first = (header & PAYLOAD_WORDS != 0).then_some(first);
             records += 1;
             batch[count] = at;
-            count += usize::from(!V::is_local(event, first(of)));
+            count += usize::from(!V::is_local(event, first));
             at += size;
-            rest = &rest[size as usize..];
             if count == batch.len() {
                 stops.extend_from_slice(&batch);
                 count = 0;

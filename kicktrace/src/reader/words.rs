@@ -7,6 +7,9 @@ use std::ops::Range;
 /// The longest record: header, TSC, seven words.
 pub(super) const LONGEST: usize = 10;
 
+/// The bits of a header that tell how many words the payload has.
+pub(super) const PAYLOAD_WORDS: u32 = 7 << 28;
+
 /// The words of a record with this header.
 #[inline]
 pub(super) const fn record_words(header: u32) -> u32 {
