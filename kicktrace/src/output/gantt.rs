@@ -1,5 +1,6 @@
 //! A chart for the terminal: one row a pCPU and one a vCPU, and the kicks below.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::story::Story;
@@ -27,9 +28,9 @@ pub fn write(out: &mut dyn Write, story: &Story, clock: &Clock, width: usize) ->
         time((ticks / width as f64) as u64, clock)
     )?;
     // Each column shows what lasted longest in it.
-    let row = |of: &dyn Fn(&Interval) -> Option<char>| -> String {
+    let row = |intervals: &[&Interval], of: &dyn Fn(&Interval) -> Option<char>| -> String {
         let mut most = vec![(0.0, ' '); width];
-        for (interval, sign) in story.intervals.iter().filter_map(|i| Some((i, of(i)?))) {
+        for (interval, sign) in intervals.iter().filter_map(|i| Some((i, of(i)?))) {
             let begin = (interval.from - from) as f64 / ticks * width as f64;
             let end = (interval.to - from) as f64 / ticks * width as f64;
             let columns = begin as usize..(end as usize + 1).min(width);
@@ -44,29 +45,27 @@ pub fn write(out: &mut dyn Write, story: &Story, clock: &Clock, width: usize) ->
         most.into_iter().map(|(_, sign)| sign).collect()
     };
     writeln!(out, "\nwho runs on each pCPU:")?;
-    for cpu in story.pcpus() {
-        let runs = |interval: &Interval| {
-            let here = interval.cpu == cpu && interval.state == Runstate::Running;
-            here.then(|| letter(&vcpus, interval.vcpu))
-        };
-        writeln!(out, "  p{cpu:<6}|{}|", row(&runs))?;
+    let runs = |interval: &Interval| {
+        (interval.state == Runstate::Running).then(|| letter(&vcpus, interval.vcpu))
+    };
+    for (cpu, here) in rows(story, |interval| interval.cpu) {
+        writeln!(out, "  p{cpu:<6}|{}|", row(&here, &runs))?;
     }
     writeln!(
         out,
         "\neach vCPU: # running, - runnable without a pCPU (stolen), . blocked, x offline:"
     )?;
-    for &vcpu in &vcpus {
-        let state = |interval: &Interval| {
-            let sign = match interval.state {
-                Runstate::Running => '#',
-                Runstate::Runnable => '-',
-                Runstate::Blocked => '.',
-                Runstate::Offline => 'x',
-            };
-            (interval.vcpu == vcpu).then_some(sign)
-        };
+    let state = |interval: &Interval| {
+        Some(match interval.state {
+            Runstate::Running => '#',
+            Runstate::Runnable => '-',
+            Runstate::Blocked => '.',
+            Runstate::Offline => 'x',
+        })
+    };
+    for (vcpu, its) in rows(story, |interval| interval.vcpu) {
         let name = letter(&vcpus, vcpu);
-        writeln!(out, "{name} {:<7}|{}|", vcpu.to_string(), row(&state))?;
+        writeln!(out, "{name} {:<7}|{}|", vcpu.to_string(), row(&its, &state))?;
     }
     let mut worst: Vec<&WaitStory> = story.waits.iter().collect();
     let all = worst.len();
@@ -93,6 +92,15 @@ pub fn write(out: &mut dyn Write, story: &Story, clock: &Clock, width: usize) ->
         writeln!(out, "{} more than fit: choose a shorter window", story.dropped)?;
     }
     Ok(())
+}
+
+/// The intervals of each row.
+fn rows<K: Ord>(story: &Story, key: impl Fn(&Interval) -> K) -> BTreeMap<K, Vec<&Interval>> {
+    let mut rows = BTreeMap::<K, Vec<&Interval>>::new();
+    for interval in &story.intervals {
+        rows.entry(key(interval)).or_default().push(interval);
+    }
+    rows
 }
 
 fn letter(vcpus: &[VcpuId], of: VcpuId) -> char {
