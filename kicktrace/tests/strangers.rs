@@ -161,6 +161,33 @@ fn a_class_that_is_not_there_leaves_nothing_exact() {
     assert_ne!(guest(&some_wakes).counts.waits.certainty, Certainty::Exact);
 }
 
+/// The mask may be changed while a trace is taken. What the other records prove is told.
+#[test]
+fn a_class_that_ends_half_way_leaves_nothing_exact() {
+    let half = START + 2_500_000;
+    let until_half = |out: fn(&Rec) -> bool| {
+        let mut all = base();
+        all.retain(|rec| rec.tsc.unwrap() < half || !out(rec));
+        told(&all)
+    };
+    let calls = until_half(|rec| rec.event == event::PV_HYPERCALL);
+    let blocks = until_half(|rec| rec.event == event::BLOCK);
+    let changes = until_half(|rec| rec.event & event::GROUP_MASK == event::SCHED_MIN);
+    for (summary, topic) in [(calls, "entries"), (blocks, "blocks"), (changes, "changes")] {
+        assert!(doubts(&summary).contains(&topic), "{topic}: {:?}", summary.findings);
+        let counts = &guest(&summary).counts;
+        for of in [counts.waking_kicks, counts.waits, counts.evtchn_ops, counts.polls] {
+            assert_ne!(of.certainty, Certainty::Exact, "{topic}: {of:?}");
+        }
+        // There may be fewer of what is told by a record that does not come.
+        for of in [counts.kicks_without_wake, counts.polls_immediate, counts.idle_blocks] {
+            assert_eq!(of.certainty, Certainty::Inferred, "{topic}: {of:?}");
+        }
+        // What they blocked in is not known, but for one that had called before.
+        assert!(counts.idle_blocks.value <= 1, "{topic}: {:?}", counts.idle_blocks);
+    }
+}
+
 /// The guest's mark of a kick of vCPU `target` by `by`, a microsecond before each operation of `kicks`.
 fn marked(kicks: std::ops::Range<usize>, by: u32, target: u32) -> Summary {
     let mut all = Vec::new();

@@ -5,7 +5,7 @@
 
 use crate::analysis::acquisition::Acquired;
 use crate::analysis::observe::{AcquisitionStory, Observe};
-use crate::analysis::{Analyser, Current, Op};
+use crate::analysis::{Analyser, Current, Op, Seen};
 use crate::event;
 use crate::markers;
 use crate::summary::{Certainty, DomainKind};
@@ -16,7 +16,7 @@ impl<O: Observe> Analyser<O> {
     #[inline]
     pub(super) fn close(&mut self, cpu: u32) -> Current {
         let pcpu = self.pcpu(cpu);
-        pcpu.watched = true;
+        pcpu.seen = Seen::Entered;
         let current = pcpu.current;
         if !matches!(pcpu.op, Op::None) {
             let op = std::mem::take(&mut pcpu.op);

@@ -116,6 +116,31 @@ enum Op {
     Poll { tsc: u64 },
 }
 
+/// What the trace shows of the current vCPU of a pCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Seen {
+    /// Not even how it came.
+    #[default]
+    Nothing,
+    /// How it came, and no call or exit since: it runs guest code.
+    Came,
+    /// How it entered Xen last.
+    Entered,
+}
+
+/// What Xen did as other records prove, and no record tells though Xen always writes one. How often.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unseen {
+    /// A vCPU was woken without a WAKE.
+    wakes: u64,
+    /// One that had written BLOCK before left its pCPU to sleep without one.
+    blocks: u64,
+    /// One that ran guest code blocked without a call or an exit.
+    entries: u64,
+    /// One blocked that was not running, or had blocked before and not left.
+    changes: u64,
+}
+
 /// A WAKE whose effect is not seen yet.
 #[derive(Clone, Copy, Debug)]
 struct Wake {
@@ -146,8 +171,7 @@ struct Pcpu {
     /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting; there
     /// is none without a `wake`.
     outer_wake: Option<Wake>,
-    /// Whether the trace shows how the current vCPU came, or entered Xen last.
-    watched: bool,
+    seen: Seen,
     /// Operations and polls of a current vCPU that is not known.
     unattributed: u64,
     /// Whether the scheduler has written here, and whether its first record shows that a guest was
@@ -191,8 +215,7 @@ pub struct Analyser<O = ()> {
     bad_markers: u64,
     /// Changes that one pCPU wrote for another.
     shared_cores: u64,
-    /// vCPUs that were blocked no more without a WAKE on that pCPU.
-    unseen_wakes: u64,
+    unseen: Unseen,
     /// Operations marked as a kick of one vCPU that woke another.
     mistaken_marks: u64,
     /// Domains whose begin is in the trace, and that have not ended.
@@ -249,7 +272,7 @@ impl<O: Observe> Analyser<O> {
             classes: Classes::default(),
             bad_markers: 0,
             shared_cores: 0,
-            unseen_wakes: 0,
+            unseen: Unseen::default(),
             mistaken_marks: 0,
             began: FxHashSet::default(),
             lives: FxHashMap::default(),
@@ -358,7 +381,7 @@ impl<O: Observe> Analyser<O> {
         self.worst_skew = self.worst_skew.max(self.skew.worst());
         self.skew = Skew::default();
         (self.bad_markers, self.shared_cores) = (0, 0);
-        (self.unseen_wakes, self.mistaken_marks) = (0, 0);
+        (self.unseen, self.mistaken_marks) = (Unseen::default(), 0);
         summary
     }
 }

@@ -5,7 +5,7 @@
 use crate::analysis::acquisition::{Kick, Slept};
 use crate::analysis::observe::{Change, KickStory, Observe, WaitStory};
 use crate::analysis::vcpu::{self, Poll, Woke, tell_interval};
-use crate::analysis::{Analyser, Current, EMPTY, NOBODY, Op, Pcpu, Wake, short};
+use crate::analysis::{Analyser, Current, EMPTY, NOBODY, Op, Pcpu, Seen, Wake, short};
 use crate::error::Error;
 use crate::event::{self, Runstate};
 use crate::reader::Lost;
@@ -45,9 +45,12 @@ impl<O: Observe> Analyser<O> {
         let wake = if pcpu.wake.is_some() { pcpu.take_wake() } else { None };
         let wake = wake.filter(|wake| wake.target == index);
         let vcpu = &mut self.vcpus[index as usize];
+        let announced = std::mem::take(&mut vcpu.blocking) || !vcpu.announces;
+        let sleeps = (old, new) == (Runstate::Running, Runstate::Blocked);
+        self.unseen.blocks += u64::from(sleeps && !announced && vcpu.state == Some(old));
         let now = vcpu.compare_clocks(cpu, tsc, (old, new), &mut self.skew);
         if old == Runstate::Blocked && matches!(new, Runstate::Runnable | Runstate::Offline) {
-            self.unseen_wakes += u64::from(wake.is_none() && scheduled);
+            self.unseen.wakes += u64::from(wake.is_none() && scheduled);
             self.woken(index, wake, tsc);
         }
         let vcpu = &mut self.vcpus[index as usize];
@@ -100,6 +103,7 @@ impl<O: Observe> Analyser<O> {
         }
         let pcpu = self.pcpu(cpu);
         (pcpu.current, pcpu.unattributed) = (here, 0);
+        pcpu.seen = Seen::Came;
     }
 
     /// The vCPU `key` is set running no more by `cpu`.
@@ -112,7 +116,7 @@ impl<O: Observe> Analyser<O> {
             let op = std::mem::take(&mut pcpu.op);
             pcpu.current = Current::Unknown;
             if matches!(op, Op::Evtchn { .. }) {
-                pcpu.watched = true;
+                pcpu.seen = Seen::Entered;
                 self.closed(here, op);
             }
         } else if pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE {
@@ -154,6 +158,7 @@ impl<O: Observe> Analyser<O> {
                     to: Some(Runstate::Running),
                 });
             }
+            vcpu.blocking = false;
             let kick = vcpu.stays_awake();
             self.kicked_awake(kick);
             self.runs(index, tsc);
@@ -307,7 +312,7 @@ impl<O: Observe> Analyser<O> {
 
     pub(super) fn block(&mut self, cpu: u32, tsc: u64, index: u32) {
         let pcpu = self.pcpu(cpu);
-        let watched = pcpu.watched;
+        let seen = pcpu.seen;
         if pcpu.current == Current::Unknown {
             // Whoever blocks is on the pCPU, and so is what was begun there.
             pcpu.current = Current::Vcpu(index);
@@ -319,7 +324,11 @@ impl<O: Observe> Analyser<O> {
         if index != NOBODY {
             // Where the trace shows no call of it at all, nobody knows in which one it blocks.
             let vcpu = &mut self.vcpus[index as usize];
-            vcpu.block(tsc, watched && vcpu.kind != DomainKind::Unknown);
+            let calls = vcpu.kind != DomainKind::Unknown;
+            self.unseen.entries += u64::from(calls && seen == Seen::Came);
+            let off = vcpu.state.is_some_and(|state| state != Runstate::Running);
+            self.unseen.changes += u64::from(off || vcpu.blocking);
+            vcpu.block(tsc, calls && seen == Seen::Entered);
         }
     }
 
@@ -412,7 +421,7 @@ impl<O: Observe> Analyser<O> {
         self.calibration.forget(cpu);
         let pcpu = self.pcpu(cpu);
         (pcpu.op, pcpu.wake, pcpu.outer_wake) = (Op::None, None, None);
-        (pcpu.watched, pcpu.scheduled) = (false, true);
+        (pcpu.seen, pcpu.scheduled) = (Seen::Nothing, true);
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let elsewhere = vcpu.state == Some(Runstate::Running) && vcpu.cpu != cpu;
             if !elsewhere {

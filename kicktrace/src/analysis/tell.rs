@@ -183,6 +183,11 @@ fn vcpu(vcpu: &Vcpu, last: u64, trust: Trust) -> summary::Vcpu {
     // What is missing makes each count a lower bound.
     let count = |value, certainty: Certainty| Count { value, certainty: certainty.and(trust.own) };
     let own = |value| count(value, Certainty::Exact);
+    // What is told by a record that does not come may be less, too, where records are missing.
+    let absence = |value, certainty| match trust.own {
+        Certainty::LowerBound => Count::inferred(value),
+        _ => count(value, certainty),
+    };
     let poll = |value| count(value, trust.polls);
     let ended = |value| count(value, trust.polls.max(order));
     let kick = |value| count(value, trust.kicks);
@@ -197,17 +202,17 @@ fn vcpu(vcpu: &Vcpu, last: u64, trust: Trust) -> summary::Vcpu {
             waking_kicks: kick(raw.waking_kicks),
             idle_kicks: count(raw.idle_kicks, Certainty::Inferred),
             kicks_without_wake: if vcpu.marks_kicks {
-                count(raw.marked_without_wake, order)
+                absence(raw.marked_without_wake, order)
             } else {
-                count(raw.kicks_without_wake, Certainty::UpperBound)
+                absence(raw.kicks_without_wake, Certainty::UpperBound)
             },
             marked_kicks: own(raw.marked_kicks),
             polls: poll(raw.polls),
             polls_blocked: ended(raw.polls_blocked),
             polls_aborted: ended(raw.polls_aborted),
-            polls_immediate: ended(raw.polls_immediate),
+            polls_immediate: absence(raw.polls_immediate, trust.polls.max(order)),
             polls_unresolved: Count::exact(raw.polls_unresolved),
-            idle_blocks: poll(raw.idle_blocks),
+            idle_blocks: absence(raw.idle_blocks, trust.polls),
             blocks_unknown: Count::exact(raw.blocks_unknown),
             yields: own(raw.yields),
             waits: ended(raw.waits),

@@ -148,6 +148,10 @@ pub(super) struct Vcpu {
     kicked_by: Option<Kick>,
     /// What woke it is not in the trace.
     wake_unseen: bool,
+    /// It has written BLOCK and is still on its pCPU.
+    pub(super) blocking: bool,
+    /// It has written BLOCK before.
+    pub(super) announces: bool,
     /// It blocked, and the trace begins after it entered Xen for that: in a poll or otherwise.
     unknown_block: bool,
     /// It entered Xen before the trace says that it was on its pCPU.
@@ -268,6 +272,7 @@ impl Vcpu {
         self.state = None;
         self.odd = None;
         (self.early_wake, self.unknown_block) = (None, false);
+        self.blocking = false;
         self.ran_at_wait_end = None;
     }
 
@@ -475,6 +480,7 @@ impl Vcpu {
 
     /// It blocks; `seen` if the trace shows how it entered Xen.
     pub(super) fn block(&mut self, tsc: u64, seen: bool) {
+        (self.blocking, self.announces) = (true, true);
         if self.poll == Poll::Entered {
             self.poll = Poll::Blocking;
             // Until it leaves its pCPU, which may be told late or never.

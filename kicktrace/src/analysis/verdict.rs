@@ -37,7 +37,6 @@ pub(super) struct Doubt {
 impl Doubt {
     pub(super) fn of<O>(analyser: &Analyser<O>, reading: &Reading) -> Self {
         let read = &analyser.options.read;
-        let contradicted = analyser.vcpus.iter().any(|vcpu| vcpu.raw.inconsistent > 0);
         // The same for all changes nothing between them.
         let offset = |cpu: u32| {
             let of = read.tsc_offsets.iter().rev().find(|&&(of, _)| of == cpu);
@@ -45,7 +44,10 @@ impl Doubt {
         };
         let differs = |two: &[PcpuReading]| offset(two[0].cpu) != offset(two[1].cpu);
         let corrected = !read.tsc_drifts.is_empty() || reading.pcpus.windows(2).any(differs);
-        let order = reading.late_records > 0 || contradicted || corrected || backwards(reading) > 0;
+        let order = reading.late_records > 0
+            || contradicted(analyser)
+            || corrected
+            || backwards(reading) > 0;
         Self { order, partial: is_partial(analyser, reading), cores: analyser.shared_cores > 0 }
     }
 
@@ -60,7 +62,8 @@ fn is_partial<O>(analyser: &Analyser<O>, reading: &Reading) -> bool {
     let captured = of.runstates && of.knows_wakes() && of.knows_hypercalls();
     reading.lost_records() > 0
         || !captured
-        || unseen_wakes(analyser, reading) > 0
+        || has_hidden_wakes(analyser, reading)
+        || !unseen(analyser, reading).is_empty()
         || !absent_pcpus(reading).is_empty()
         || skipped(analyser) > 0
         || !late_pcpus(analyser, reading).is_empty()
@@ -80,10 +83,41 @@ fn skipped<O>(analyser: &Analyser<O>) -> u64 {
     analyser.vcpus.iter().map(|vcpu| vcpu.raw.skipped).sum()
 }
 
-/// Wakes that are not in the trace, though all of it seems to be.
-fn unseen_wakes<O>(analyser: &Analyser<O>, reading: &Reading) -> u64 {
-    let explained = reading.lost_records() > 0 || is_joined(reading);
-    if explained { 0 } else { analyser.unseen_wakes }
+/// Records that are not in the trace, though all of it seems to be: a topic, and what happened without
+/// them. Of a class that is not there at all nothing is told here.
+fn unseen<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<(&'static str, String)> {
+    if has_breaks(reading) {
+        return Vec::new();
+    }
+    let (of, classes) = (&analyser.unseen, &analyser.classes);
+    // Where pCPUs are out of step, or one writes for another, who runs is not certain either.
+    let who_runs = classes.runstates && analyser.shared_cores == 0 && !contradicted(analyser);
+    let all = [
+        ("wakes", classes.wakes, of.wakes, "were woken", "a WAKE"),
+        ("blocks", classes.wakes && who_runs, of.blocks, "went to sleep", "a BLOCK"),
+        ("entries", who_runs, of.entries, "blocked", "the call or the exit they did it in"),
+        ("changes", who_runs, of.changes, "blocked", "a change that set them running"),
+    ];
+    let found = all.into_iter().filter(|&(_, sure, times, ..)| sure && times > 0);
+    let told = |(topic, _, times, what, record)| {
+        (topic, format!("vCPUs {what} {times} times without a record of {record}"))
+    };
+    found.map(told).collect()
+}
+
+/// Whether there were wakes without a record, though all records seem to be there.
+fn has_hidden_wakes<O>(analyser: &Analyser<O>, reading: &Reading) -> bool {
+    analyser.unseen.wakes > 0 && !has_breaks(reading)
+}
+
+/// Whether the trace tells that records are missing.
+fn has_breaks(reading: &Reading) -> bool {
+    reading.lost_records() > 0 || is_joined(reading)
+}
+
+/// Whether changes of runstates contradict each other.
+fn contradicted<O>(analyser: &Analyser<O>) -> bool {
+    analyser.vcpus.iter().any(|vcpu| vcpu.raw.inconsistent > 0)
 }
 
 /// pCPUs without records among those with records.
@@ -184,7 +218,7 @@ fn conclude(summary: &mut Summary, judge: Judge) {
 /// Whether the mask had what a kick count needs.
 fn classes<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     let classes = &summary.classes;
-    let unseen = unseen_wakes(analyser, &summary.reading);
+    let unseen = unseen(analyser, &summary.reading);
     judge.class(
         "runstate changes",
         classes.runstates,
@@ -195,18 +229,17 @@ fn classes<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     judge.class(
         "wake or block records",
         classes.wakes,
-        classes.knows_wakes() && unseen == 0,
+        classes.knows_wakes() && !has_hidden_wakes(analyser, &summary.reading),
         event::SCHED_VERBOSE,
         "add 0x00028000 to the mask",
     );
-    if unseen > 0 && classes.wakes {
+    for (topic, what) in unseen {
         judge.say(
             Verdict::Doubtful,
-            "wakes",
-            format!(
-                "vCPUs were woken {unseen} times without a WAKE record, which Xen always writes"
-            ),
-            "some records of the trace were taken out of it",
+            topic,
+            format!("{what}, which Xen always writes"),
+            "some records of the trace were taken out of it, or its mask was changed while it was taken \
+             (by another xentrace)",
         );
     }
     let hvm_only = classes.hvm_exits && !classes.pv_entries;
