@@ -35,6 +35,10 @@ struct Gate {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    if [&args.before, &args.after].into_iter().all(|file| file == "-") {
+        let text = "standard input holds one trace: save the other one to a file";
+        return Err(Failure::Usage(text.into()));
+    }
     let summary =
         |file: &String| Input { file: file.clone(), reading: args.reading.clone() }.summarise();
     let (before, after) = (summary(&args.before)?, summary(&args.after)?);

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window, parse_vcpu};
-use super::{Failure, all_read};
+use super::{Failure, all_read, corrected};
 use crate::analysis::VcpuId;
 use crate::error::{Error, ErrorKind};
 use crate::event;
@@ -47,6 +47,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let reading = done.map_err(|source| args.input.failure(source))?;
     lines.unseen()?;
     args.window.reached(reading.ticks(), lines.clock, &args.input.file)?;
+    corrected(&args.input, &reading)?;
     all_read(&args.input, &reading)
 }
 

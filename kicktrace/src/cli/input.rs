@@ -9,7 +9,7 @@ use clap::Args;
 use super::Failure;
 use crate::analysis::{Bounds, Fixed, VcpuId};
 use crate::error::Error;
-use crate::reader::{Drift, ReadOptions};
+use crate::reader::{self, Drift, ReadOptions};
 use crate::{Options, Summary};
 
 #[derive(Clone, Debug, Args)]
@@ -48,8 +48,22 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Reads the frequency from the file it stands in, if it was given so.
+    /// Whose TSC was to be corrected, among those that are not in the trace.
+    pub(super) fn absent_pcpu(&self, reading: &reader::Reading) -> Option<u32> {
+        let has = |cpu: u32| reading.pcpus.iter().any(|pcpu| pcpu.cpu == cpu);
+        self.tsc_offsets.iter().map(|&(cpu, _)| cpu).find(|&cpu| !has(cpu))
+    }
+
+    /// Refuses what contradicts itself, and reads the frequency from the file it stands in, if it was
+    /// given so.
     pub(super) fn resolve(&mut self) -> Result<(), Failure> {
+        for (at, (cpu, _)) in self.tsc_offsets.iter().enumerate() {
+            if self.tsc_offsets[..at].iter().any(|(other, _)| other == cpu) {
+                return Err(Failure::Usage(format!(
+                    "--tsc-offset: pCPU {cpu} is named twice: give the sum"
+                )));
+            }
+        }
         let Some(path) = &self.xl_dmesg else { return Ok(()) };
         let name = path.display().to_string();
         let log = std::fs::read(path);
@@ -88,12 +102,13 @@ impl Input {
         let open = File::open(&self.file).and_then(|file| Ok((file.metadata()?.is_dir(), file)));
         match open {
             Ok((false, file)) => Ok(Box::new(file)),
-            Ok((true, _)) => Err(Failure::Usage(format!(
-                "{}: a directory: name the file that xentrace wrote",
-                self.file
-            ))),
+            Ok((true, _)) => Err(self.is_folder()),
             Err(source) => Err(Failure::Open { name: self.file.clone(), source }),
         }
+    }
+
+    fn is_folder(&self) -> Failure {
+        Failure::Usage(format!("{}: a directory: name the file that xentrace wrote", self.file))
     }
 
     /// The trace's name without the folders it is in.
@@ -123,8 +138,16 @@ impl Input {
     /// TSC ticks a second for a command that prints times as it reads: given, or measured on the
     /// trace beforehand. `None` on a pipe, which cannot be read twice.
     pub(super) fn clock(&self) -> Result<Option<f64>, Failure> {
-        if self.reading.cpu_hz.is_some() || !self.is_rereadable() {
+        if self.reading.cpu_hz.is_some() || self.is_stdin() {
             return Ok(self.reading.cpu_hz);
+        }
+        if !self.is_rereadable() {
+            // What is not there, or a folder, is no pipe. (A pipe can be opened only once.)
+            return match std::fs::metadata(&self.file) {
+                Ok(meta) if meta.is_dir() => Err(self.is_folder()),
+                Ok(_) => Ok(None),
+                Err(source) => Err(Failure::Open { name: self.file.clone(), source }),
+            };
         }
         let clock = crate::calibrate(self.open()?, &self.reading.options())
             .map_err(|source| self.failure(source))?;
@@ -196,9 +219,12 @@ impl Window {
     }
 }
 
+/// No TSC goes further, neither in seconds nor in ticks.
+const LATEST: f64 = u64::MAX as f64;
+
 fn parse_seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Ok(seconds),
+        Ok(seconds) if (0.0..=LATEST).contains(&seconds) => Ok(seconds),
         _ => Err("seconds after the first record, such as 1.5".into()),
     }
 }

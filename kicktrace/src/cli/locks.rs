@@ -104,18 +104,26 @@ fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
         _ => Lines::Table,
     };
     let hz = clock.hz;
-    let writer = Writer { out: Some(out), lines, clock, lock: args.lock, to: None, failed: None };
+    let (lock, to, failed, found) = (args.lock, None, None, false);
+    let writer = Writer { out: Some(out), lines, clock, lock, found, to, failed };
     let options = args.input.reading.options();
     let mut analyser = Analyser::observed(&options, Windowed::new(args.window, hz, writer));
     let reading = read(args.input.open()?, &options.read, &mut analyser)
         .map_err(|source| args.input.failure(source))?;
     let (summary, windowed) = analyser.finish(reading);
+    let found = windowed.to.found;
     match (windowed.to.failed, windowed.to.to) {
         (Some(error), _) => return Err(error.into()),
         (None, Some(mut to)) => to.flush()?,
         (None, None) => {}
     }
     args.window.reached(summary.ticks, hz, &args.input.file)?;
+    if let (Some(lock), false, true) = (args.lock, found, summary.classes.markers) {
+        return Err(Failure::Usage(format!(
+            "{}: no acquisition of lock {lock:#010x} that blocked; kicktrace locks lists the locks",
+            args.input.file
+        )));
+    }
     Ok(summary)
 }
 
@@ -126,6 +134,8 @@ struct Writer<W> {
     lines: Lines,
     clock: Clock,
     lock: Option<u32>,
+    /// Whether there was any.
+    found: bool,
     to: Option<Acquisitions<W>>,
     failed: Option<io::Error>,
 }
@@ -144,6 +154,7 @@ impl<W: Write> Observe for Writer<W> {
             && self.lock.is_none_or(|lock| lock == of.lock)
             && let Some(to) = &mut self.to
         {
+            self.found = true;
             self.failed = to.write(of).err();
         }
     }

@@ -152,6 +152,17 @@ impl Failure {
     }
 }
 
+/// Refuses a correction of a pCPU that the whole trace has no record of.
+fn corrected(input: &input::Input, whole: &Reading) -> Result<(), Failure> {
+    match input.reading.absent_pcpu(whole) {
+        Some(cpu) => Err(Failure::Usage(format!(
+            "{}: no record of pCPU {cpu}, whose TSC was to be corrected (--tsc-offset)",
+            input.file
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// What a command ends with that told every record of its trace: success, or that the trace is cut.
 fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
     match reading.truncated {
@@ -172,6 +183,10 @@ fn judged(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
 
 /// As [`judged`], for an output that shows the doubts itself.
 fn finished(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
+    // That of a window has the pCPUs of the window.
+    if summary.window.is_none() {
+        corrected(input, &summary.reading)?;
+    }
     all_read(input, &summary.reading)?;
     let missing = summary.found(Verdict::Missing).next();
     missing.map_or(Ok(()), |missing| Err(Failure::missing(input, &summary.reading, missing)))

@@ -35,7 +35,25 @@ pub(super) fn create(path: &Path, kind: Kind, read: &[&str]) -> Result<Box<dyn W
     }
     refuse_inputs(path, read)?;
     let open = |source| Failure::Open { name: path.display().to_string(), source };
-    Ok(Box::new(BufWriter::new(File::create(path).map_err(open)?)))
+    let name = path.display().to_string();
+    Ok(Box::new(BufWriter::new(Named { file: File::create(path).map_err(open)?, name })))
+}
+
+/// A file whose errors name it.
+struct Named {
+    file: File,
+    name: String,
+}
+
+impl Write for Named {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes);
+        written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.name)))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Refuses a path that is one of the files that are read, by whatever name or link.

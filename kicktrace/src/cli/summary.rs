@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 
 use super::input::{Input, Window, beyond};
 use super::sink;
-use super::{Failure, all_read, finished, judged};
+use super::{Failure, all_read, corrected, finished, judged};
 use crate::analysis::{Bounds, Fixed, Observe, Phases, complete};
 use crate::output::series::Series;
 use crate::reader::{Reading, read};
@@ -145,6 +145,7 @@ pub(super) fn phases<O: Observe, F: FnMut(Summary, &mut O)>(
     let options = input.reading.options();
     let reading =
         read(input.open()?, &options.read, &mut phases).map_err(|source| input.failure(source))?;
+    corrected(input, &reading)?;
     let (observer, clock) = phases.finish(reading.clone());
     Ok((reading, observer, clock))
 }
