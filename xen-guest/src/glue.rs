@@ -81,7 +81,7 @@ use crate::vcpu::{self, Area, MAX_VCPUS, mask};
 /// use xen_guest::glue::Mutex;
 ///
 /// static BALANCE: Mutex<u64> = Mutex::new(0);
-/// *BALANCE.lock() += 1; // uncontended: one atomic instruction, no hypercall
+/// *BALANCE.lock() += 1; // uncontended: no hypercall, one atomic instruction each way
 /// ```
 pub type Mutex<T, K = pvlock::Adaptive> = pvlock::Mutex<T, XenPlatform, K>;
 
