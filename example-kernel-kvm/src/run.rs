@@ -16,7 +16,7 @@ use experiment::{DomainType, Key, Params, Policy, Start, Workload};
 use lab_guest::locks::{Family, Pv, Spin, Ticket};
 use lab_guest::programme::report::{self, Domain};
 use lab_guest::workload::rng::Around;
-use lab_guest::workload::work::{Speed, work};
+use lab_guest::workload::work::{Speed, turns_of, work};
 use lab_guest::workload::{Guarded, Plan, Share, Vcpu, WaitCounts, contend, free_locks};
 use pvh::start_info::reader::StartInfoReader;
 use pvlock::{Adaptive, Counter, KickAtUnlock, KickTwice, Mode, Platform};
@@ -118,13 +118,13 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
     let contest = contest(&params)?;
     let mode = mode(machine, &params)?;
     lock::configure(mode).map_err(|settled| settled.to_string())?;
-    let speed = Speed::calibrate(kvm::now, work).map_err(|why| why.to_string())?;
+    let speed = Speed::calibrate(kvm::now, work);
     let spins =
-        Speed::calibrate(kvm::now, |turns| (0..turns).for_each(|_| core::hint::spin_loop()))
-            .map_err(|why| why.to_string())?;
-    let critical_turns = speed.turns_of(params.critical);
-    let outside_turns = speed.turns_of(params.outside);
-    let spin_turns = u32::try_from(spins.turns_of(params.spin)).unwrap_or(u32::MAX).max(1);
+        Speed::calibrate(kvm::now, |turns| (0..turns).for_each(|_| core::hint::spin_loop()));
+    let turns = |speed, amount| turns_of(speed, amount).map_err(|why| why.to_string());
+    let critical_turns = turns(speed, params.critical)?;
+    let outside_turns = turns(speed, params.outside)?;
+    let spin_turns = u32::try_from(turns(spins, params.spin)?).unwrap_or(u32::MAX).max(1);
     lock::set_spin_turns(spin_turns);
     let _ = writeln!(Console, "lock: {mode:?} on {machine:?}");
     RUN.call_once(|| Run {
@@ -147,8 +147,8 @@ fn prepare(machine: &Machine) -> Result<Domain, String> {
     Ok(Domain {
         domain_type: DomainType::Pvh,
         calibration: Calibration {
-            work_turns_per_ms: speed.turns_per_ms(),
-            spin_turns_per_ms: spins.turns_per_ms(),
+            work_turns_per_ms: speed.map_or(0, Speed::turns_per_ms),
+            spin_turns_per_ms: spins.map_or(0, Speed::turns_per_ms),
             spin_turns,
             critical_turns,
             outside_turns,
