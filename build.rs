@@ -8,8 +8,8 @@
 //!
 //! Each goes to a target directory under `OUT_DIR`, so that no build disturbs another. Where the sources
 //! are not there (a published `pvlab`), or the machine cannot build them, `cfg(no_guest_image)` is
-//! set instead: `pvlab` asks for `--image FILE`, and has no repeatable mode. Clippy gets empty files: what it
-//! compiles never runs.
+//! set instead: `pvlab` asks for `--image FILE`, and has no repeatable mode. Clippy gets empty
+//! files: what it compiles never runs.
 
 use std::env;
 use std::fs;

@@ -109,8 +109,8 @@ pub struct PlannedDomain {
 ///
 /// # Errors
 ///
-/// If it is no `KEY=VALUE`, or the guests do not know the key or do not take the value. The keys it lists are
-/// those that a choice may set.
+/// If it is no `KEY=VALUE`, or the guests do not know the key or do not take the value. The keys it
+/// lists are those that a choice may set.
 pub fn setting(text: &str) -> Result<Setting, String> {
     let why = match text.split_once('=') {
         Some((key, _)) if Key::NAMES.contains(&key) => {
@@ -139,8 +139,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If a policy or a setting is named twice, a setting is one of [`OWN_WORDS`], or a guest would refuse what
-    /// it is asked for.
+    /// If a policy or a setting is named twice, a setting is one of [`OWN_WORDS`], or a guest would
+    /// refuse what it is asked for.
     pub fn new(scenario: &Scenario, choices: &Choices, image: &Path) -> Result<Plan> {
         for (index, policy) in choices.policies.iter().enumerate() {
             if choices.policies[..index].contains(policy) {

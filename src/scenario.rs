@@ -174,8 +174,8 @@ impl Library {
         }
     }
 
-    /// The files of a scenario in the order of their names: path as a person would write it, text. Others may
-    /// lie beside them, such as a kernel.
+    /// The files of a scenario in the order of their names: path as a person would write it, text.
+    /// Others may lie beside them, such as a kernel.
     fn texts(&self, name: &str) -> Result<Vec<(String, String)>> {
         let mut texts = Vec::new();
         match self {

@@ -180,8 +180,8 @@ fn on_both(mut run: impl FnMut(&FakeXen, ChosenAbi<'_>)) {
     run(&xen, ChosenAbi::Fifo(&fifo));
 }
 
-/// Runs every script in which each of `events` comes before one of the first `steps`, or once vCPU 0
-/// sleeps.
+/// Runs every script in which each of `events` comes before one of the first `steps`, or once vCPU
+/// 0 sleeps.
 fn check(events: &[Event], steps: u32) {
     let mut scripts = vec![Vec::new()];
     for &event in events {

@@ -147,8 +147,9 @@ keys! {
     start: Start = Start::Now, OneOf(Start::NAMES);
     /// A fault made on purpose by the last vCPU, half way.
     fault: Fault = Fault::Off, OneOf(Fault::NAMES);
-    /// `torture` and `handoff` only: each vCPU's timer interrupts it so long after an acquisition, or
-    /// after the handler before, at most, and the handler takes locks too; without a length, never.
+    /// `torture` and `handoff` only: each vCPU's timer interrupts it so long after an acquisition,
+    /// or after the handler before, at most, and the handler takes locks too; without a length,
+    /// never.
     timer: Time = Time::ZERO, Accepts::Time(Time::ZERO, Time::s(1));
     /// `torture` only: how long a vCPU takes at most to wake up and go on. With it, each wait for
     /// one of the locks is held against the bound that its policy states; without a length, none

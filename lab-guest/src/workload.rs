@@ -102,8 +102,8 @@ pub struct Plan {
     pub fault: Fault,
     /// How many vCPUs take part.
     pub vcpus: u32,
-    /// How long after a turn, or after the handler before, the vCPU's timer interrupts it, at most; 0 =
-    /// never.
+    /// How long after a turn, or after the handler before, the vCPU's timer interrupts it, at most;
+    /// 0 = never.
     pub timer_ns: u64,
     /// How long a wait for a lock of which that can be said may last, in nanoseconds in which the
     /// vCPUs that can run have a pCPU.
@@ -214,8 +214,8 @@ pub fn contend<L: TestedLock<Guarded>>(
     }
 }
 
-/// The same; `TIMED`: timers' handlers take the lock too. Two functions, so that neither pays for the
-/// registers of the other.
+/// The same; `TIMED`: timers' handlers take the lock too. Two functions, so that neither pays for
+/// the registers of the other.
 #[inline(never)]
 fn contend_as<const TIMED: bool, L: TestedLock<Guarded>>(
     vcpu: &impl Vcpu,

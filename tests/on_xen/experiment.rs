@@ -106,8 +106,8 @@ fn check_claim(results: &Results) {
 const LINUX: &str = "linux-20turns";
 
 /// Instructions are counted: on a busy machine Linux refuses to measure how fast it works. Four
-/// vCPUs share a pCPU, so that owners lose it in a section that outlasts the budget. The handlers of
-/// their timers take the lock too, as they do beside it in the guest.
+/// vCPUs share a pCPU, so that owners lose it in a section that outlasts the budget. The handlers
+/// of their timers take the lock too, as they do beside it in the guest.
 #[test]
 fn linux_is_a_lock_that_counts_exactly_and_bears_its_name() {
     if !can_build_a_module() {
@@ -229,8 +229,8 @@ fn a_run_counts_exactly_ends_with_a_table_and_leaves_everything_in_its_folder() 
     }
 }
 
-/// Keeps every core of this machine busy until dropped, one millisecond of two: whoever else runs is
-/// disturbed more often than by work without a pause, and has more of the core.
+/// Keeps every core of this machine busy until dropped, one millisecond of two: whoever else runs
+/// is disturbed more often than by work without a pause, and has more of the core.
 struct Busy(Arc<AtomicBool>);
 
 impl Busy {

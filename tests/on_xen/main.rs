@@ -1,10 +1,10 @@
 //! What is tested on a booted host: real Xen, and for one test KVM.
 //!
-//! One program, so that as many hosts run side by side as this machine has cores (`.ci/run` asks for one
-//! more); a host of the lab keeps little more than one of them busy. Tests begin in the order of their
-//! names: the longest first. The tests need Xen and make it themselves: the first run downloads about
-//! 220 MB into pvlab's cache. One boot serves many checks, and is one test: a second test that waited for
-//! the same boot would keep a host from running.
+//! One program, so that as many hosts run side by side as this machine has cores (`.ci/run` asks
+//! for one more); a host of the lab keeps little more than one of them busy. Tests begin in the
+//! order of their names: the longest first. The tests need Xen and make it themselves: the first
+//! run downloads about 220 MB into pvlab's cache. One boot serves many checks, and is one test: a
+//! second test that waited for the same boot would keep a host from running.
 //!
 //! None of them may depend on how busy this machine is: a host that comes up in 8 s took 150 s
 //! beside ten busy programs. What is asserted of times, of who slept and how often, or of a lock's
@@ -13,8 +13,8 @@
 use std::panic;
 use std::time::Duration;
 
-/// Makes all of these checks of one boot, functions that panic, and fails with the names of those that
-/// failed.
+/// Makes all of these checks of one boot, functions that panic, and fails with the names of those
+/// that failed.
 macro_rules! check_all {
     [$($check:ident),+ $(,)?] => {
         crate::check_each(&[$((stringify!($check), $check)),+])

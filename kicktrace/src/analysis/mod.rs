@@ -128,7 +128,8 @@ enum Seen {
     Entered,
 }
 
-/// What Xen did as other records prove, and no record tells though Xen always writes one. How often.
+/// What Xen did as other records prove, and no record tells though Xen always writes one. How
+/// often.
 #[derive(Clone, Copy, Debug, Default)]
 struct Unseen {
     /// A vCPU was woken without a WAKE.
@@ -460,8 +461,8 @@ impl<O: Observe> Visit for Analyser<O> {
     }
 
     /// A handler gets the parts it needs, and none gets the record: one whose address nobody takes
-    /// stays in registers. So it has to be inline in the merge, which costs a tenth of all time where
-    /// the compiler decides otherwise.
+    /// stays in registers. So it has to be inline in the merge, which costs a tenth of all time
+    /// where the compiler decides otherwise.
     #[inline(always)]
     fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
         if O::LISTENS && !self.started {

@@ -555,7 +555,8 @@ impl Vcpu {
     }
 
     /// On a pCPU (again). Returns the wait this ends, if it does.
-    // Always, because a wait that is handed on through memory costs more than all that is done here.
+    // Always, because a wait that is handed on through memory costs more than all that is done
+    // here.
     #[inline(always)]
     pub(super) fn runs(&mut self, tsc: u64, gaps: &Gaps) -> Option<Wait> {
         match self.poll {

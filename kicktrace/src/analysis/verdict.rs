@@ -83,8 +83,8 @@ fn skipped<O>(analyser: &Analyser<O>) -> u64 {
     analyser.vcpus.iter().map(|vcpu| vcpu.raw.skipped).sum()
 }
 
-/// Records that are not in the trace, though all of it seems to be: a topic, and what happened without
-/// them. Of a class that is not there at all nothing is told here.
+/// Records that are not in the trace, though all of it seems to be: a topic, and what happened
+/// without them. Of a class that is not there at all nothing is told here.
 fn unseen<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<(&'static str, String)> {
     if has_breaks(reading) {
         return Vec::new();

@@ -54,8 +54,8 @@ impl Reading {
         self.tsc_offsets.iter().map(|&(cpu, _)| cpu).find(|&cpu| !has(cpu))
     }
 
-    /// Refuses what contradicts itself, and reads the frequency from the file it stands in, if it was
-    /// given so.
+    /// Refuses what contradicts itself, and reads the frequency from the file it stands in, if it
+    /// was given so.
     pub(super) fn resolve(&mut self) -> Result<(), Failure> {
         for (at, (cpu, _)) in self.tsc_offsets.iter().enumerate() {
             if self.tsc_offsets[..at].iter().any(|(other, _)| other == cpu) {

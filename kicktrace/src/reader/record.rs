@@ -79,9 +79,9 @@ pub trait Visit {
     }
 
     /// Whether a record that needs its place may come right now all the same, because what has been
-    /// visited shows that no other pCPU's record can concern the same things in between. It is of this
-    /// event, its payload begins with `first` unless it is empty, and it directly follows, on its pCPU,
-    /// one of event `before`, which was the last one visited.
+    /// visited shows that no other pCPU's record can concern the same things in between. It is of
+    /// this event, its payload begins with `first` unless it is empty, and it directly follows, on
+    /// its pCPU, one of event `before`, which was the last one visited.
     #[inline]
     #[must_use]
     fn goes_on(&self, before: u32, event: u32, first: Option<u32>) -> bool {

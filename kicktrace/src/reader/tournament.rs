@@ -5,7 +5,8 @@
 
 use std::hint::select_unpredictable;
 
-/// The key of a stream with nothing to deliver. One more is still a number: see [`Tournament::set`].
+/// The key of a stream with nothing to deliver. One more is still a number: see
+/// [`Tournament::set`].
 pub(super) const NOTHING: u64 = u64::MAX - 1;
 
 /// A stream and the key of what it has to deliver next.
@@ -59,8 +60,8 @@ impl Tournament {
             let side = place % 2;
             pair[side] = winner;
             let other = pair[side ^ 1];
-            // Who wins nobody can predict, so there must be no branch in it. The right one loses against
-            // an equal key.
+            // Who wins nobody can predict, so there must be no branch in it. The right one loses
+            // against an equal key.
             let wins = winner.key + side as u64 <= other.key;
             winner.key = select_unpredictable(wins, winner.key, other.key);
             winner.stream = select_unpredictable(wins, winner.stream, other.stream);

@@ -276,12 +276,12 @@ impl<R: Read, V: Visit> Windows<R, V> {
         Ok(())
     }
 
-    /// A block with room for so many words: some that are there, and those that are read next. What it
-    /// holds means nothing.
+    /// A block with room for so many words: some that are there, and those that are read next. What
+    /// it holds means nothing.
     ///
-    /// What is read comes to a place in its cache line as in that of the file: a copy of lines as they
-    /// are takes a quarter less time than one that shifts them, and half of it where it shifts them by
-    /// a word.
+    /// What is read comes to a place in its cache line as in that of the file: a copy of lines as
+    /// they are takes a quarter less time than one that shifts them, and half of it where it shifts
+    /// them by a word.
     fn buffer(&mut self, kept: usize, read: usize) -> Block {
         let words = kept + read;
         let room = if words <= BLOCK_WORDS / 2 { LINE + words + PADDING } else { FULL };

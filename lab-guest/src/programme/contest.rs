@@ -205,8 +205,8 @@ impl<L: TestedLock<Guarded> + Send> Contest for Locks<L> {
         Ok(ns / TURNS)
     }
 
-    /// Without what handlers added: they are in the section as the tasks are, and one that was in it
-    /// beside another is missing here.
+    /// Without what handlers added: they are in the section as the tasks are, and one that was in
+    /// it beside another is missing here.
     fn counter(&self) -> u64 {
         let all: u64 = self.locks.iter().map(|lock| lock.with(|guarded| guarded.counter())).sum();
         all.saturating_sub(self.handlers.as_ref().map_or(0, |all| all.latency().count()))

@@ -1,5 +1,5 @@
-//! What the handler of a vCPU's timer does in the workload `handoff`: it takes the lock that the tasks
-//! take, for as long as they do.
+//! What the handler of a vCPU's timer does in the workload `handoff`: it takes the lock that the
+//! tasks take, for as long as they do.
 //!
 //! Owns when the handler comes again, and its waits, which are told apart from the tasks'.
 
@@ -34,8 +34,8 @@ impl Handlers {
         Handlers((0..vcpus).map(|vcpu| CachePadded::new(SpinMutex::new(handler(vcpu)))).collect())
     }
 
-    /// The timer of `vcpu` has interrupted it while it did not have `lock`: takes the lock, and lets
-    /// the timer come again.
+    /// The timer of `vcpu` has interrupted it while it did not have `lock`: takes the lock, and
+    /// lets the timer come again.
     pub fn interrupted<L: TestedLock<Guarded>>(&self, vcpu: &impl Vcpu, plan: &Plan, lock: &L) {
         let mut own = self.0[vcpu.number() as usize].lock();
         let (number, id) = (vcpu.number(), markers::lock_id(lock));
@@ -56,7 +56,8 @@ impl Handlers {
         vcpu.interrupt_in(own.rng.below(plan.timer_ns));
     }
 
-    /// All their waits; how many there are is how often they took the lock. When every vCPU is done.
+    /// All their waits; how many there are is how often they took the lock. When every vCPU is
+    /// done.
     pub fn latency(&self) -> Histogram {
         let mut all = Histogram::default();
         self.0.iter().for_each(|handler| all.merge(&handler.lock().latency));
