@@ -238,8 +238,8 @@ fn classes<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
             Verdict::Doubtful,
             topic,
             format!("{what}, which Xen always writes"),
-            "some records of the trace were taken out of it, or its mask was changed while it was taken \
-             (by another xentrace)",
+            "some records of the trace were taken out of it, or its mask was changed while it was \
+             taken (by another xentrace)",
         );
     }
     let hvm_only = classes.hvm_exits && !classes.pv_entries;

@@ -141,13 +141,12 @@ impl Input {
         if self.reading.cpu_hz.is_some() || self.is_stdin() {
             return Ok(self.reading.cpu_hz);
         }
-        if !self.is_rereadable() {
-            // What is not there, or a folder, is no pipe. (A pipe can be opened only once.)
-            return match std::fs::metadata(&self.file) {
-                Ok(meta) if meta.is_dir() => Err(self.is_folder()),
-                Ok(_) => Ok(None),
-                Err(source) => Err(Failure::Open { name: self.file.clone(), source }),
-            };
+        // What is not there, or a folder, is no pipe. (A pipe can be opened only once.)
+        match std::fs::metadata(&self.file) {
+            Ok(meta) if meta.is_dir() => return Err(self.is_folder()),
+            Ok(meta) if !meta.is_file() => return Ok(None),
+            Ok(_) => {}
+            Err(source) => return Err(Failure::Open { name: self.file.clone(), source }),
         }
         let clock = crate::calibrate(self.open()?, &self.reading.options())
             .map_err(|source| self.failure(source))?;

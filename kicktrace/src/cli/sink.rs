@@ -34,9 +34,11 @@ pub(super) fn create(path: &Path, kind: Kind, read: &[&str]) -> Result<Box<dyn W
         return Ok(Box::new(BufWriter::new(io::stdout().lock())));
     }
     refuse_inputs(path, read)?;
-    let open = |source| Failure::Open { name: path.display().to_string(), source };
     let name = path.display().to_string();
-    Ok(Box::new(BufWriter::new(Named { file: File::create(path).map_err(open)?, name })))
+    match File::create(path) {
+        Ok(file) => Ok(Box::new(BufWriter::new(Named { file, name }))),
+        Err(source) => Err(Failure::Open { name, source }),
+    }
 }
 
 /// A file whose errors name it.
