@@ -13,8 +13,8 @@ use crate::word::{FREE, Snapshot, Steps, Tail, Word};
 /// Looks at a lock that is being handed to the pending waiter. That one needs a few instructions,
 /// unless it was preempted in the middle of them.
 const HANDOVER_LOOKS: u32 = if cfg!(loom) { 1 } else { 8 };
-/// Turns between two of these looks: about as long as the word's line takes from one core to
-/// another and back.
+/// Turns between two of these looks, and before the one at a lock that only has an owner: about as
+/// long as the word's line takes from one core to another and back.
 const TURNS_OF_REST: u32 = 8;
 
 /// Takes the lock: as the pending waiter if nobody else waits, otherwise through the queue.
@@ -27,6 +27,15 @@ const TURNS_OF_REST: u32 = 8;
 ///
 /// `seen` is what the fast path found.
 pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
+    // A short critical section is soon over, and nobody waits who could be overtaken. Meanwhile the
+    // owner can release the lock and take it again, while the word's line is with it.
+    if !seen.is_waited_for() {
+        queue::rest::<P>(TURNS_OF_REST);
+        if word.try_acquire_byte_seen_free() {
+            return;
+        }
+        seen = word.load();
+    }
     // The queue would cost more than the hand-over does, and the pending byte is free after it.
     for _ in 0..HANDOVER_LOOKS {
         if !seen.is_pending_only() {
@@ -35,7 +44,7 @@ pub(crate) fn acquire<P: Platform>(word: &Word, mut seen: Snapshot) {
         queue::rest::<P>(TURNS_OF_REST);
         seen = word.load();
     }
-    if seen.pending() || seen.tail().is_some() {
+    if seen.is_waited_for() {
         return queue::acquire::<P, Native>(word);
     }
     // One step that succeeds whatever the owner does meanwhile: the owner is just now pulling at

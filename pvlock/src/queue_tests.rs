@@ -227,8 +227,18 @@ fn other() -> Tail {
 
 #[test]
 fn the_second_cpu_of_native_mode_is_pending_and_uses_no_node() {
-    let pending = |word: &Word| assert_eq!((fields(word), nodes(0).depth()), (PENDING, 0));
-    assert_eq!(natively(|_| {}, [pending, pending, |word| word.release()]), HELD);
+    let mut steps: [fn(&Word); 11] = [|word| assert_eq!(fields(word), HELD, "it rests"); 11];
+    steps[8] = |word| assert_eq!((fields(word), nodes(0).depth()), (PENDING, 0));
+    steps[9] = steps[8];
+    steps[10] = |word| word.release();
+    assert_eq!(natively(|_| {}, steps), HELD);
+}
+
+#[test]
+fn a_newcomer_of_native_mode_takes_a_lock_that_comes_free_while_it_rests() {
+    let mut steps: [fn(&Word); 8] = [|_| {}; 8];
+    steps[7] = |word| word.release();
+    assert_eq!(natively(|_| {}, steps), HELD);
 }
 
 /// A newcomer looks again while the lock is being handed over, and need not queue.

@@ -210,8 +210,7 @@ impl<P: Platform, K: Policy> RawPvLock<P, K> {
     /// Whether somebody waits for the lock. A snapshot.
     #[inline]
     pub fn is_contended(&self) -> bool {
-        let seen = self.word.load();
-        seen.pending() || seen.tail().is_some()
+        self.word.load().is_waited_for()
     }
 
     #[cfg(all(test, not(any(loom, shuttle))))]

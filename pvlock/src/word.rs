@@ -113,6 +113,12 @@ impl Snapshot {
         self.0 == 0
     }
 
+    /// Somebody is pending, or the lock is reserved, or there is a queue.
+    #[inline]
+    pub(crate) fn is_waited_for(self) -> bool {
+        self.pending() || self.tail().is_some()
+    }
+
     /// Free, and not reserved; whether a queue stands before it or not.
     #[inline]
     pub(crate) fn is_free_for_newcomers(self) -> bool {
@@ -172,6 +178,7 @@ mod tests {
         ] {
             let seen = Snapshot(word);
             assert_eq!((seen.locked(), seen.pending(), seen.tail()), (locked, pending, tail));
+            assert_eq!(seen.is_waited_for(), pending || tail.is_some());
             assert_eq!((seen.is_free(), seen.is_pending_only()), (free, pending_only));
             assert_eq!(seen.is_free_for_newcomers(), locked == FREE && !pending);
         }
