@@ -9,7 +9,7 @@
 #![cfg(not(loom))]
 
 mod machine;
-#[allow(dead_code)] // The bare instructions are measured by the other benchmark.
+#[allow(dead_code, unused_imports, unused_macros)] // The other benchmark has bare instructions too.
 mod subjects;
 
 use machine::{CPUS, native, pv};
@@ -21,7 +21,7 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::time::{Duration, Instant};
-use subjects::{Mcs, Native, Pv, Subject, for_all};
+use subjects::{Alone, Mcs, Native, Pv, Subject, for_all};
 
 thread_local!(static CPU: Cell<usize> = const { Cell::new(0) });
 
@@ -148,10 +148,6 @@ impl Round {
         share
     }
 }
-
-/// A lock with a cache line of its own.
-#[repr(align(128))]
-struct Alone<L>(L);
 
 trait Contender: Sync {
     fn take_part(&self, round: &Round) -> Share;

@@ -4,8 +4,10 @@
 
 use crate::machine::{native, pv};
 use std::cell::UnsafeCell;
-use std::sync::atomic::AtomicU8;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{
+    AtomicU8, AtomicU32,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 /// The lock in PV mode.
 pub(crate) type Pv<K> = pvlock::Mutex<u64, pv::Machine, K>;
@@ -18,6 +20,10 @@ pub(crate) trait Subject: Sync {
     /// Runs `body` on the number, under the lock.
     fn locked(&self, body: impl FnOnce(&mut u64));
 }
+
+/// A lock with a cache line of its own.
+#[repr(align(128))]
+pub(crate) struct Alone<L>(pub(crate) L);
 
 macro_rules! subject {
     ($type:ty) => {
@@ -67,18 +73,9 @@ impl Subject for Mcs {
 /// `lock cmpxchg`, then a store, both of one byte: no lock does with less, and this one wakes
 /// nobody and has no order.
 pub(crate) struct BareStore(AtomicU8, UnsafeCell<u64>);
-/// `lock cmpxchg` twice, of one byte: no lock does with less that can wake somebody.
-pub(crate) struct BareExchange(AtomicU8, UnsafeCell<u64>);
 
 // SAFETY: used by one thread.
 unsafe impl Sync for BareStore {}
-// SAFETY: used by one thread.
-unsafe impl Sync for BareExchange {}
-
-#[inline]
-fn exchange(byte: &AtomicU8, from: u8, to: u8) {
-    while byte.compare_exchange(from, to, Acquire, Relaxed).is_err() {}
-}
 
 impl Subject for BareStore {
     fn make() -> Self {
@@ -86,25 +83,49 @@ impl Subject for BareStore {
     }
     #[inline]
     fn locked(&self, body: impl FnOnce(&mut u64)) {
-        exchange(&self.0, 0, 1);
+        while self.0.compare_exchange(0, 1, Acquire, Relaxed).is_err() {}
         // SAFETY: used by one thread.
         body(unsafe { &mut *self.1.get() });
         self.0.store(0, Release);
     }
 }
 
-impl Subject for BareExchange {
-    fn make() -> Self {
-        Self(AtomicU8::new(0), UnsafeCell::new(0))
-    }
-    #[inline]
-    fn locked(&self, body: impl FnOnce(&mut u64)) {
-        exchange(&self.0, 0, 1);
-        // SAFETY: used by one thread.
-        body(unsafe { &mut *self.1.get() });
-        exchange(&self.0, 1, 0);
-    }
+/// `lock cmpxchg` twice, of one byte or of a word: no lock does with less that can wake somebody,
+/// because its release has to see whether somebody sleeps.
+pub(crate) struct BareExchange<A>(A, UnsafeCell<u64>);
+
+// SAFETY: used by one thread.
+unsafe impl<A> Sync for BareExchange<A> {}
+
+macro_rules! bare_exchange {
+    ($atomic:ty) => {
+        impl Subject for BareExchange<$atomic> {
+            fn make() -> Self {
+                Self(<$atomic>::new(0), UnsafeCell::new(0))
+            }
+            #[inline]
+            fn locked(&self, body: impl FnOnce(&mut u64)) {
+                while self.0.compare_exchange(0, 1, Acquire, Relaxed).is_err() {}
+                // SAFETY: used by one thread.
+                body(unsafe { &mut *self.1.get() });
+                while self.0.compare_exchange(1, 0, Release, Relaxed).is_err() {}
+            }
+        }
+    };
 }
+
+bare_exchange!(AtomicU8);
+bare_exchange!(AtomicU32);
+
+/// Runs `$do!(name, type)` for the bare instructions.
+macro_rules! for_bare {
+    ($do:ident) => {
+        $do!("bare cmpxchg + store", BareStore);
+        $do!("bare pair, byte", BareExchange<std::sync::atomic::AtomicU8>);
+        $do!("bare pair, word", BareExchange<std::sync::atomic::AtomicU32>);
+    };
+}
+pub(crate) use for_bare;
 
 /// Runs `$do!(name, type)` for every lock.
 macro_rules! for_all {
