@@ -110,13 +110,17 @@ names! {
         AdaptiveBudget10us = "adaptive-budget-10us",
         /// With a longer spin budget.
         AdaptiveBudget200us = "adaptive-budget-200us",
+        /// With shorter stretches of theft.
+        AdaptiveStretch750us = "adaptive-stretch-750us",
+        /// With longer stretches of theft.
+        AdaptiveStretch3ms = "adaptive-stretch-3ms",
         /// With a shorter horizon.
-        AdaptiveHorizon500us = "adaptive-horizon-500us",
+        AdaptiveHorizon2ms = "adaptive-horizon-2ms",
         /// With a shorter horizon.
-        AdaptiveHorizon1ms = "adaptive-horizon-1ms",
-        /// With a longer horizon.
         AdaptiveHorizon4ms = "adaptive-horizon-4ms",
-        /// Nobody is ever late: thefts are not bounded.
+        /// With a longer horizon.
+        AdaptiveHorizon12ms = "adaptive-horizon-12ms",
+        /// Nobody is ever late, and no stretch ever ends: thefts are not bounded.
         AdaptiveNoHorizon = "adaptive-no-horizon",
         /// An unlock that wakes a late head does not reserve the lock for it.
         AdaptiveNoReservation = "adaptive-no-reservation",
@@ -215,7 +219,7 @@ impl Policy {
     /// otherwise.
     pub const LOCKS: &'static [Policy] = Self::ALL.split_at(LOCKS).0;
 
-    /// [`Adaptive`](Self::Adaptive) with another budget or horizon, or without one of its
+    /// [`Adaptive`](Self::Adaptive) with another budget, stretch or horizon, or without one of its
     /// mechanisms: what is each of them worth? For no other use.
     pub const VARIANTS: &'static [Policy] = Self::ALL.split_at(LOCKS).1;
 

@@ -93,10 +93,6 @@ pub trait Policy: 'static {
     /// Whether newcomers *steal*, that is, take a free lock past the queue, and the least of the
     /// [`horizon`](Policy::horizon), in nanoseconds. With `None` nobody steals: the order of the
     /// queue is the order of acquisition.
-    ///
-    /// A CPU that has stolen for longer, by one theft after another, queues and sleeps, so that a
-    /// head that was kicked gets the pCPU. That time does not grow with the CPUs: the more there
-    /// are, the more wait for their turn to steal.
     const HORIZON: Option<u64> = None;
 
     /// Nanoseconds of [`horizon`](Policy::horizon) for each CPU.
@@ -115,6 +111,15 @@ pub trait Policy: 'static {
         let least = Self::HORIZON?;
         Some(Self::HORIZON_PER_CPU.saturating_mul(cpus as u64).max(least))
     }
+
+    /// For how long a CPU may steal, by one theft after another, in nanoseconds: then it queues and
+    /// sleeps, so that a head that was kicked gets the pCPU. It does not grow with the CPUs: the
+    /// more there are, the more wait for their turn to steal. [`HORIZON`](Policy::HORIZON) where a
+    /// policy does not say.
+    const STRETCH: u64 = match Self::HORIZON {
+        Some(horizon) => horizon,
+        None => 0,
+    };
 
     /// Asked before each turn of a spin: another turn, or to sleep? A newcomer then queues. Where
     /// nobody steals, newcomers are not asked: they look once more and queue.

@@ -25,7 +25,7 @@
 //! 2. A head that has spun for its budget registers, whatever it saw: if the lock is free by then,
 //!    the exchange takes it, and otherwise the unlock to come takes the entry out. To look again
 //!    instead may be in vain for ever.
-//! 3. A CPU that has stolen for longer than the shortest horizon, by one theft after another,
+//! 3. A CPU that has stolen for longer than the policy's stretch, by one theft after another,
 //!    queues and sleeps. A head that was kicked in time, and has no pCPU, can do nothing for
 //!    itself; this gives it one. The thief asks its own clock and no node: who waits, how long and
 //!    behind whom is hidden from it.
@@ -242,7 +242,7 @@ fn has_stolen_long<P: Platform, K: Policy>(cpu: usize) -> bool {
     }
     // A fifth level of nesting has no node, and no queue to go to.
     let is_bounded = has::<K>(Mechanism::ThiefBound) && nodes.has_free_node();
-    let longest = K::HORIZON.filter(|_| is_bounded).unwrap_or(u64::MAX);
+    let longest = if is_bounded { K::STRETCH } else { u64::MAX };
     let goes_on = nodes.stretch.look(P::now(), longest, MOST_BETWEEN_LOOKS);
     !(goes_on && nodes.stretch.count())
 }

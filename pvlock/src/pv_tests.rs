@@ -299,7 +299,7 @@ fn comes<K: Policy>(tail: bool, pending: bool, release_at: usize) -> (bool, u32)
 
 #[test]
 fn a_newcomer_keeps_trying_for_its_budget() {
-    type K = AdaptiveWithin<10_000, WAIT>;
+    type K = AdaptiveWithin<10_000, WAIT, WAIT>;
     for tail in [false, true] {
         assert_eq!(comes::<K>(tail, false, 1), (true, 1), "a turn takes a microsecond");
         assert_eq!(comes::<K>(tail, false, 10), (true, 10));
@@ -316,10 +316,10 @@ fn a_newcomer_of_a_strict_policy_looks_once_more_where_nobody_queues() {
     assert_eq!(KickAtUnlock::HANDOVER, Handover::Register);
 }
 
-/// A CPU that has taken the lock past a queue for longer than the horizon joins the queue, whoever
+/// A CPU that has taken the lock past a queue for longer than a stretch joins the queue, whoever
 /// waits.
 #[test]
-fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
+fn a_thief_queues_when_it_has_stolen_for_longer_than_a_stretch() {
     fn steal<K: Policy>(passes: u64) -> Option<u32> {
         let lock = Lock::<K>::new();
         lock.word().exchange_tail(Tail::new(1, 0));
@@ -334,7 +334,7 @@ fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
             !stolen
         })
     }
-    type K = AdaptiveWithin<0, 10_000>;
+    type K = AdaptiveWithin<0, 10_000, 1_000>;
     assert_eq!(steal::<K>(0), None);
     #[cfg(feature = "counters")]
     assert_eq!(counted([crate::Counter::LockStealing]), [200], "before the stretch ends");
@@ -342,9 +342,9 @@ fn a_thief_queues_when_it_has_stolen_for_longer_than_the_horizon() {
     assert_eq!(steal::<K>(100), Some(101), "the first after 10 us");
     assert_eq!(steal::<K>(200), Some(51));
     assert_eq!(steal::<K>(1_000_000), Some(1));
-    assert_eq!(steal::<Adaptive>(100_000), Some(21));
+    assert_eq!(steal::<Adaptive>(100_000), Some(16));
     ONLINE.set(32);
-    assert_eq!(steal::<Adaptive>(100_000), Some(21), "the same among many");
+    assert_eq!(steal::<Adaptive>(100_000), Some(16), "the same among many");
     let nodes = Script::nodes(0);
     let levels = [(); LEVELS].map(|()| nodes.enter());
     assert_eq!(steal::<K>(1_000_000), None, "a fifth level has no queue to go to");

@@ -334,7 +334,7 @@ fn a_wait_keeps_to_the_bound_and_one_beyond_it_is_told() {
     let Outcome::Failure(why) = outcome("adaptive-no-horizon") else { panic!("{told}") };
     // Two budgets and the horizon of the lock that it is a variant of, and a section and a wake-up
     // for each vCPU.
-    assert!(why.starts_with("a wait lasted ") && why.contains(" says 4100000 ns at most"), "{why}");
+    assert!(why.starts_with("a wait lasted ") && why.contains(" says 8100000 ns at most"), "{why}");
 }
 
 fn run_trouble(folder: &Path, more: &[&str]) -> (Output, Results) {
