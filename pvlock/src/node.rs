@@ -167,8 +167,13 @@ impl Stretch {
     /// Counts one more theft, unless the clock has to be looked at before it: whether it did.
     #[inline(always)]
     pub(crate) fn count(&self) -> bool {
-        let left = self.left.load(Relaxed).checked_sub(1);
-        left.inspect(|&left| self.left.store(left, Relaxed)).is_some()
+        // As signed numbers: the step down is the comparison, too.
+        let left = (self.left.load(Relaxed) as i32).wrapping_sub(1);
+        if left < 0 {
+            return false;
+        }
+        self.left.store(left as u32, Relaxed);
+        true
     }
 
     /// The theft that was just counted came to nothing. Inline: a call would have every theft save
