@@ -131,7 +131,7 @@ fn image_flags(root: &Path) -> Vec<String> {
         "-Crelocation-model=static",
         // Xen pushes event frames right at the stack pointer.
         "-Cno-redzone=yes",
-        // Nor does a loop use the wide registers, as in a kernel: the first use after a switch traps.
+        // Loops keep off the wide registers, as in a kernel: the first use after a switch traps.
         "-Cno-vectorize-loops",
         "-Cno-vectorize-slp",
         // Backtraces of a crash follow frame pointers.

@@ -24,8 +24,8 @@ pub type Adaptive = AdaptiveWithin<50_000, 1_500_000, 6_000_000, 500_000>;
 ///   so that the head that it kicked gets the pCPU. vCPUs that share a pCPU take turns of this
 ///   length. A longer stretch is faster, and makes the usual wait longer.
 /// - **Horizon.** A waiter that has been in the queue for longer comes first: an unlock that wakes
-///   it reserves the lock for it. It bounds the longest wait. It should be longer than the stretches
-///   of all others who share the pCPU: whoever is late breaks into a stretch.
+///   it reserves the lock for it. It bounds the longest wait. It should be longer than the
+///   stretches of all others on the same pCPU together: a waiter that is late breaks into one.
 /// - **Per CPU.** The horizon of a waiter is `PER_CPU` times the number of CPUs that there are
 ///   ([`Platform::online_cpus`]), where that is more than `HORIZON`. A queue of many needs it: when
 ///   its turns, one after the other, last longer than the horizon, everybody is late on becoming
