@@ -124,8 +124,7 @@ pub(crate) fn check_table<P: Platform>() {
 #[inline]
 pub(crate) fn try_as_newcomer<P: Platform, K: Policy>(word: &Word, seen: Snapshot) -> bool {
     if K::HORIZON.is_none() {
-        let is_waited_for = seen.pending() || seen.tail().is_some();
-        queue::rest::<P>(if is_waited_for { REST_BEFORE_QUEUE } else { STRICT_REST });
+        queue::rest::<P>(if seen.is_waited_for() { REST_BEFORE_QUEUE } else { STRICT_REST });
         return word.try_acquire_seen_free();
     }
     match try_past_queue::<P, K>(word, seen) {
