@@ -396,6 +396,14 @@ impl Kicker {
         NmiGuard(self)
     }
 
+    /// How many waits have blocked so far: the first of [`counts`](Self::counts), by one load. May be
+    /// read from any vCPU.
+    #[inline]
+    #[must_use]
+    pub fn polls(&self) -> u64 {
+        self.counts.polls.load(Ordering::Relaxed) // Relaxed: statistics.
+    }
+
     /// What the waits came to so far. May be read from any vCPU; each number is exact, the five
     /// together are no snapshot.
     #[inline]

@@ -13,7 +13,7 @@ pub mod torture;
 pub mod work;
 
 use ::alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use crossbeam_utils::CachePadded;
 use experiment::record::Histogram;
@@ -34,6 +34,12 @@ pub trait Vcpu {
 
     /// How often it has blocked for a lock so far.
     fn wait_counts(&self) -> WaitCounts;
+
+    /// Its [`waits`](WaitCounts::waits) alone: for a loop that looks whether it has blocked.
+    #[inline]
+    fn waits(&self) -> u64 {
+        self.wait_counts().waits
+    }
 
     /// Called once per acquisition that blocked, after the release, if markers are on.
     fn acquired_after_block(&self, lock: u32, waits: WaitCounts);
@@ -151,7 +157,7 @@ pub struct Share {
 /// What a lock protects: a counter that only exclusion keeps exact.
 #[derive(Debug, Default)]
 pub struct Guarded {
-    counter: u64,
+    counter: AtomicU64,
     /// As `counter`, of handlers that interrupt whoever holds the lock, and therefore only try.
     tried: u64,
 }
@@ -161,11 +167,13 @@ impl Guarded {
     /// the section at the same time has its increment lost.
     #[inline]
     fn increment_around(&mut self, section: impl FnOnce()) {
-        // black_box: the compiler must neither move the read behind the section nor the write
-        // before it.
-        let read = *core::hint::black_box(&mut self.counter);
+        // Relaxed, and no exchange: the lock orders them. Atomic and between fences, because the
+        // compiler must neither move the read behind the section nor the write before it.
+        let read = self.counter.load(Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
         section();
-        *core::hint::black_box(&mut self.counter) = read + 1;
+        compiler_fence(Ordering::SeqCst);
+        self.counter.store(read + 1, Ordering::Relaxed);
     }
 
     /// Counts one more in a handler that tried the lock and got it.
@@ -187,7 +195,7 @@ impl Guarded {
 
     /// How often somebody was in the section, if exclusion held.
     pub fn counter(&self) -> u64 {
-        self.counter
+        self.counter.load(Ordering::Relaxed)
     }
 }
 
@@ -235,6 +243,8 @@ fn contend_as<const TIMED: bool, L: TestedLock<Guarded>>(
     if TIMED {
         vcpu.interrupt_in(rng.below(plan.timer_ns));
     }
+    // As they were last read, which is with interrupts held back.
+    let mut counts = WaitCounts::default();
     while share.acquisitions < most && vcpu.proceed() {
         if share.acquisitions == fault_at {
             commit(plan.fault, vcpu, &*locks[0], &mut share);
@@ -245,8 +255,11 @@ fn contend_as<const TIMED: bool, L: TestedLock<Guarded>>(
             [only] => only,
             _ => &locks[rng.below(locks.len() as u64) as usize],
         };
-        let turn = || {
-            let before = vcpu.wait_counts();
+        let mut turn = || {
+            if vcpu.waits() != counts.waits {
+                // It has blocked elsewhere: in a handler, or for an order.
+                counts = vcpu.wait_counts();
+            }
             markers::acquiring(number, markers::lock_id(&**lock));
             let asked = vcpu.now();
             if asked >= end {
@@ -258,25 +271,26 @@ fn contend_as<const TIMED: bool, L: TestedLock<Guarded>>(
                 owned
             });
             markers::acquiring(number, 0);
-            let waited = vcpu.wait_counts().since(before);
-            // Before a handler may come and leave marks of its own.
-            if waited.waits > 0 && markers::enabled() {
-                vcpu.acquired_after_block(markers::lock_id(&**lock), waited);
+            if vcpu.waits() != counts.waits {
+                let before = core::mem::replace(&mut counts, vcpu.wait_counts());
+                let waited = counts.since(before);
+                share.blocked_acquisitions += 1;
+                share.waits.waits += waited.waits;
+                share.waits.kicked += waited.kicked;
+                // Before a handler may come and leave marks of its own.
+                if markers::enabled() {
+                    vcpu.acquired_after_block(markers::lock_id(&**lock), waited);
+                }
             }
-            Some((asked, owned, waited))
+            Some((asked, owned))
         };
         let turn = if TIMED { vcpu.uninterrupted(turn) } else { turn() };
-        let Some((asked, owned, waited)) = turn else { break };
+        let Some((asked, owned)) = turn else { break };
         share.latency.record(owned.saturating_sub(asked));
         share.acquisitions += 1;
         share.late_acquisitions += u64::from(owned >= end);
         // Relaxed: a number to look at; nothing else is published by it.
         progress.store(share.acquisitions, Ordering::Relaxed);
-        if waited.waits > 0 {
-            share.blocked_acquisitions += 1;
-            share.waits.waits += waited.waits;
-            share.waits.kicked += waited.kicked;
-        }
     }
     share.elapsed_ns = vcpu.now().saturating_sub(started);
     share
@@ -473,7 +487,7 @@ mod tests {
     #[test]
     fn two_in_the_section_at_once_lose_an_increment() {
         let mut guarded = Guarded::default();
-        let stale = Guarded { counter: guarded.counter, tried: 0 };
+        let stale = Guarded { counter: guarded.counter().into(), tried: 0 };
         guarded.increment_around(|| {});
         // The other one had read before the first one wrote, and writes after it.
         let mut other = stale;

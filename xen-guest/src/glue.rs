@@ -204,6 +204,12 @@ pub fn wait_counts(vcpu: usize) -> WaitCounts {
     KICKERS[vcpu].counts()
 }
 
+/// The [`polls`](WaitCounts::polls) of [`wait_counts`] alone: one load.
+#[inline]
+pub fn polls(vcpu: usize) -> u64 {
+    KICKERS[vcpu].polls()
+}
+
 /// The kernel that the lock is in: what the joint asks of it, and what it is told. Each method has
 /// this crate's own answer, and tells nobody.
 ///

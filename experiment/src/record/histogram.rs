@@ -102,6 +102,7 @@ impl Histogram {
 }
 
 /// Values below 16 have a bucket each; above, the leading bit and the four after it choose.
+#[inline]
 fn bucket_of(value: u64) -> usize {
     if value < SUB as u64 {
         return value as usize;

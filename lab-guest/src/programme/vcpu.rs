@@ -45,6 +45,11 @@ impl Vcpu for RunningVcpu<'_> {
         WaitCounts { waits: counts.polls, kicked: counts.kicked.saturating_sub(counts.latched) }
     }
 
+    #[inline]
+    fn waits(&self) -> u64 {
+        glue::polls(self.number as usize)
+    }
+
     fn acquired_after_block(&self, lock: u32, waits: WaitCounts) {
         let words = [self.number, lock, waits.waits as u32, waits.kicked as u32];
         self.machine.trace_marker(markers::ACQUIRED_AFTER_BLOCK, &words);
