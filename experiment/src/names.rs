@@ -110,10 +110,10 @@ names! {
         AdaptiveBudget10us = "adaptive-budget-10us",
         /// With a longer spin budget.
         AdaptiveBudget200us = "adaptive-budget-200us",
-        /// With shorter stretches of theft.
-        AdaptiveStretch750us = "adaptive-stretch-750us",
-        /// With longer stretches of theft.
-        AdaptiveStretch3ms = "adaptive-stretch-3ms",
+        /// With eight shorter stretches of theft in the horizon.
+        AdaptiveStretches8 = "adaptive-stretches-8",
+        /// With two longer stretches of theft in the horizon.
+        AdaptiveStretches2 = "adaptive-stretches-2",
         /// With a shorter horizon.
         AdaptiveHorizon2ms = "adaptive-horizon-2ms",
         /// With a shorter horizon.

@@ -1,36 +1,37 @@
 //! The default policy: newcomers may take the lock past a sleeping head, for a time that is
 //! bounded.
 //!
-//! Owns four numbers, the budget, the stretch, the horizon and what a CPU adds to it, and what they
-//! are worth.
+//! Owns four numbers, the budget, the horizon, what a CPU adds to it and the stretches in it, and
+//! what they are worth.
 //! Like every policy it decides only; see [`policy`](crate::policy). What a horizon means is in
 //! [`pv`](crate::pv).
 
 use crate::Platform;
 use crate::policy::{Policy, Spin, Stage};
 
-/// [`AdaptiveWithin`] a spin budget of 50 microseconds, stretches of 1.5 milliseconds and a horizon
-/// of half a millisecond for each CPU, but of 6 milliseconds at least: the default of
+/// [`AdaptiveWithin`] a spin budget of 50 microseconds and a horizon of half a millisecond for each
+/// CPU, but of 6 milliseconds at least, with four stretches in it: the default of
 /// [`Mutex`](crate::Mutex).
-pub type Adaptive = AdaptiveWithin<50_000, 1_500_000, 6_000_000, 500_000>;
+pub type Adaptive = AdaptiveWithin<50_000, 6_000_000, 500_000>;
 
 /// Lets a running CPU have the lock while the head of the queue sleeps or wakes up, and nobody wait
-/// for long. All four numbers are in nanoseconds.
+/// for long. The first three numbers are in nanoseconds.
 ///
 /// - **Budget.** A newcomer looks at the lock for as long, and takes it as soon as it is free; then
 ///   it queues, and sleeps at once. A head that was kicked does the same, as an equal of newcomers.
 ///   A longer budget is faster, and makes the longest wait longer.
-/// - **Stretch.** A CPU that has stolen for longer, by one theft after another, queues and sleeps,
-///   so that the head that it kicked gets the pCPU. vCPUs that share a pCPU take turns of this
-///   length. A longer stretch is faster, and makes the usual wait longer.
 /// - **Horizon.** A waiter that has been in the queue for longer comes first: an unlock that wakes
-///   it reserves the lock for it. It bounds the longest wait. It should be longer than the
-///   stretches of all others on the same pCPU together: a waiter that is late breaks into one.
+///   it reserves the lock for it. A longer horizon is faster, and the longest wait grows with it.
 /// - **Per CPU.** The horizon of a waiter is `PER_CPU` times the number of CPUs that there are
 ///   ([`Platform::online_cpus`]), where that is more than `HORIZON`. A queue of many needs it: when
 ///   its turns, one after the other, last longer than the horizon, everybody is late on becoming
 ///   the head, and the lock is a strict queue, at the price of one. 0 makes the horizon the same
 ///   for every number of CPUs.
+/// - **Stretches.** A CPU that has stolen for the horizon's `STRETCHES`th part, by one theft after
+///   another, queues and sleeps, so that the head that it kicked gets the pCPU. vCPUs that share a
+///   pCPU take turns of that length. With four, four of them have their turns within the horizon,
+///   and nobody is late, which would break into a turn. Fewer and longer ones are faster, and make
+///   usual waits longer.
 ///
 /// From joining the queue to owning the lock a waiter with *n* others ahead of it needs at most
 /// [`horizon`](Policy::horizon) + `BUDGET` + a wake-up + (*n* + 1) × (a critical section + a
@@ -43,7 +44,7 @@ pub type Adaptive = AdaptiveWithin<50_000, 1_500_000, 6_000_000, 500_000>;
 /// use pvlock::{Adaptive, AdaptiveWithin, Mutex, Policy};
 ///
 /// /// For a guest that would rather have waits of one millisecond than the last few percent.
-/// type Prompt = AdaptiveWithin<50_000, 500_000, 500_000>;
+/// type Prompt = AdaptiveWithin<50_000, 500_000>;
 ///
 /// static TICKS: Mutex<u64, Threads, Prompt> = Mutex::new(0);
 /// *TICKS.lock() += 1;
@@ -54,25 +55,25 @@ pub type Adaptive = AdaptiveWithin<50_000, 1_500_000, 6_000_000, 500_000>;
 /// ```
 pub struct AdaptiveWithin<
     const BUDGET: u64,
-    const STRETCH: u64,
     const HORIZON: u64,
     const PER_CPU: u64 = 0,
+    const STRETCHES: u64 = 4,
 >;
 
-impl<const BUDGET: u64, const STRETCH: u64, const HORIZON: u64, const PER_CPU: u64>
-    AdaptiveWithin<BUDGET, STRETCH, HORIZON, PER_CPU>
+impl<const BUDGET: u64, const HORIZON: u64, const PER_CPU: u64, const STRETCHES: u64>
+    AdaptiveWithin<BUDGET, HORIZON, PER_CPU, STRETCHES>
 {
     /// Its spin budget, in nanoseconds.
     pub const BUDGET: u64 = BUDGET;
 }
 
-impl<const BUDGET: u64, const STRETCH: u64, const HORIZON: u64, const PER_CPU: u64> Policy
-    for AdaptiveWithin<BUDGET, STRETCH, HORIZON, PER_CPU>
+impl<const BUDGET: u64, const HORIZON: u64, const PER_CPU: u64, const STRETCHES: u64> Policy
+    for AdaptiveWithin<BUDGET, HORIZON, PER_CPU, STRETCHES>
 {
     const NAME: &'static str = "adaptive";
-    const STRETCH: u64 = STRETCH;
     const HORIZON: Option<u64> = Some(HORIZON);
     const HORIZON_PER_CPU: u64 = PER_CPU;
+    const STRETCHES: u64 = STRETCHES;
 
     fn keep_spinning<P: Platform>(spin: &mut Spin) -> bool {
         // Behind the head nobody can have the lock, and a new head has spent its budget as a

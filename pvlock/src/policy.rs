@@ -112,14 +112,19 @@ pub trait Policy: 'static {
         Some(Self::HORIZON_PER_CPU.saturating_mul(cpus as u64).max(least))
     }
 
+    /// How many [stretches](Policy::stretch) there are in a horizon; not 0.
+    const STRETCHES: u64 = 4;
+
     /// For how long a CPU may steal, by one theft after another, in nanoseconds: then it queues and
-    /// sleeps, so that a head that was kicked gets the pCPU. It does not grow with the CPUs: the
-    /// more there are, the more wait for their turn to steal. [`HORIZON`](Policy::HORIZON) where a
-    /// policy does not say.
-    const STRETCH: u64 = match Self::HORIZON {
-        Some(horizon) => horizon,
-        None => 0,
-    };
+    /// sleeps, so that a head that was kicked gets the pCPU.
+    ///
+    /// It grows with the [`horizon`](Policy::horizon). While a CPU steals, others come out of the
+    /// queue one at a time, each by a wake-up; of many only those steal at the same time that came
+    /// out in one stretch.
+    #[inline]
+    fn stretch(cpus: usize) -> u64 {
+        Self::horizon(cpus).map_or(0, |horizon| horizon / Self::STRETCHES)
+    }
 
     /// Asked before each turn of a spin: another turn, or to sleep? A newcomer then queues. Where
     /// nobody steals, newcomers are not asked: they look once more and queue.

@@ -71,8 +71,8 @@ fn policies_that_count_turns_spin_as_long_as_the_platform_says() {
 fn adaptive_spins_for_its_budget_where_it_can_get_the_lock() {
     for stage in [Stage::Newcomer, Stage::Woken] {
         assert_eq!(turns::<Adaptive>(stage, 1_000), 50, "50 us");
-        assert_eq!(turns::<AdaptiveWithin<7_000, 0, 0>>(stage, 1_000), 7);
-        assert_eq!(turns::<AdaptiveWithin<0, 0, 0>>(stage, 1_000), 0);
+        assert_eq!(turns::<AdaptiveWithin<7_000, 0>>(stage, 1_000), 7);
+        assert_eq!(turns::<AdaptiveWithin<0, 0>>(stage, 1_000), 0);
         assert_eq!(turns::<Adaptive>(stage, 0), 1 << 15, "a clock that stands still");
         NOW.set(u64::MAX - 5_000);
         assert_eq!(turns::<Adaptive>(stage, 1_000), 5, "the end of time");
@@ -88,20 +88,17 @@ fn adaptive_lets_thefts_go_on_for_longer_where_there_are_more_cpus() {
     let horizons = [0, 1, 2, 12, 13, 32].map(Adaptive::horizon);
     let expected = [6_000_000, 6_000_000, 6_000_000, 6_000_000, 6_500_000, 16_000_000];
     assert_eq!(horizons, expected.map(Some));
-    assert_eq!([1, 500].map(AdaptiveWithin::<1, 9, 2>::horizon), [Some(2); 2]);
-    let endless = AdaptiveWithin::<1, 9, 2, { u64::MAX }>::horizon;
+    assert_eq!([1, 500].map(AdaptiveWithin::<1, 2>::horizon), [Some(2); 2]);
+    let endless = AdaptiveWithin::<1, 2, { u64::MAX }>::horizon;
     assert_eq!([0, 1, 16_383].map(endless), [Some(2), Some(u64::MAX), Some(u64::MAX)]);
 }
 
 #[test]
-fn a_stretch_is_as_long_as_the_horizon_where_a_policy_does_not_say() {
-    struct Brief;
-    impl Policy for Brief {
-        const NAME: &'static str = "brief";
-        const HORIZON: Option<u64> = Some(7);
-    }
-    assert_eq!((Brief::STRETCH, KickAtUnlock::STRETCH), (7, 0));
-    assert_eq!((Adaptive::STRETCH, AdaptiveWithin::<1, 9, 2>::STRETCH), (1_500_000, 9));
+fn a_horizon_has_four_stretches_unless_the_policy_says_otherwise() {
+    assert_eq!([0, 12, 16].map(Adaptive::stretch), [1_500_000, 1_500_000, 2_000_000]);
+    assert_eq!([1, 500].map(AdaptiveWithin::<1, 60, 0, 6>::stretch), [10, 10]);
+    assert_eq!(AdaptiveWithin::<1, { u64::MAX }>::stretch(4), u64::MAX / 4);
+    assert_eq!([1, 32].map(KickAtUnlock::stretch), [0, 0]);
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn has_stolen_long<P: Platform, K: Policy>(cpu: usize) -> bool {
     }
     // A fifth level of nesting has no node, and no queue to go to.
     let is_bounded = has::<K>(Mechanism::ThiefBound) && nodes.has_free_node();
-    let longest = if is_bounded { K::STRETCH } else { u64::MAX };
+    let longest = if is_bounded { K::stretch(P::online_cpus()) } else { u64::MAX };
     let goes_on = nodes.stretch.look(P::now(), longest, MOST_BETWEEN_LOOKS);
     !(goes_on && nodes.stretch.count())
 }

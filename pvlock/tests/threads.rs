@@ -105,8 +105,8 @@ fn adaptive_counts_exactly() {
     hammer::<Adaptive>(8, 1, 6_000);
     hammer::<Adaptive>(8, 3, 6_000);
     // Everybody is late at once, and after a while: reservations, and thieves that queue.
-    hammer::<AdaptiveWithin<1_000, 0, 0>>(8, 1, 3_000);
-    hammer::<AdaptiveWithin<1_000, 20_000, 50_000>>(8, 2, 3_000);
+    hammer::<AdaptiveWithin<1_000, 0>>(8, 1, 3_000);
+    hammer::<AdaptiveWithin<1_000, 50_000>>(8, 2, 3_000);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn waiters_that_never_spin_count_exactly() {
     let _machine = machine(0, 0);
     hammer::<KickTwice>(6, 1, 5_000);
     hammer::<KickAtUnlock>(6, 2, 5_000);
-    hammer::<AdaptiveWithin<0, 10_000, 10_000>>(6, 2, 3_000);
+    hammer::<AdaptiveWithin<0, 10_000>>(6, 2, 3_000);
 }
 
 #[test]

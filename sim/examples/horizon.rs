@@ -14,7 +14,6 @@ use pvlock::{Adaptive, AdaptiveWithin, KickAtUnlock, Policy};
 use pvlock_sim::{Config, Failure, Report, Time, simulate_with};
 
 const BUDGET: u64 = Adaptive::BUDGET;
-const STRETCH: u64 = Adaptive::STRETCH;
 const HORIZON: u64 = Adaptive::HORIZON.expect("its thefts are bounded");
 const PER_CPU: u64 = Adaptive::HORIZON_PER_CPU;
 
@@ -24,13 +23,13 @@ type Variant = (&'static str, fn(&Config) -> Result<Report, Failure>);
 const VARIANTS: [Variant; 9] = [
     ("`kick-at-unlock`", simulate_with::<KickAtUnlock>),
     ("`adaptive`", simulate_with::<Adaptive>),
-    ("horizon 0.5 ms", simulate_with::<AdaptiveWithin<BUDGET, STRETCH, 500_000>>),
-    ("horizon 2 ms", simulate_with::<AdaptiveWithin<BUDGET, STRETCH, 2_000_000>>),
-    ("horizon 8 ms", simulate_with::<AdaptiveWithin<BUDGET, STRETCH, 8_000_000>>),
-    ("horizon 32 ms", simulate_with::<AdaptiveWithin<BUDGET, STRETCH, 32_000_000>>),
-    ("no horizon", simulate_with::<AdaptiveWithin<BUDGET, { u64::MAX }, { u64::MAX }>>),
-    ("budget 10 us", simulate_with::<AdaptiveWithin<10_000, STRETCH, HORIZON, PER_CPU>>),
-    ("budget 200 us", simulate_with::<AdaptiveWithin<200_000, STRETCH, HORIZON, PER_CPU>>),
+    ("horizon 0.5 ms", simulate_with::<AdaptiveWithin<BUDGET, 500_000>>),
+    ("horizon 2 ms", simulate_with::<AdaptiveWithin<BUDGET, 2_000_000>>),
+    ("horizon 8 ms", simulate_with::<AdaptiveWithin<BUDGET, 8_000_000>>),
+    ("horizon 32 ms", simulate_with::<AdaptiveWithin<BUDGET, 32_000_000>>),
+    ("no horizon", simulate_with::<AdaptiveWithin<BUDGET, { u64::MAX }>>),
+    ("budget 10 us", simulate_with::<AdaptiveWithin<10_000, HORIZON, PER_CPU>>),
+    ("budget 200 us", simulate_with::<AdaptiveWithin<200_000, HORIZON, PER_CPU>>),
 ];
 
 /// vCPUs, pCPUs and locks.

@@ -182,8 +182,8 @@ const BREAKS: &[Break] = &[
         from: "} else if state == State::Registering {", to: "} else if state == State::Registering || word.load().locked() == FREE {", noticed_by: Unit("pv_tests::a_head_that_has_spun_registers") },
     Break { wrong: "a thief never queues", file: "pv.rs",
         from: "if has_stolen_long::<P, K>(cpu) {", to: "if has_stolen_long::<P, K>(cpu) && false {", noticed_by: Model("thefts_are_explored") },
-    Break { wrong: "a stretch lasts as long as the horizon", file: "pv.rs",
-        from: "if is_bounded { K::STRETCH }", to: "if is_bounded { K::HORIZON.unwrap_or(0) }", noticed_by: Unit("pv_tests::a_thief_queues") },
+    Break { wrong: "a stretch lasts as long as the horizon", file: "policy.rs",
+        from: "horizon / Self::STRETCHES", to: "horizon", noticed_by: Unit("policy_tests::a_horizon_has") },
 
     // ----- readers and writers
     Break { wrong: "a reader passes those that wait", file: "rwlock.rs",

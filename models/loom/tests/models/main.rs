@@ -37,13 +37,13 @@ impl Policy for Posted {
 
 /// `Adaptive`, with a budget of as many turns as the model says, and a waiter that is late when the
 /// clock, which ticks with every turn and every wake-up, has ticked more than once.
-type Adaptive = AdaptiveWithin<{ u64::MAX }, 1, 1>;
+type Adaptive = AdaptiveWithin<{ u64::MAX }, 1, 0, 1>;
 
 /// Every waiter is late at the first tick.
-type AlwaysLate = AdaptiveWithin<{ u64::MAX }, 0, 0>;
+type AlwaysLate = AdaptiveWithin<{ u64::MAX }, 0>;
 
 /// No waiter is ever late.
-type NeverLate = AdaptiveWithin<{ u64::MAX }, { u64::MAX }, { u64::MAX }>;
+type NeverLate = AdaptiveWithin<{ u64::MAX }, { u64::MAX }>;
 
 /// `explore` must fail; its message and the steps that led there.
 fn explore_to_failure<K: Policy>(rounds: &'static [usize], bounds: Bounds) -> String {

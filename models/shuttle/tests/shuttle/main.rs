@@ -248,7 +248,7 @@ policy!(adaptive, Adaptive);
 
 /// Of a budget that is soon over and a horizon of some steps of the machine's clock, so that heads
 /// are late, locks are reserved and thieves have to queue.
-type Hasty = AdaptiveWithin<20, 100, 100>;
+type Hasty = AdaptiveWithin<20, 100, 0, 1>;
 
 policy!(hasty, Hasty);
 
