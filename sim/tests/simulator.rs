@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output};
 
-use pvlock::{Adaptive, Policy as _};
+use pvlock::Adaptive;
 use pvlock_sim::{Config, Dist, Fault, Policy, Report, Time, simulate, simulate_with};
 
 /// The policies that sleep.
