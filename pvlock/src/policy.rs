@@ -112,7 +112,7 @@ pub trait Policy: 'static {
         Some(Self::HORIZON_PER_CPU.saturating_mul(cpus as u64).max(least))
     }
 
-    /// How many [stretches](Policy::stretch) there are in a horizon; not 0.
+    /// How many [stretches](Policy::stretch) there are in a horizon. 0 does not compile.
     const STRETCHES: u64 = 4;
 
     /// For how long a CPU may steal, by one theft after another, in nanoseconds: then it queues and
@@ -123,6 +123,7 @@ pub trait Policy: 'static {
     /// out in one stretch.
     #[inline]
     fn stretch(cpus: usize) -> u64 {
+        const { assert!(Self::STRETCHES > 0, "a horizon has a stretch at least") };
         Self::horizon(cpus).map_or(0, |horizon| horizon / Self::STRETCHES)
     }
 
