@@ -273,6 +273,10 @@ impl Visit for Calibration {
     fn is_local(_: u32, _: Option<u32>) -> bool {
         true
     }
+
+    fn is_always_local(_: u32) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

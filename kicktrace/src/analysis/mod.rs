@@ -418,13 +418,21 @@ impl<O: Observe> Visit for Analyser<O> {
     /// vCPU does concerns its own pCPU alone.
     #[inline]
     fn is_local(event: u32, first: Option<u32>) -> bool {
-        // `|` and `&`, because nobody could predict the branches: this is asked of every record.
+        // `|` and `&`, because nobody could predict the branches.
         let changes = event & event::GROUP_MASK == event::SCHED_MIN;
         let idle = first.is_some_and(|key| key >> 16 == event::DOMID_IDLE);
         // Both hold some that are seldom and would need no place, and are fewer comparisons.
         let concerns_others = (event::DOM_ADD..=event::WAKE).contains(&event)
             | (event & event::DOMAINS & event::CLASS_MASK != 0);
         !(concerns_others | (changes & !idle))
+    }
+
+    /// All but those from the changes on up to the last of the others: one comparison.
+    #[inline]
+    fn is_always_local(event: u32) -> bool {
+        const { assert!(event::SCHED_MIN < event::DOM_ADD && event::DOM_ADD <= event::WAKE) };
+        let is_domain = event & event::DOMAINS & event::CLASS_MASK != 0;
+        !is_domain && !(event::SCHED_MIN..=event::WAKE).contains(&event)
     }
 
     /// Xen writes a WAKE and the change that follows it, and the two changes of a switch, with the
@@ -556,5 +564,30 @@ impl<O: Observe> Analyser<O> {
             _ => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Analyser;
+    use crate::event;
+    use crate::reader::Visit;
+
+    #[test]
+    fn what_is_always_local_is_local_whatever_its_payload() {
+        let firsts = [None, Some(0), Some(1 << 16), Some(event::DOMID_IDLE << 16 | 3), Some(!0)];
+        // Every event of every class, and of some pairs of classes.
+        let classes = (16..28).flat_map(|bit| [1 << bit, 1 << bit | 1 << 16, 1 << bit | 1 << 18]);
+        let mut always = 0_u32;
+        for event in classes.flat_map(|class| (0..=0xffff).map(move |low| class | low)) {
+            let is_always = <Analyser>::is_always_local(event);
+            always += u32::from(is_always);
+            let is_local = firsts.iter().all(|&first| <Analyser>::is_local(event, first));
+            assert!(!is_always || is_local, "{event:#x}");
+        }
+        assert!(always > 1 << 20, "{always}");
+        // The worth of it is in the guests' entries, which are most of a trace.
+        assert!(<Analyser>::is_always_local(event::PV_HYPERCALL));
+        assert!(<Analyser>::is_always_local(event::VMENTRY));
     }
 }

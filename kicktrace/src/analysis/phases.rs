@@ -230,6 +230,10 @@ impl<A: Visit, B: Visit> Visit for Both<'_, A, B> {
         A::is_local(event, first) && B::is_local(event, first)
     }
 
+    fn is_always_local(event: u32) -> bool {
+        A::is_always_local(event) && B::is_always_local(event)
+    }
+
     fn goes_on(&self, before: u32, event: u32, first: Option<u32>) -> bool {
         self.0.goes_on(before, event, first) && self.1.goes_on(before, event, first)
     }
@@ -254,6 +258,10 @@ impl Visit for Nothing {
     }
 
     fn is_local(_: u32, _: Option<u32>) -> bool {
+        true
+    }
+
+    fn is_always_local(_: u32) -> bool {
         true
     }
 

@@ -16,13 +16,26 @@ use crate::summary::DomainKind;
 const LONGEST_OPERATION: u64 = 1 << 22;
 
 impl<O: Observe> Analyser<O> {
-    pub(super) fn runstate(
-        &mut self,
-        cpu: u32,
-        tsc: u64,
-        key: u32,
-        (old, new): (Runstate, Runstate),
-    ) {
+    /// The vCPU `key` changes its state. Nearly all changes are of four kinds: each has its own copy
+    /// of what follows, in which the states decide nothing any more.
+    pub(super) fn runstate(&mut self, cpu: u32, tsc: u64, key: u32, change: (Runstate, Runstate)) {
+        use Runstate::{Blocked, Runnable, Running};
+        match change {
+            (Runnable, Running) => self.change_of(cpu, tsc, key, (Runnable, Running)),
+            (Running, Runnable) => self.change_of(cpu, tsc, key, (Running, Runnable)),
+            (Running, Blocked) => self.change_of(cpu, tsc, key, (Running, Blocked)),
+            (Blocked, Runnable) => self.change_of(cpu, tsc, key, (Blocked, Runnable)),
+            _ => self.seldom_change(cpu, tsc, key, change),
+        }
+    }
+
+    #[cold]
+    fn seldom_change(&mut self, cpu: u32, tsc: u64, key: u32, change: (Runstate, Runstate)) {
+        self.change_of(cpu, tsc, key, change);
+    }
+
+    #[inline(always)]
+    fn change_of(&mut self, cpu: u32, tsc: u64, key: u32, (old, new): (Runstate, Runstate)) {
         let index = self.vcpu(key);
         let idle = key >> 16 == event::DOMID_IDLE;
         let here = if idle { Current::Idle } else { Current::Vcpu(index) };
@@ -37,6 +50,7 @@ impl<O: Observe> Analyser<O> {
     }
 
     /// The vCPU at `index` changes its state.
+    #[inline(always)]
     fn changes(&mut self, cpu: u32, tsc: u64, index: u32, (old, new): (Runstate, Runstate)) {
         // Xen writes the WAKE just before the change it makes, on the same pCPU.
         let pcpu = self.pcpu(cpu);

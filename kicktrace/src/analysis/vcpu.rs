@@ -198,7 +198,7 @@ impl Vcpu {
 
     /// Accounts the time up to `tsc` to the state that ends, and enters `new`.
     /// Returns the state that ended and since when it held, if that is known.
-    #[inline]
+    #[inline(always)]
     pub(super) fn change(
         &mut self,
         tsc: u64,
@@ -231,6 +231,7 @@ impl Vcpu {
     }
 
     /// `gaps` are the ticks inside gaps up to `tsc`.
+    #[inline]
     fn account(&mut self, ticks: u64, tsc: u64, gaps: u64) {
         let Some(state) = self.state else {
             self.times.unknown += ticks;

@@ -70,11 +70,21 @@ pub trait Visit {
     /// other pCPUs, which makes the merge faster. The format's own records ([`event::GENERAL`])
     /// always need their place among all.
     ///
-    /// Asked of every record: an answer without branches is the fastest.
+    /// Asked of every record that is not [always local](Self::is_always_local): an answer without
+    /// branches is the fastest.
     #[inline]
     #[must_use]
     fn is_local(event: u32, first: Option<u32>) -> bool {
         let _ = (event, first);
+        false
+    }
+
+    /// Whether every record of this event [`is_local`](Self::is_local), whatever its payload; false
+    /// is always right. Asked of every record, so it is to be a comparison or two.
+    #[inline]
+    #[must_use]
+    fn is_always_local(event: u32) -> bool {
+        let _ = event;
         false
     }
 

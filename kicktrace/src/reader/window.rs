@@ -436,8 +436,6 @@ impl Walk {
     #[inline(never)]
     fn ordinary<V: Visit>(&mut self, words: &[u32], stops: &mut Vec<u32>) {
         let (mut at, mut before, mut records) = (self.at as u32, self.before, 0);
-        // Whether a record is a stop nobody could predict: each is noted, and overwritten if it is
-        // none.
         let (mut batch, mut count) = ([0; 64], 0);
         while let Some(of) = record_at(words, at) {
             let header = of[0];
@@ -457,11 +455,18 @@ impl Walk {
             } else {
                 (untimed_words(header), of[1])
             };
-            let first = (header & PAYLOAD_WORDS != 0).then_some(first);
             records += 1;
-            batch[count] = at;
-            count += usize::from(!V::is_local(event, first));
+            let here = at;
             at += size;
+            // A pCPU's events follow each other in few ways, so this branch is nearly free.
+            if V::is_always_local(event) {
+                continue;
+            }
+            // Whether such a record is a stop nobody could predict: each is noted, and overwritten
+            // if it is none.
+            let first = (header & PAYLOAD_WORDS != 0).then_some(first);
+            batch[count] = here;
+            count += usize::from(!V::is_local(event, first));
             if count == batch.len() {
                 stops.extend_from_slice(&batch);
                 count = 0;
