@@ -201,6 +201,7 @@ fn lab_boot(
     linux: Option<&linux::Files>,
     place: &Path,
 ) -> Result<Boot> {
+    request.scenario.fits_the_lab()?;
     let plan = serde_json::to_vec(&record.plan).context("cannot write the plan")?;
     let mut boot = Boot::plan(plan, place)?;
     boot.files.push(Overlay::bytes(LAB_IMAGE, 0o644, image));

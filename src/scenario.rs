@@ -204,6 +204,46 @@ impl Library {
     }
 }
 
+impl Scenario {
+    /// Whether every domain's `cpus` names pCPUs that a lab of this scenario has: dom0's, which is
+    /// 0, and [`pcpus`](Scenario::pcpus) more. A real host may have others.
+    ///
+    /// # Errors
+    ///
+    /// The first that does not, at the line of the configuration's `cpus`.
+    pub fn fits_the_lab(&self) -> Result<(), ConfigError> {
+        for Domain { config, .. } in &self.domains {
+            let texts: Vec<&str> = match config.get("cpus") {
+                Some(Value::Text(text)) => vec![text],
+                Some(Value::List(items)) => items
+                    .iter()
+                    .filter_map(|item| match item {
+                        Value::Text(text) => Some(text.as_str()),
+                        _ => None,
+                    })
+                    .collect(),
+                _ => vec![],
+            };
+            // Words such as `all` and `nodes:0-1` are left to xl.
+            let is_word = |part: &&str| part.contains(|c: char| c.is_alphabetic());
+            let parts = texts.iter().flat_map(|text| text.split(',')).filter(|part| !is_word(part));
+            let numbers = parts.flat_map(|part| part.split(['-', '^']));
+            let largest = numbers.filter_map(|number| number.trim().parse::<u64>().ok()).max();
+            if let Some(cpu) = largest.filter(|cpu| *cpu > self.pcpus.into()) {
+                return Err(config.error(
+                    "cpus",
+                    format!(
+                        "pCPU {cpu} is not there: the lab has 0, which is dom0's, to {}",
+                        self.pcpus
+                    ),
+                    format!("name others, or write a larger number for `pcpus` in {ABOUT}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Domain {
     /// Reads a domain's configuration; `file` is the name used in errors.
     ///
@@ -455,6 +495,28 @@ mod tests {
         ] {
             let error = about(pcpus, deadline).err().unwrap().to_string();
             assert!(error.contains(line), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_lab_has_the_pcpus_of_its_scenario_and_no_others() {
+        let with = |cpus: &str| {
+            let config = format!("{GOOD}\ncpus = {cpus}\n");
+            let folder = folder(&[("scenario.toml", SOUND), ("a.cfg", config.as_bytes())]);
+            Library::Folder(folder.path().to_owned()).load("mine").unwrap().fits_the_lab()
+        };
+        for cpus in ["\"1-2\"", "\"0-2,^1\"", "\"all\"", "\"nodes:0-7\"", "[\"1\", \"2\"]", "2"] {
+            assert_eq!(with(cpus), Ok(()), "{cpus}");
+        }
+        for cpus in ["\"7\"", "\"1-3\"", "\"1, 3\"", "[\"1\", \"3\"]"] {
+            let error = with(cpus).unwrap_err().to_string();
+            assert!(
+                error.contains("a.cfg:") && error.contains("has 0, which is dom0's, to 2"),
+                "{error}"
+            );
+        }
+        for name in Library::Embedded.names().unwrap() {
+            assert_eq!(Library::Embedded.load(&name).unwrap().fits_the_lab(), Ok(()), "{name}");
         }
     }
 
