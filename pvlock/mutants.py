@@ -20,7 +20,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +41,9 @@ STAGES = {
         f"{CHECKER} counts.rs irq.rs v04.rs v05.rs word/x86_64.rs",
     ),
 }
+
+# Seconds after which a test that sleeps, and uses no processor, has hung.
+LONGEST_SLEEP = 20
 
 LIB = SOURCES + "lib.rs"
 # Errors by default, where a change makes them certain.
@@ -206,17 +208,38 @@ def arms_of(errors, tree):
     return arms
 
 
-def passes(path, folder, number, cpu, clock):
-    """How a test program ends: "passed", "failed", or "hung" after so many seconds."""
+def use(session):
+    """The ticks of CPU time of a session's processes so far, and whether one of them could run."""
+    ticks, runnable = 0, False
+    for stat in Path("/proc").glob("[0-9]*/task/*/stat"):
+        try:
+            state, _, _, of, *rest = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(of) == session:
+            ticks += int(rest[7]) + int(rest[8])
+            runnable |= state not in "SZ"
+    return ticks, runnable
+
+
+def passes(path, folder, number, cpu):
+    """How a test program ends: "passed", "failed", or "hung": after so many seconds of CPU time, or
+    when it has slept for a while. Neither depends on what else runs."""
     environment = os.environ | {VARIABLE: str(number), "RUST_BACKTRACE": "0"}
     null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    test = subprocess.Popen([path, "-q"], cwd=folder, env=environment, **null)
-    # A spin without an end uses the processor: its end does not depend on what else runs.
+    test = subprocess.Popen([path, "-q"], cwd=folder, env=environment, start_new_session=True, **null)
     resource.prlimit(test.pid, resource.RLIMIT_CPU, (cpu, cpu + 1))
-    try:
-        test.wait(clock)
-    except subprocess.TimeoutExpired:
-        test.kill()
+    slept, before = 0, 0
+    while slept < LONGEST_SLEEP:
+        try:
+            test.wait(1)
+            break
+        except subprocess.TimeoutExpired:
+            ticks, runnable = use(test.pid)
+            slept = 0 if runnable or ticks > before + 10 else slept + 1
+            before = ticks
+    else:
+        os.killpg(test.pid, signal.SIGKILL)
         test.wait()
         return "hung"
     return {0: "passed", -signal.SIGXCPU: "hung"}.get(test.returncode, "failed")
@@ -229,18 +252,18 @@ def timed(programs, kept):
     limits = []
     for path, folder in programs:
         path = Path(shutil.copy(path, kept))
-        clock, cpu = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        if passes(path, folder, 0, 3600, 3600) != "passed":
+        cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        if passes(path, folder, 0, 3600) != "passed":
             sys.exit(f"mutants: {path} fails without a change")
         cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - cpu
-        limits.append((path, folder, 2 + int(20 * cpu), 10 + 4 * (time.monotonic() - clock)))
-    return sorted(limits, key=lambda program: program[2:])
+        limits.append((path, folder, 2 + int(20 * cpu)))
+    return sorted(limits, key=lambda program: program[2])
 
 
 def run(programs, number):
     """How the first test program ends that does not pass; or "passed"."""
-    for path, folder, *limits in programs:
-        if (end := passes(path, folder, number, *limits)) != "passed":
+    for path, folder, limit in programs:
+        if (end := passes(path, folder, number, limit)) != "passed":
             return end
     return "passed"
 
@@ -276,10 +299,10 @@ def stage(name, mutants, out):
         elif mutant["number"] in alone:
             tree.write({mutant["file"]: changed(sources[mutant["file"]], mutant)})
             compiled, _ = build(tree, target, name)
-            limits = {path.name: limits for path, _, *limits in programs}
+            limits = {path.name: limit for path, _, limit in programs}
             end = "unviable"
             if compiled:
-                end = run([(path, cwd, *limits[path.name]) for path, cwd in compiled], 0)
+                end = run([(path, cwd, limits[path.name]) for path, cwd in compiled], 0)
         else:
             end = run(programs, mutant["number"])
         if end == "passed":
