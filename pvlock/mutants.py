@@ -30,10 +30,10 @@ VARIABLE = "PVLOCK_MUTANT"
 # that are not in its build.
 CHECKER = "checker.rs checker/on.rs held.rs trouble.rs"
 UNITS = "--features counters,lock_api_05 --lib --test errors --test fair --test faces"
-THREADS = "--features counters,lock_api_05 --test threads --test word_steps --test kernels"
+THREADS = "--features counters,lock_api_05 --test threads --test kernels --test spin_names"
 STAGES = {
     "units": ("pvlock", UNITS, f"{CHECKER} posted.rs"),
-    "threads": ("pvlock", f"{THREADS} --test spin_names", f"{CHECKER} posted.rs word/portable.rs"),
+    "threads": ("pvlock", THREADS, f"{CHECKER} posted.rs word/portable.rs"),
     "checker": ("pvlock", "--features checker,counters --lib --test checker", "posted.rs"),
     "models": (
         "pvlock-loom",
