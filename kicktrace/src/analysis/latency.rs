@@ -35,9 +35,21 @@ const fn shortest(class: usize) -> u64 {
 pub(super) struct Latency {
     /// Classes of the last times.
     few: Vec<u16>,
-    /// How many times of each class came before.
-    many: Option<Box<[u32; CLASSES]>>,
+    /// Those that came before.
+    many: Option<Box<Many>>,
 }
+
+/// How many times there are of each class.
+#[derive(Clone, Debug)]
+struct Many {
+    /// Modulo [`WRAP`]: of counters of half the size half as much is fetched.
+    counts: [u16; CLASSES],
+    /// The class of each counter that wrapped, once for each time.
+    wrapped: Vec<u16>,
+}
+
+/// Counters begin again here.
+const WRAP: u32 = 1 << u16::BITS;
 
 /// Times kept one by one at most.
 const FEW: usize = 128;
@@ -58,26 +70,21 @@ impl Latency {
 
     #[cold]
     fn count_few(&mut self) {
-        let counts = self.many.get_or_insert_with(zeroes);
-        for class in self.few.drain(..) {
-            let count = &mut counts[usize::from(class)];
-            *count = count.saturating_add(1);
-        }
+        let many = self.many.get_or_insert_default();
+        self.few.drain(..).for_each(|class| many.count(class, 1));
     }
 
     /// Each class that holds something, and how many times; a class may come more than once.
     fn classes(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        let many = self.many.iter().flat_map(|counts| counts.iter().copied().enumerate());
-        let many = many.filter(|&(_, count)| count > 0);
+        let many = self.many.iter().flat_map(|many| many.classes());
         many.chain(self.few.iter().map(|&class| (usize::from(class), 1)))
     }
 
     pub(super) fn add(&mut self, other: &Self) {
-        if let Some(many) = &other.many {
-            let counts = self.many.get_or_insert_with(zeroes);
-            for (count, times) in counts.iter_mut().zip(many.iter()) {
-                *count = count.saturating_add(*times);
-            }
+        if let Some(other) = &other.many {
+            let many = self.many.get_or_insert_default();
+            (0..).zip(&other.counts).for_each(|(class, &times)| many.count(class, times));
+            many.wrapped.extend(&other.wrapped);
         }
         other.few.iter().for_each(|&class| self.record_class(class));
     }
@@ -123,14 +130,33 @@ impl Latency {
     }
 }
 
-#[cold]
-fn zeroes() -> Box<[u32; CLASSES]> {
-    Box::new([0; CLASSES])
+impl Default for Many {
+    fn default() -> Self {
+        Self { counts: [0; CLASSES], wrapped: Vec::new() }
+    }
+}
+
+impl Many {
+    #[inline]
+    fn count(&mut self, class: u16, times: u16) {
+        let count = &mut self.counts[usize::from(class)];
+        let (sum, wraps) = count.overflowing_add(times);
+        *count = sum;
+        if wraps {
+            self.wrapped.push(class);
+        }
+    }
+
+    fn classes(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        let counts = self.counts.iter().map(|&count| u32::from(count)).enumerate();
+        let counts = counts.filter(|&(_, count)| count > 0);
+        counts.chain(self.wrapped.iter().map(|&class| (usize::from(class), WRAP)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{CLASSES, LONGEST, Latency, class, shortest};
+    use super::{CLASSES, LONGEST, Latency, WRAP, class, shortest};
 
     #[test]
     fn classes_are_those_of_the_histogram() {
@@ -165,5 +191,28 @@ mod tests {
         assert_eq!((ours.len(), ours.histogram()), (10_000, Some(like)));
         ours.record(u64::MAX);
         assert_eq!(ours.histogram().map(|of| of.max() >= LONGEST), Some(true));
+    }
+
+    #[test]
+    fn counters_that_wrap_lose_nothing() {
+        let (mut ours, mut theirs) = (Latency::default(), Latency::default());
+        // A class that wraps by itself, twice; one that wraps where two are added; one that stops
+        // just before.
+        for (ticks, our, their) in [(3, 2 * WRAP + 5, 0), (70, 40_000, 40_000), (900, WRAP - 1, 0)]
+        {
+            (0..our).for_each(|_| ours.record(ticks));
+            (0..their).for_each(|_| theirs.record(ticks));
+        }
+        assert_eq!(ours.len(), u64::from(3 * WRAP + 4 + 40_000));
+        ours.add(&theirs);
+        assert_eq!(ours.len(), u64::from(3 * WRAP + 4 + 80_000));
+        let histogram = ours.histogram().expect("it is not empty");
+        for (ticks, times) in [(3, 2 * WRAP + 5), (70, 80_000), (900, WRAP - 1)] {
+            assert_eq!(histogram.count_at(ticks), times, "{ticks}");
+        }
+        // What was added wraps again.
+        let sum = ours.clone();
+        ours.add(&sum);
+        assert_eq!(ours.len(), 2 * sum.len());
     }
 }
