@@ -180,7 +180,12 @@ fn a_class_that_ends_half_way_leaves_nothing_exact() {
             assert_ne!(of.certainty, Certainty::Exact, "{topic}: {of:?}");
         }
         // There may be fewer of what is told by a record that does not come.
-        for of in [counts.kicks_without_wake, counts.polls_immediate, counts.idle_blocks] {
+        for of in [
+            counts.kicks_without_wake,
+            counts.polls_immediate,
+            counts.idle_blocks,
+            counts.waits_other,
+        ] {
             assert_eq!(of.certainty, Certainty::Inferred, "{topic}: {of:?}");
         }
         // What they blocked in is not known, but for one that had called before.

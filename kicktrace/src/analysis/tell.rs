@@ -218,7 +218,8 @@ fn vcpu(vcpu: &Vcpu, last: u64, trust: Trust) -> summary::Vcpu {
             waits: ended(raw.waits),
             marked_waits: own(vcpu.marked.as_ref().map_or(0, |marked| marked.waits)),
             waits_kicked: waited(raw.waits_kicked),
-            waits_other: waited(raw.waits - raw.waits_kicked),
+            // Where the call of a kick is missing, its wait seems to have ended otherwise.
+            waits_other: absence(raw.waits - raw.waits_kicked, trust.waits),
             waits_tainted: Count::exact(raw.waits_tainted),
             spurious_wakes: Count::inferred(raw.spurious_wakes),
             kicker_preempted: waited(raw.kicker_preempted),
