@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use crate::event;
 use crate::reader::Reading;
 
 /// Version of the JSON schema: it grows when a field is removed or changes its meaning.
@@ -132,6 +133,10 @@ pub struct Finding {
     pub remedy: String,
     /// The bits of `xentrace -e` that bring what is missing.
     pub mask: Option<u32>,
+    /// A class of events is not there, and nothing shows that anything of it happened: in a part of a
+    /// trace it may have been captured all the same.
+    #[serde(skip)]
+    pub(crate) unproved: bool,
 }
 
 /// Everything [`summarise`](crate::summarise) finds.
@@ -267,6 +272,27 @@ pub struct Classes {
 }
 
 impl Classes {
+    /// Notes the class of an event.
+    pub(crate) fn note(&mut self, event: u32) {
+        match event & event::GROUP_MASK {
+            event::SCHED_MIN => self.runstates |= event::runstate_change(event).is_some(),
+            event::SCHED_VERBOSE => {
+                self.scheduler = true;
+                self.wakes |= event == event::WAKE;
+            }
+            event::PV_ENTRY | event::PV_SUBCALLS => {
+                self.pv_entries = true;
+                self.pv_hypercalls |= matches!(event, event::PV_HYPERCALL | event::PV_SUBCALL);
+            }
+            event::HVM_ENTRY_EXIT => self.hvm_exits |= event::is_vmexit(event),
+            event::HVM_HANDLER => {
+                self.hvm_handlers = true;
+                self.hvm_hypercalls |= event == event::VMMCALL;
+            }
+            _ => {}
+        }
+    }
+
     /// Whether wakes and blocks were captured, though none may have happened.
     #[must_use]
     pub const fn knows_wakes(&self) -> bool {

@@ -1,8 +1,12 @@
 //! Windows and phases of a trace: together they are the whole, and each is what happened then.
 
-use kicktrace::analysis::{Bounds, Phases};
+#[path = "common/filter.rs"]
+mod filter;
+
+use kicktrace::analysis::{Bounds, Phases, complete};
+use kicktrace::event;
 use kicktrace::reader::{ReadOptions, read};
-use kicktrace::summary::Domain;
+use kicktrace::summary::{Domain, Verdict};
 use kicktrace::synth::{Guest, Kicks, Plan, generate};
 use kicktrace::{Options, Summary, summarise};
 
@@ -152,6 +156,45 @@ fn what_is_marked_before_a_window_is_known_in_it() {
     let told = phases(TWICE, half);
     for domain in told[0].domains.iter().filter(|domain| domain.id > 0) {
         assert_eq!(domain.counts.waking_kicks.certainty, kicktrace::Certainty::Exact);
+    }
+}
+
+/// A part in which nothing of a class happens lacks it only if the whole trace does.
+#[test]
+fn what_a_part_lacks_may_be_in_the_rest() {
+    let missing = |trace: &[u8], to: u64| {
+        let mut told = Vec::new();
+        let bounds = Bounds { to: Some(to), ..Bounds::default() };
+        let mut phases =
+            Phases::new(&Options::default(), (), bounds, |phase, _: &mut ()| told.push(phase));
+        let reading = read(trace, &ReadOptions::default(), &mut phases).expect("a sound trace");
+        let (_, whole) = phases.finish(reading);
+        let mut summary = told.pop().expect("a part");
+        complete(&mut summary, whole);
+        summary.found(Verdict::Missing).map(|finding| finding.topic).collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    let classes = [
+        (event::SCHED_MIN, "runstate changes"),
+        (event::SCHED_VERBOSE, "wake or block records"),
+        (event::PV_ENTRY, "hypercalls"),
+    ];
+    for to in [1, 1_000, 100_000, u64::MAX] {
+        assert_eq!(missing(TWICE, to), none, "to {to}");
+        for (group, topic) in classes {
+            assert_eq!(missing(&filter::without(TWICE, group), to), [topic], "to {to}");
+        }
+    }
+    // What is there from the middle on does not bring back what a part before it needed.
+    let whole = summarise(TWICE, &Options::default()).expect("a sound trace");
+    let mut half = TWICE.len() / 2 / 4 * 4;
+    while TWICE[half..half + 4] != 0x2001_f003_u32.to_le_bytes() {
+        half += 4;
+    }
+    for (group, topic) in classes {
+        let later = [&filter::without(&TWICE[..half], group), &TWICE[half..]].concat();
+        assert_eq!(missing(&later, 1), none);
+        assert_eq!(missing(&later, whole.ticks / 4), [topic]);
     }
 }
 

@@ -38,6 +38,17 @@ fn the_window_acts_on_the_summary() {
 }
 
 #[test]
+fn a_window_in_which_nothing_happens_lacks_nothing() {
+    for command in ["summary", "host", "check"] {
+        let window: &[&str] = if command == "check" { &[] } else { &["--to", "1e-9"] };
+        let out = kicktrace(&[&[command], window, &[TWICE]].concat());
+        let said = [out.stdout, out.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(out.status.success() && !said.contains("not captured"), "{command}: {said}");
+    }
+}
+
+#[test]
 fn phases_as_table_json_csv_and_charts() {
     let series = json(&["summary", "--json", "--every", "100ms", TWICE]);
     let phases = series["phases"].as_array().expect("phases");

@@ -4,10 +4,10 @@
 //! of a phase are those of a trace that the analyser had followed from its very start: who runs, who
 //! sleeps and who marks is known when a phase begins.
 
-use crate::analysis::{Analyser, Observe, Options};
+use crate::analysis::{Analyser, Observe, Options, Whole};
 use crate::error::{Error, ErrorKind};
 use crate::reader::{PcpuReading, Reading, Record, Visit};
-use crate::summary::{Clock, Summary, Window};
+use crate::summary::{Summary, Window};
 
 /// More phases than this are refused: each costs time and memory, and nobody reads so many.
 pub const MAX_PHASES: u64 = 10_000;
@@ -96,16 +96,16 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         Self { seconds: true, ..Self::new(options, observer, bounds, sink) }
     }
 
-    /// Tells the phase under way when the trace ends, and returns the observer and the clock as measured
-    /// on all of the trace (a phase's own was measured up to its end). Nothing is told of a trace that
-    /// ends before `bounds.from`.
-    pub fn finish(mut self, reading: Reading) -> (O, Clock) {
+    /// Tells the phase under way when the trace ends, and returns the observer and what the whole trace
+    /// tells (a phase's own clock was measured up to its end). Nothing is told of a trace that ends
+    /// before `bounds.from`.
+    pub fn finish(mut self, reading: Reading) -> (O, Whole) {
         let end = reading.last_tsc;
         if self.stage == Stage::Inside && (end > self.began || self.records > 0) {
             self.cut(end.max(self.began));
         }
-        let clock = self.analyser.clock(reading.ticks());
-        (self.analyser.observer, clock)
+        let (clock, classes) = (self.analyser.clock(reading.ticks()), self.analyser.classes);
+        (self.analyser.observer, Whole { reading, clock, classes })
     }
 
     fn begin(&mut self, tsc: u64) {
@@ -201,7 +201,8 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Visit for Phases<O, F> {
             self.boundary();
         }
         if self.stage == Stage::After {
-            // The frequency is that of the whole trace.
+            // The frequency is that of the whole trace, and so is what was captured.
+            self.analyser.classes.note(record.event);
             return self.analyser.calibration.record(record);
         }
         self.count(record);

@@ -8,7 +8,9 @@ use std::cmp::Reverse;
 use crate::analysis::Analyser;
 use crate::event;
 use crate::reader::{PcpuReading, Reading};
-use crate::summary::{Certainty, Clock, ClockSource, DomainKind, Finding, Summary, Verdict};
+use crate::summary::{
+    Certainty, Classes, Clock, ClockSource, DomainKind, Finding, Summary, Verdict,
+};
 
 /// Where the others' records begin so much of the trace earlier, a pCPU that was busy begins late.
 const LATE_START: u64 = 20;
@@ -157,7 +159,7 @@ struct Judge(Vec<Finding>);
 impl Judge {
     fn say(&mut self, verdict: Verdict, topic: &'static str, what: String, remedy: &str) {
         let remedy = remedy.into();
-        self.0.push(Finding { verdict, topic, what, remedy, mask: None });
+        self.0.push(Finding { verdict, topic, what, remedy, mask: None, unproved: false });
     }
 
     /// Good, or `otherwise` with its remedy.
@@ -180,14 +182,37 @@ impl Judge {
         if seen {
             self.say(Verdict::Good, topic, format!("{topic}: seen"), "");
         } else if captured {
-            let what = format!("{topic}: none happened (their class was captured)");
-            self.say(Verdict::Note, topic, what, "");
+            self.0.push(none_happened(topic));
         } else {
             self.say(Verdict::Missing, topic, format!("{topic}: not captured"), remedy);
             if let Some(finding) = self.0.last_mut() {
-                finding.mask = Some(mask);
+                (finding.mask, finding.unproved) = (Some(mask), true);
             }
         }
+    }
+}
+
+/// A class was captured, and nothing of it happened.
+fn none_happened(topic: &'static str) -> Finding {
+    let what = format!("{topic}: none happened (their class was captured)");
+    let (verdict, remedy) = (Verdict::Note, String::new());
+    Finding { verdict, topic, what, remedy, mask: None, unproved: false }
+}
+
+/// The classes that are judged.
+const RUNSTATES: &str = "runstate changes";
+const WAKES: &str = "wake or block records";
+const HYPERCALLS: &str = "hypercalls";
+const HVM_HYPERCALLS: &str = "hypercalls of HVM or PVH guests";
+
+/// Whether a whole trace shows that the class of this topic was captured.
+fn is_captured(topic: &str, whole: &Classes) -> bool {
+    match topic {
+        RUNSTATES => whole.runstates,
+        WAKES => whole.knows_wakes(),
+        HYPERCALLS => whole.knows_hypercalls(),
+        HVM_HYPERCALLS => whole.hvm_hypercalls || whole.hvm_handlers,
+        _ => false,
     }
 }
 
@@ -220,14 +245,14 @@ fn classes<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     let classes = &summary.classes;
     let unseen = unseen(analyser, &summary.reading);
     judge.class(
-        "runstate changes",
+        RUNSTATES,
         classes.runstates,
         false,
         event::SCHED_MIN,
         "add 0x00021000 to the mask (xentrace -e), or trace while a vCPU runs",
     );
     judge.class(
-        "wake or block records",
+        WAKES,
         classes.wakes,
         classes.knows_wakes() && !has_hidden_wakes(analyser, &summary.reading),
         event::SCHED_VERBOSE,
@@ -244,7 +269,7 @@ fn classes<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     }
     let hvm_only = classes.hvm_exits && !classes.pv_entries;
     judge.class(
-        "hypercalls",
+        HYPERCALLS,
         classes.pv_hypercalls || classes.hvm_hypercalls,
         classes.knows_hypercalls(),
         if hvm_only { event::HVM_HANDLER } else { event::PV_ENTRY },
@@ -253,12 +278,25 @@ fn classes<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     let hvm = summary.domains.iter().any(|domain| domain.kind == DomainKind::Hvm);
     if hvm && !hvm_only {
         judge.class(
-            "hypercalls of HVM or PVH guests",
+            HVM_HYPERCALLS,
             classes.hvm_hypercalls,
             classes.hvm_handlers,
             event::HVM_HANDLER,
             "add 0x00082000 to the mask",
         );
+    }
+    // What happened without a class shows that the rest of a trace does not help: somebody blocked
+    // twice without leaving, was woken, or blocked again and again (once it may have been in a call
+    // from before the trace).
+    let woken = has_hidden_wakes(analyser, &summary.reading);
+    let blocked = analyser.vcpus.iter().any(|vcpu| vcpu.raw.blocks_unknown > 1);
+    for finding in &mut judge.0 {
+        finding.unproved &= match finding.topic {
+            RUNSTATES => analyser.unseen.changes == 0,
+            WAKES => !woken,
+            HYPERCALLS | HVM_HYPERCALLS => !blocked,
+            _ => true,
+        };
     }
 }
 
@@ -403,8 +441,20 @@ fn order(judge: &mut Judge, reading: &Reading) {
     }
 }
 
+/// What only a whole trace tells of each part of it.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// What the file held.
+    pub reading: Reading,
+    /// The clock, as measured on all of the trace.
+    pub clock: Clock,
+    /// What was captured.
+    pub classes: Classes,
+}
+
 /// Fills in what only the whole trace tells into the summary of a part of it.
-pub fn complete(summary: &mut Summary, whole: Reading, clock: Clock) {
+pub fn complete(summary: &mut Summary, whole: Whole) {
+    let Whole { reading: whole, clock, classes } = whole;
     summary.seconds = clock.ns(summary.ticks).map(|ns| ns / 1e9);
     summary.clock = clock;
     let of = &mut summary.reading;
@@ -417,6 +467,11 @@ pub fn complete(summary: &mut Summary, whole: Reading, clock: Clock) {
     };
     let mut judge = Judge(std::mem::take(&mut summary.findings));
     judge.0.retain(|finding| !["cut", "order"].contains(&finding.topic));
+    for finding in &mut judge.0 {
+        if finding.unproved && is_captured(finding.topic, &classes) {
+            *finding = none_happened(finding.topic);
+        }
+    }
     file_end(&mut judge, &summary.reading);
     order(&mut judge, &summary.reading);
     conclude(summary, judge);

@@ -34,11 +34,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         told = Some((summary, host));
     };
     let options = input.reading.options();
-    let (reading, _, clock) = phases(input, Phases::new(&options, Host::default(), bounds, sink))?;
+    let (_, whole) = phases(input, Phases::new(&options, Host::default(), bounds, sink))?;
     let (mut summary, mut host) = told.ok_or_else(|| beyond(input, bounds))?;
     // Those of the summary stand first.
     let before = summary.warnings.len();
-    complete(&mut summary, reading, clock);
+    complete(&mut summary, whole);
     host.clock = summary.clock.clone();
     host.warnings.splice(..before, summary.warnings.iter().cloned());
     let mut out = BufWriter::new(io::stdout().lock());

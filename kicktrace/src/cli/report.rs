@@ -101,9 +101,9 @@ fn observe<O: Observe>(
     let mut phases = Phases::new(&options, observer, bounds, sink);
     let reading = read(input.open()?, &options.read, &mut Both(&mut phases, beside))
         .map_err(|source| input.failure(source))?;
-    let (observer, clock) = phases.finish(reading.clone());
+    let (observer, whole) = phases.finish(reading.clone());
     let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
-    complete(&mut summary, reading.clone(), clock);
+    complete(&mut summary, whole);
     Ok((reading, (summary, observer)))
 }
 

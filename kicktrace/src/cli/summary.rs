@@ -8,11 +8,11 @@ use clap::Args as ClapArgs;
 use super::input::{Input, Window, beyond};
 use super::sink;
 use super::{Failure, all_read, corrected, finished, judged};
-use crate::analysis::{Bounds, Fixed, Observe, Phases, complete};
+use crate::Summary;
+use crate::analysis::{Bounds, Fixed, Observe, Phases, Whole, complete};
 use crate::output::series::Series;
-use crate::reader::{Reading, read};
+use crate::reader::read;
 use crate::summary::Verdict;
-use crate::{Clock, Summary};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -131,9 +131,9 @@ pub(super) fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure
     let mut told = None;
     let sink = |summary, _: &mut ()| told = Some(summary);
     let options = input.reading.options();
-    let (reading, _, clock) = phases(input, Phases::new(&options, (), bounds, sink))?;
+    let (_, whole) = phases(input, Phases::new(&options, (), bounds, sink))?;
     let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
-    complete(&mut summary, reading, clock);
+    complete(&mut summary, whole);
     Ok(summary)
 }
 
@@ -141,13 +141,12 @@ pub(super) fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure
 pub(super) fn phases<O: Observe, F: FnMut(Summary, &mut O)>(
     input: &Input,
     mut phases: Phases<O, F>,
-) -> Result<(Reading, O, Clock), Failure> {
+) -> Result<(O, Whole), Failure> {
     let options = input.reading.options();
     let reading =
         read(input.open()?, &options.read, &mut phases).map_err(|source| input.failure(source))?;
     corrected(input, &reading)?;
-    let (observer, clock) = phases.finish(reading.clone());
-    Ok((reading, observer, clock))
+    Ok(phases.finish(reading))
 }
 
 fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
@@ -160,7 +159,7 @@ fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
         series.push(summary);
     };
     let options = input.reading.options();
-    let (reading, _, clock) = phases(input, Phases::new(&options, (), bounds, sink))?;
+    let (_, Whole { reading, clock, .. }) = phases(input, Phases::new(&options, (), bounds, sink))?;
     series.set_clock(clock);
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
