@@ -27,11 +27,11 @@ pub type Adaptive = AdaptiveWithin<50_000, 6_000_000, 500_000>;
 ///   its turns, one after the other, last longer than the horizon, everybody is late on becoming
 ///   the head, and the lock is a strict queue, at the price of one. 0 makes the horizon the same
 ///   for every number of CPUs.
-/// - **Stretches.** A CPU that has stolen for the horizon's `STRETCHES`th part, by one theft after
-///   another, queues and sleeps, so that the head that it kicked gets the pCPU. vCPUs that share a
-///   pCPU take turns of that length. With four, four of them have their turns within the horizon,
-///   and nobody is late, which would break into a turn. Fewer and longer ones are faster, and make
-///   usual waits longer.
+/// - **Stretches.** A CPU that has stolen for `HORIZON / STRETCHES`, by one theft after another,
+///   queues and sleeps, so that the head that it kicked gets the pCPU
+///   ([more](Policy::stretch) among many CPUs). vCPUs that share a pCPU take turns of that length.
+///   With four, four of them have their turns within the horizon, and nobody is late, which would
+///   break into a turn. Fewer and longer ones are faster, and make usual waits longer.
 ///
 /// From joining the queue to owning the lock a waiter with *n* others ahead of it needs at most
 /// [`horizon`](Policy::horizon) + `BUDGET` + a wake-up + (*n* + 1) × (a critical section + a

@@ -115,16 +115,18 @@ pub trait Policy: 'static {
     /// How many [stretches](Policy::stretch) there are in a horizon. 0 does not compile.
     const STRETCHES: u64 = 4;
 
-    /// For how long a CPU may steal, by one theft after another, in nanoseconds: then it queues and
-    /// sleeps, so that a head that was kicked gets the pCPU.
+    /// For how long a CPU may steal, by one theft after another, in nanoseconds, where there are
+    /// `cpus` CPUs: then it queues and sleeps, so that a head that was kicked gets the pCPU. The
+    /// [`STRETCHES`](Policy::STRETCHES)th part of the least [`HORIZON`](Policy::HORIZON), or half
+    /// as much of the [`horizon`](Policy::horizon) where that is longer.
     ///
-    /// It grows with the [`horizon`](Policy::horizon). While a CPU steals, others come out of the
-    /// queue one at a time, each by a wake-up; of many only those steal at the same time that came
-    /// out in one stretch.
+    /// Among many CPUs it has to be longer. While a CPU steals, others come out of the queue one at
+    /// a time, each by a wake-up; only those steal at the same time that came out in one stretch.
     #[inline]
     fn stretch(cpus: usize) -> u64 {
         const { assert!(Self::STRETCHES > 0, "a horizon has a stretch at least") };
-        Self::horizon(cpus).map_or(0, |horizon| horizon / Self::STRETCHES)
+        let part = |horizon: Option<u64>| horizon.map_or(0, |horizon| horizon / Self::STRETCHES);
+        part(Self::HORIZON).max(part(Self::horizon(cpus)) / 2)
     }
 
     /// Asked before each turn of a spin: another turn, or to sleep? A newcomer then queues. Where

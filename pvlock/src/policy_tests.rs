@@ -95,7 +95,8 @@ fn adaptive_lets_thefts_go_on_for_longer_where_there_are_more_cpus() {
 
 #[test]
 fn a_horizon_has_four_stretches_unless_the_policy_says_otherwise() {
-    assert_eq!([0, 12, 16].map(Adaptive::stretch), [1_500_000, 1_500_000, 2_000_000]);
+    let stretches = [0, 12, 24, 28, 32, 128].map(Adaptive::stretch);
+    assert_eq!(stretches, [1_500_000, 1_500_000, 1_500_000, 1_750_000, 2_000_000, 8_000_000]);
     assert_eq!([1, 500].map(AdaptiveWithin::<1, 60, 0, 6>::stretch), [10, 10]);
     assert_eq!(AdaptiveWithin::<1, { u64::MAX }>::stretch(4), u64::MAX / 4);
     assert_eq!([1, 32].map(KickAtUnlock::stretch), [0, 0]);

@@ -344,7 +344,7 @@ fn a_thief_queues_when_it_has_stolen_for_longer_than_a_stretch() {
     assert_eq!(steal::<K>(1_000_000), Some(1));
     assert_eq!(steal::<Adaptive>(100_000), Some(16));
     ONLINE.set(32);
-    assert_eq!(steal::<Adaptive>(100_000), Some(41), "a quarter of the horizon of so many");
+    assert_eq!(steal::<Adaptive>(100_000), Some(21), "a little longer among many");
     let nodes = Script::nodes(0);
     let levels = [(); LEVELS].map(|()| nodes.enter());
     assert_eq!(steal::<K>(1_000_000), None, "a fifth level has no queue to go to");
