@@ -12,6 +12,7 @@ Needs `cargo install cargo-mutants`. docs/mutants.md explains the changes that a
 
 import argparse
 import doctest
+import glob
 import json
 import os
 import re
@@ -211,9 +212,10 @@ def arms_of(errors, tree):
 def use(session):
     """The ticks of CPU time of a session's processes so far, and whether one of them could run."""
     ticks, runnable = 0, False
-    for stat in Path("/proc").glob("[0-9]*/task/*/stat"):
+    # Unlike that of `Path`, this glob lets processes come and go meanwhile.
+    for stat in glob.glob("/proc/[0-9]*/task/*/stat"):
         try:
-            state, _, _, of, *rest = stat.read_text().rpartition(")")[2].split()
+            state, _, _, of, *rest = Path(stat).read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(of) == session:
