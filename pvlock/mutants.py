@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Changes the lock's code in some 700 places, one at a time, and tells which changes no test sees.
+"""Changes the lock's code in some 800 places, one at a time, and tells which changes no test sees.
 
 `cargo mutants --list` names the changes. All of them go into one copy of the sources: the body of
 each function becomes a `match` on a number, with the changed bodies as its arms, and the number
