@@ -7,7 +7,7 @@
 //! [`pv`](crate::pv).
 
 use crate::Platform;
-use crate::policy::{Policy, Spin, Stage};
+use crate::policy::{self, Policy, Spin, Stage};
 
 /// [`AdaptiveWithin`] a spin budget of 50 microseconds and a horizon of half a millisecond for each
 /// CPU, but of 6 milliseconds at least, with four stretches in it: the default of
@@ -57,7 +57,7 @@ pub struct AdaptiveWithin<
     const BUDGET: u64,
     const HORIZON: u64,
     const PER_CPU: u64 = 0,
-    const STRETCHES: u64 = 4,
+    const STRETCHES: u64 = { policy::STRETCHES },
 >;
 
 impl<const BUDGET: u64, const HORIZON: u64, const PER_CPU: u64, const STRETCHES: u64>

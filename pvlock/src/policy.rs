@@ -113,7 +113,7 @@ pub trait Policy: 'static {
     }
 
     /// How many [stretches](Policy::stretch) there are in a horizon. 0 does not compile.
-    const STRETCHES: u64 = 4;
+    const STRETCHES: u64 = STRETCHES;
 
     /// For how long a CPU may steal, by one theft after another, in nanoseconds, where there are
     /// `cpus` CPUs: then it queues and sleeps, so that a head that was kicked gets the pCPU. The
@@ -145,6 +145,9 @@ pub trait Policy: 'static {
     #[doc(hidden)]
     const WITHOUT: Option<Mechanism> = None;
 }
+
+/// Four vCPUs that share a pCPU have their turns within the horizon.
+pub(crate) const STRETCHES: u64 = 4;
 
 /// What bounds thefts in time, where the policy has a horizon; see [`pv`](crate::pv).
 #[cfg_attr(not(feature = "ablation"), allow(unreachable_pub))]
