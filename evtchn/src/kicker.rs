@@ -396,8 +396,8 @@ impl Kicker {
         NmiGuard(self)
     }
 
-    /// How many waits have blocked so far: the first of [`counts`](Self::counts), by one load. May be
-    /// read from any vCPU.
+    /// How many waits have blocked so far: the first of [`counts`](Self::counts), by one load. May
+    /// be read from any vCPU.
     #[inline]
     #[must_use]
     pub fn polls(&self) -> u64 {
