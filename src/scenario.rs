@@ -213,22 +213,7 @@ impl Scenario {
     /// The first that does not, at the line of the configuration's `cpus`.
     pub fn fits_the_lab(&self) -> Result<(), ConfigError> {
         for Domain { config, .. } in &self.domains {
-            let texts: Vec<&str> = match config.get("cpus") {
-                Some(Value::Text(text)) => vec![text],
-                Some(Value::List(items)) => items
-                    .iter()
-                    .filter_map(|item| match item {
-                        Value::Text(text) => Some(text.as_str()),
-                        _ => None,
-                    })
-                    .collect(),
-                _ => vec![],
-            };
-            // Words such as `all` and `nodes:0-1` are left to xl.
-            let is_word = |part: &&str| part.contains(|c: char| c.is_alphabetic());
-            let parts = texts.iter().flat_map(|text| text.split(',')).filter(|part| !is_word(part));
-            let numbers = parts.flat_map(|part| part.split(['-', '^']));
-            let largest = numbers.filter_map(|number| number.trim().parse::<u64>().ok()).max();
+            let largest = config.get("cpus").and_then(largest_pcpu);
             if let Some(cpu) = largest.filter(|cpu| *cpu > self.pcpus.into()) {
                 return Err(config.error(
                     "cpus",
@@ -241,6 +226,20 @@ impl Scenario {
             }
         }
         Ok(())
+    }
+}
+
+/// The largest pCPU that a `cpus` names. Words such as `all` and `nodes:0-1` are left to xl.
+fn largest_pcpu(cpus: &Value) -> Option<u64> {
+    match cpus {
+        Value::Integer(number) => Some(*number),
+        Value::List(items) => items.iter().filter_map(largest_pcpu).max(),
+        Value::Text(text) => {
+            let is_word = |part: &&str| part.contains(|c: char| c.is_alphabetic());
+            let parts = text.split(',').filter(|part| !is_word(part));
+            let numbers = parts.flat_map(|part| part.split(['-', '^']));
+            numbers.filter_map(|number| number.trim().parse().ok()).max()
+        }
     }
 }
 
@@ -508,7 +507,7 @@ mod tests {
         for cpus in ["\"1-2\"", "\"0-2,^1\"", "\"all\"", "\"nodes:0-7\"", "[\"1\", \"2\"]", "2"] {
             assert_eq!(with(cpus), Ok(()), "{cpus}");
         }
-        for cpus in ["\"7\"", "\"1-3\"", "\"1, 3\"", "[\"1\", \"3\"]"] {
+        for cpus in ["\"7\"", "7", "\"1-3\"", "\"1, 3\"", "[\"1\", \"3\"]"] {
             let error = with(cpus).unwrap_err().to_string();
             assert!(
                 error.contains("a.cfg:") && error.contains("has 0, which is dom0's, to 2"),
