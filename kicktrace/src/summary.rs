@@ -133,8 +133,8 @@ pub struct Finding {
     pub remedy: String,
     /// The bits of `xentrace -e` that bring what is missing.
     pub mask: Option<u32>,
-    /// A class of events is not there, and nothing shows that anything of it happened: in a part of a
-    /// trace it may have been captured all the same.
+    /// A class of events is not there, and nothing shows that anything of it happened: in a part of
+    /// a trace it may have been captured all the same.
     #[serde(skip)]
     pub(crate) unproved: bool,
 }

@@ -49,7 +49,8 @@ fn each_error_names_the_key_and_what_it_accepts() {
         "policy=fast: accepted values are kick-twice, kick-at-unlock, adaptive, native, \
          test-and-set, spin, spin-ticket, adaptive-no-budget, adaptive-budget-10us, \
          adaptive-budget-200us, adaptive-stretches-8, adaptive-stretches-2, adaptive-horizon-2ms, \
-         adaptive-horizon-4ms, adaptive-horizon-12ms, adaptive-no-horizon, adaptive-no-reservation, adaptive-no-thief-bound"
+         adaptive-horizon-4ms, adaptive-horizon-12ms, adaptive-no-horizon, \
+         adaptive-no-reservation, adaptive-no-thief-bound"
     );
     assert_eq!(
         message("critical=20"),

@@ -96,9 +96,9 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         Self { seconds: true, ..Self::new(options, observer, bounds, sink) }
     }
 
-    /// Tells the phase under way when the trace ends, and returns the observer and what the whole trace
-    /// tells (a phase's own clock was measured up to its end). Nothing is told of a trace that ends
-    /// before `bounds.from`.
+    /// Tells the phase under way when the trace ends, and returns the observer and what the whole
+    /// trace tells (a phase's own clock was measured up to its end). Nothing is told of a trace
+    /// that ends before `bounds.from`.
     pub fn finish(mut self, reading: Reading) -> (O, Whole) {
         let end = reading.last_tsc;
         if self.stage == Stage::Inside && (end > self.began || self.records > 0) {

@@ -16,8 +16,8 @@ use crate::summary::DomainKind;
 const LONGEST_OPERATION: u64 = 1 << 22;
 
 impl<O: Observe> Analyser<O> {
-    /// The vCPU `key` changes its state. Nearly all changes are of four kinds: each has its own copy
-    /// of what follows, in which the states decide nothing any more.
+    /// The vCPU `key` changes its state. Nearly all changes are of four kinds: each has its own
+    /// copy of what follows, in which the states decide nothing any more.
     pub(super) fn runstate(&mut self, cpu: u32, tsc: u64, key: u32, change: (Runstate, Runstate)) {
         use Runstate::{Blocked, Runnable, Running};
         match change {
