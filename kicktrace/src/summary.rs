@@ -272,7 +272,7 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// Notes the class of an event.
+    /// Notes the class of an event, as the analysis does on its way (a test holds them together).
     pub(crate) fn note(&mut self, event: u32) {
         match event & event::GROUP_MASK {
             event::SCHED_MIN => self.runstates |= event::runstate_change(event).is_some(),

@@ -569,9 +569,33 @@ impl<O: Observe> Analyser<O> {
 
 #[cfg(test)]
 mod tests {
-    use super::Analyser;
+    use super::{Analyser, Options};
     use crate::event;
-    use crate::reader::Visit;
+    use crate::reader::{ReadOptions, Record, Visit, read};
+    use crate::summary::Classes;
+    use crate::synth::{Guest, Plan, generate};
+
+    /// What the analysis notes on its way, [`Classes::note`] says of events alone: where a part of
+    /// a trace is analysed and the rest is not.
+    #[test]
+    fn both_ways_to_note_a_class_agree() {
+        for guest in [Guest::Pv, Guest::Pvh, Guest::PvhAmd419] {
+            let mut trace = Vec::new();
+            generate(&Plan { guest, ..Plan::default() }, &mut trace).expect("a Vec takes all");
+            let mut analyser = Analyser::new(&Options::default());
+            read(&trace[..], &ReadOptions::default(), &mut analyser).expect("a sound trace");
+            let mut noted = Classes::default();
+            let mut note = |record: &Record<'_>| {
+                noted.note(record.event);
+                Ok(())
+            };
+            read(&trace[..], &ReadOptions::default(), &mut note).expect("a sound trace");
+            // What a guest marks is in its words, and judged of no part.
+            let Classes { markers, mark_calls, .. } = analyser.classes;
+            assert_eq!(Classes { markers, mark_calls, ..noted }, analyser.classes, "{guest:?}");
+            assert!(noted.wakes && noted.runstates, "{guest:?}");
+        }
+    }
 
     #[test]
     fn what_is_always_local_is_local_whatever_its_payload() {
