@@ -251,7 +251,7 @@ fn disagreeing(sorted: &[Ratio], hz: f64) -> (Vec<(u32, f64)>, f64) {
 ///
 /// # Errors
 /// As [`summarise`](crate::summarise).
-pub fn calibrate<R: Read + Send>(input: R, options: &Options) -> Result<Clock, Error> {
+pub fn calibrate<R: Read>(input: R, options: &Options) -> Result<Clock, Error> {
     let mut calibration = Calibration::default();
     if options.cpu_hz.is_none() {
         reader::read(input, &options.read, &mut calibration)?;

@@ -77,7 +77,7 @@ pub struct Options {
 /// println!("{} records lost", summary.reading.lost_records());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn summarise<R: Read + Send>(input: R, options: &Options) -> Result<Summary, Error> {
+pub fn summarise<R: Read>(input: R, options: &Options) -> Result<Summary, Error> {
     let mut analyser = Analyser::new(options);
     let reading = reader::read(input, &options.read, &mut analyser)?;
     Ok(analyser.finish(reading).0)

@@ -85,7 +85,7 @@ pub struct Fixed {
 ///
 /// # Errors
 /// Whatever `open` returns, and what `fail` makes of errors of reading.
-pub fn fix_skew<R: Read + Send, E>(
+pub fn fix_skew<R: Read, E>(
     mut open: impl FnMut() -> Result<R, E>,
     fail: impl Fn(Error) -> E,
     options: &mut Options,

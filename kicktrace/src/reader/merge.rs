@@ -7,15 +7,15 @@
 //! a moment known to be later: about one pass after it was read. Nothing else is held back.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::Sender;
 
 use crate::error::Error;
 use crate::event;
+use crate::reader::block::{Block, LINE, PADDING, Spare};
 use crate::reader::reading::{PcpuReading, ReadOptions, Reading, Silence};
 use crate::reader::record::{Record, Visit};
 use crate::reader::time::{FAR, QUIET};
 use crate::reader::tournament::{NOTHING, Tournament};
-use crate::reader::window::{Block, End, FULL, PADDING};
+use crate::reader::window::End;
 use crate::reader::words::{LONGEST, first, payload, record_at, record_words, wide};
 
 /// How far ahead of the record under way its stream is fetched, in words: two cache lines.
@@ -23,9 +23,6 @@ const AHEAD: usize = 32;
 
 /// How many lines are fetched.
 const LINES: usize = 3;
-
-/// Words of a cache line.
-const LINE: usize = 16;
 
 /// Bytes held back below which records wait longer than they must.
 const PATIENT_BELOW: usize = 16 << 20;
@@ -130,30 +127,28 @@ pub(super) struct Merge<'v, V> {
     reading: Reading,
 }
 
-/// The bytes held back, and the way back for empty blocks.
+/// The bytes held back, and the blocks that were.
+#[derive(Default)]
 struct Buffer {
     held: usize,
-    spare: Sender<Block>,
+    spare: Spare,
 }
 
 impl Buffer {
     fn release(&mut self, block: Block) {
         self.held -= block.bytes();
-        if block.words.len() == FULL {
-            // The reading thread may have ended already.
-            let _ = self.spare.send(block);
-        }
+        self.spare.put(block);
     }
 }
 
 impl<'v, V: Visit> Merge<'v, V> {
-    pub(super) fn new(options: &ReadOptions, spare: Sender<Block>, visitor: &'v mut V) -> Self {
+    pub(super) fn new(options: &ReadOptions, visitor: &'v mut V) -> Self {
         Self {
             streams: Vec::new(),
             next: Tournament::default(),
             passes: Passes::default(),
             visitor,
-            buffer: Buffer { held: 0, spare },
+            buffer: Buffer::default(),
             buffer_limit: options.buffer_limit,
             delivered: 0,
             pauses: Pauses::default(),
@@ -203,7 +198,12 @@ impl<'v, V: Visit> Merge<'v, V> {
         Ok(())
     }
 
-    /// Nothing more is there for now.
+    /// Blocks to be filled again.
+    pub(super) fn spare(&mut self) -> &mut Spare {
+        &mut self.buffer.spare
+    }
+
+    /// All that could be delivered has been, and what comes next may not be there yet.
     pub(super) fn caught_up(&mut self) -> Result<(), Error> {
         self.visitor.caught_up()
     }

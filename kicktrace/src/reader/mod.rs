@@ -4,9 +4,11 @@
 //! headers, padding, lost records, cut files, the merge of the pCPUs' streams by TSC. Must never
 //! interpret an event beyond what the format itself needs, and never panic on any input.
 //!
-//! A thread reads and checks blocks of whole records (`window.rs`); the caller's thread merges them
-//! and calls the [`Visit`]or (`merge.rs`).
+//! Windows are read and checked as blocks of whole records (`window.rs`), which are merged and handed to
+//! the [`Visit`]or (`merge.rs`). Both are done by the caller's thread: a block that goes from one core
+//! to another costs more than a thread wins.
 
+mod block;
 mod merge;
 mod reading;
 mod record;
@@ -16,7 +18,6 @@ mod window;
 mod words;
 
 use std::io::Read;
-use std::sync::mpsc;
 
 use crate::error::{Error, ErrorKind};
 
@@ -51,48 +52,25 @@ pub use record::{Lost, Record, Visit};
 /// assert_eq!(reading.records, 1);
 /// # Ok::<(), kicktrace::Error>(())
 /// ```
-pub fn read<R: Read + Send, V: Visit>(
+pub fn read<R: Read, V: Visit>(
     input: R,
     options: &ReadOptions,
     visitor: &mut V,
 ) -> Result<Reading, Error> {
-    // Deep enough to keep the reading thread busy, small beside the merge's own buffers.
-    let (full, blocks) = mpsc::sync_channel(16);
-    let (empties, spare) = mpsc::channel();
-    std::thread::scope(|scope| {
-        let reader =
-            scope.spawn(move || window::Windows::<R, V>::new(input, options, full, spare).run());
-        let mut merge = merge::Merge::new(options, empties, visitor);
-        let visited = loop {
-            let block = match blocks.try_recv() {
-                Ok(block) => block,
-                Err(mpsc::TryRecvError::Disconnected) => break Ok(()),
-                Err(mpsc::TryRecvError::Empty) => {
-                    if let Err(error) = merge.caught_up() {
-                        break Err(error);
-                    }
-                    match blocks.recv() {
-                        Ok(block) => block,
-                        Err(mpsc::RecvError) => break Ok(()),
-                    }
-                }
-            };
-            if let Err(error) = merge.push(block) {
-                break Err(error);
-            }
-        };
-        // The thread's next send fails and it ends.
-        drop(blocks);
-        let end = match reader.join() {
-            Ok(end) => end,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        visited?;
-        merge.finish()?;
-        let end = end?;
-        if let (true, Some(cut)) = (options.strict, end.truncated) {
-            return Err(ErrorKind::Truncated { offset: cut.offset, missing: cut.missing }.into());
+    let mut windows = window::Windows::<R, V>::new(input, options);
+    let mut merge = merge::Merge::new(options, visitor);
+    while let Some(block) = windows.next_block(merge.spare()) {
+        let last = block.last;
+        merge.push(block)?;
+        if last {
+            // The next window of a live trace may be some time away.
+            merge.caught_up()?;
         }
-        Ok(merge.into_reading(end))
-    })
+    }
+    merge.finish()?;
+    let end = windows.end()?;
+    if let (true, Some(cut)) = (options.strict, end.truncated) {
+        return Err(ErrorKind::Truncated { offset: cut.offset, missing: cut.missing }.into());
+    }
+    Ok(merge.into_reading(end))
 }

@@ -106,8 +106,9 @@ pub trait Visit {
         let _ = (from, to);
     }
 
-    /// Called when all that could be read so far has been delivered, as far as it is final, and more
-    /// is not there yet: the moment to flush an output, so that a live trace is seen as it grows.
+    /// Called after each window, when all that was read so far has been delivered as far as it is final,
+    /// and more may not be there yet: the moment to flush an output, so that a live trace is seen as it
+    /// grows.
     ///
     /// # Errors
     /// An error ends the reading and is returned by [`read`](crate::reader::read).

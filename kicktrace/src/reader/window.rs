@@ -1,14 +1,15 @@
-//! Windows to blocks: the thread that reads.
+//! Windows to blocks.
 //!
 //! Owns the byte offsets, the validity of every record's size, and the end of the input. What
 //! leaves here as a [`Block`] holds whole records only, so the merge needs no further checks.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::marker::PhantomData;
-use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::error::{Error, ErrorKind};
 use crate::event;
+use crate::reader::block::{BLOCK_WORDS, Block, Spare};
 use crate::reader::reading::{ReadOptions, Truncation};
 use crate::reader::record::Visit;
 use crate::reader::time::{QUIET, Step, Times, first_timed};
@@ -16,72 +17,11 @@ use crate::reader::words::{
     LONGEST, PAYLOAD_WORDS, first, record_at, record_words, split, timed_words, untimed_words, wide,
 };
 
-/// Words read at a time. A window larger than this comes as several blocks.
-const BLOCK_WORDS: usize = 64 << 10;
-
 /// Bytes of records kept at most while their pCPU shows no TSC.
 const UNTIMED: usize = 1 << 20;
 
 /// Bits of the classes whose events hardly ever come: the format's own, and the lives of domains.
 const SELDOM: u32 = (event::GENERAL | event::DOMAINS) & event::CLASS_MASK;
-
-/// Words behind the records of a block: wherever a record starts, [`LONGEST`] words can be looked at.
-pub(super) const PADDING: usize = LONGEST - 1;
-
-/// Words of a cache line.
-const LINE: usize = 16;
-
-/// Room of a full block; buffers of this size go round, smaller ones fit their window.
-pub(super) const FULL: usize = LINE + LONGEST + BLOCK_WORDS + PADDING;
-
-/// Whole records of one pCPU, in the order they were written.
-#[derive(Debug, Default)]
-pub(super) struct Block {
-    pub(super) cpu: u32,
-    /// Where the first record stands in the input, in bytes.
-    pub(super) offset: u64,
-    /// The records from `begin` to `end`. What is before and behind them means nothing.
-    pub(super) words: Vec<u32>,
-    /// Where the records begin.
-    pub(super) begin: usize,
-    /// Where the records end.
-    pub(super) end: usize,
-    /// Words where those records start that need their place among all pCPUs'
-    /// ([`Visit::is_local`]), and the format's own.
-    pub(super) stops: Vec<u32>,
-    /// Records, padding of the ring left out.
-    pub(super) records: u64,
-    /// Records whose TSC is before that of their predecessor on this pCPU.
-    pub(super) backwards: u64,
-    /// The latest time in the block; 0 if no record carries one.
-    pub(super) max_tsc: u64,
-    /// The time of records without a TSC at its start.
-    pub(super) before: u64,
-    /// Whether the TSC started again just before.
-    pub(super) restarts: bool,
-    /// Records whose TSC was absurd.
-    pub(super) strays: u64,
-    /// Whether the window ends with this block.
-    pub(super) last: bool,
-}
-
-impl Block {
-    /// Where the `n`th stop is; behind the last one, where the records end.
-    #[inline]
-    pub(super) fn stop(&self, n: usize) -> u32 {
-        self.stops.get(n).copied().unwrap_or(self.end as u32)
-    }
-
-    /// Where the word `at` stands in the input, in bytes.
-    fn offset_of(&self, at: usize) -> u64 {
-        self.offset + 4 * (at - self.begin) as u64
-    }
-
-    /// Memory it takes, without the room for its place in a cache line.
-    pub(super) fn bytes(&self) -> usize {
-        4 * (self.words.len().saturating_sub(LINE) + self.stops.len())
-    }
-}
 
 /// How the input ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,70 +34,110 @@ pub(super) struct End {
 /// Reads for a visitor `V`, which it never meets.
 pub(super) struct Windows<R, V> {
     input: R,
-    out: SyncSender<Block>,
-    spare: Receiver<Block>,
     offset: u64,
     windows: u64,
+    /// The window under way.
+    window: Window,
     times: Times,
+    /// Blocks to be handed out before anything more is read.
+    ready: VecDeque<Block>,
     /// Blocks of pCPUs that have shown no TSC yet: their time is that of the next record that has one.
     untimed: Vec<Block>,
+    /// How the input ended, once it has.
+    end: Option<Result<End, Error>>,
     visitor: PhantomData<fn(V)>,
 }
 
+/// What is known of a window while it is read.
+#[derive(Default)]
+struct Window {
+    cpu: u32,
+    /// Where it ends in the input, in bytes.
+    end: u64,
+    /// Words of it that are to be read yet; `None` between two windows.
+    left: Option<usize>,
+    /// The words of a record that the block before held the start of.
+    carry: [u32; LONGEST],
+    /// How many they are.
+    carried: usize,
+}
+
 impl<R: Read, V: Visit> Windows<R, V> {
-    pub(super) fn new(
-        input: R,
-        options: &ReadOptions,
-        out: SyncSender<Block>,
-        spare: Receiver<Block>,
-    ) -> Self {
-        let (times, untimed, visitor) = (Times::new(options), Vec::new(), PhantomData);
-        Self { input, out, spare, offset: 0, windows: 0, times, untimed, visitor }
+    pub(super) fn new(input: R, options: &ReadOptions) -> Self {
+        Self {
+            input,
+            offset: 0,
+            windows: 0,
+            window: Window::default(),
+            times: Times::new(options),
+            ready: VecDeque::new(),
+            untimed: Vec::new(),
+            end: None,
+            visitor: PhantomData,
+        }
     }
 
-    /// Reads to the end of the input, or until the merge hangs up.
-    pub(super) fn run(mut self) -> Result<End, Error> {
-        let end = self.windows();
-        // Whoever has no time by now has the latest there is.
-        // The merge may have hung up.
-        let _ = self.release_untimed(None);
-        end
-    }
-
-    fn windows(&mut self) -> Result<End, Error> {
+    /// The next block; `None` at the end of the input, or before damage.
+    pub(super) fn next_block(&mut self, spare: &mut Spare) -> Option<Block> {
         loop {
-            let mut header = [0u8; 12];
-            let start = self.offset;
-            let got = self.fill(&mut header)?;
-            let words = bytemuck::pod_read_unaligned::<[u32; 3]>(&header).map(u32::from_le);
-            if got == 0 && start == 0 {
-                return Err(ErrorKind::Empty.into());
+            if let Some(block) = self.ready.pop_front() {
+                return Some(block);
             }
-            if got >= 4 || start == 0 {
-                self.check_magic(start, words[0], got)?;
+            if self.end.is_some() {
+                return None;
             }
-            if got < header.len() {
-                let truncated = (got > 0).then(|| Truncation {
-                    offset: self.offset,
-                    missing: (header.len() - got) as u64,
-                    unused: got as u64,
-                });
-                return Ok(self.end(truncated));
-            }
-            let [_, cpu, size] = words;
-            if cpu >= event::MAX_PCPUS || size % 4 != 0 {
-                return Err(ErrorKind::AbsurdWindow { offset: start, cpu, size }.into());
-            }
-            self.windows += 1;
-            match self.window(cpu, u64::from(size))? {
-                Flow::Next => {}
-                Flow::Cut(truncation) => return Ok(self.end(Some(truncation))),
-                Flow::HungUp => return Ok(self.end(None)),
+            let read = match self.window.left {
+                None => self.open(),
+                Some(left) => self.go_on(left, spare),
+            };
+            if let Some(end) = read.transpose() {
+                self.end = Some(end);
+                // Whoever has no time by now has the latest there is.
+                self.release_untimed(None);
             }
         }
     }
 
-    fn end(&self, truncated: Option<Truncation>) -> End {
+    /// How the input ended, once there are no more blocks.
+    pub(super) fn end(self) -> Result<End, Error> {
+        self.end.unwrap_or(Ok(End::default()))
+    }
+
+    /// Reads the header of the next window; the end, if there is none.
+    fn open(&mut self) -> Result<Option<End>, Error> {
+        let mut header = [0u8; 12];
+        let start = self.offset;
+        let got = self.fill(&mut header)?;
+        let words = bytemuck::pod_read_unaligned::<[u32; 3]>(&header).map(u32::from_le);
+        if got == 0 && start == 0 {
+            return Err(ErrorKind::Empty.into());
+        }
+        if got >= 4 || start == 0 {
+            self.check_magic(start, words[0], got)?;
+        }
+        if got < header.len() {
+            let truncated = (got > 0).then(|| Truncation {
+                offset: self.offset,
+                missing: (header.len() - got) as u64,
+                unused: got as u64,
+            });
+            return Ok(Some(self.ended(truncated)));
+        }
+        let [_, cpu, size] = words;
+        if cpu >= event::MAX_PCPUS || size % 4 != 0 {
+            return Err(ErrorKind::AbsurdWindow { offset: start, cpu, size }.into());
+        }
+        self.windows += 1;
+        self.window = Window {
+            cpu,
+            end: self.offset + u64::from(size),
+            left: Some((size / 4) as usize),
+            ..Window::default()
+        };
+        Ok(None)
+    }
+
+    fn ended(&self, truncated: Option<Truncation>) -> End {
         End { bytes: self.offset, windows: self.windows, truncated }
     }
 
@@ -174,70 +154,56 @@ impl<R: Read, V: Visit> Windows<R, V> {
         }
     }
 
-    /// Reads one window's records and sends them on in blocks.
-    fn window(&mut self, cpu: u32, size: u64) -> Result<Flow, Error> {
-        let window_end = self.offset + size;
-        let mut left = (size / 4) as usize;
-        // The words of a record that the block before held the start of.
-        let mut carry = ([0; LONGEST], 0);
-        loop {
-            let take = left.min(BLOCK_WORDS);
-            let kept = carry.1;
-            let mut block = self.buffer(kept, take);
-            let words = &mut block.words;
-            let filled = block.begin + kept;
-            words[block.begin..filled].copy_from_slice(&carry.0[..kept]);
-            let start = self.offset - 4 * kept as u64;
-            let got = self.fill(bytemuck::cast_slice_mut(&mut words[filled..filled + take]))?;
-            left -= take;
-            let mut read = filled + got / 4;
-            if cfg!(target_endian = "big") {
-                words[filled..read].iter_mut().for_each(|word| *word = u32::from_le(*word));
-            }
-            (block.cpu, block.offset) = (cpu, start);
-            while self.scan(&mut block, read)? == Scanned::Restarts {
-                // What follows is a block of its own, in a time of its own.
-                let rest = self.split_off(&mut block, read);
-                read = rest.begin + read - block.end;
-                if self.send(std::mem::replace(&mut block, rest)).is_err() {
-                    return Ok(Flow::HungUp);
-                }
-            }
-            let (end, offset) = (block.end, block.offset_of(block.end));
-            let unused = read - end;
-            carry.0[..unused].copy_from_slice(&block.words[end..read]);
-            carry.1 = unused;
-            let cut = got < take * 4;
-            let last = left == 0 || cut;
-            block.last = last;
-            // What stands before damage is good: send it first.
-            let hung_up = self.send(block).is_err();
-            if cut {
-                return Ok(Flow::Cut(Truncation {
-                    offset: self.offset,
-                    missing: window_end - self.offset,
-                    unused: unused as u64 * 4 + (got % 4) as u64,
-                }));
-            }
-            if last && unused > 0 {
-                let header = carry.0[0];
-                let size = 4 * record_words(header);
-                return Err(ErrorKind::RecordPastWindow { offset, header, size, window_end }.into());
-            }
-            if hung_up {
-                return Ok(Flow::HungUp);
-            }
-            if last {
-                return Ok(Flow::Next);
-            }
+    /// Reads a block of the window under way, of which `left` words are to be read yet; the end, if the
+    /// input is cut there.
+    fn go_on(&mut self, left: usize, spare: &mut Spare) -> Result<Option<End>, Error> {
+        let take = left.min(BLOCK_WORDS);
+        let kept = self.window.carried;
+        let start = self.offset - 4 * kept as u64;
+        let mut block = spare.block(kept, take, self.offset);
+        (block.cpu, block.offset) = (self.window.cpu, start);
+        let filled = block.begin + kept;
+        block.words[block.begin..filled].copy_from_slice(&self.window.carry[..kept]);
+        let got = self.fill(bytemuck::cast_slice_mut(&mut block.words[filled..filled + take]))?;
+        let mut read = filled + got / 4;
+        if cfg!(target_endian = "big") {
+            block.words[filled..read].iter_mut().for_each(|word| *word = u32::from_le(*word));
         }
+        while self.scan(&mut block, read)? == Scanned::Restarts {
+            // What follows is a block of its own, in a time of its own.
+            let rest = self.split_off(&mut block, read, spare);
+            read = rest.begin + read - block.end;
+            self.hand_out(std::mem::replace(&mut block, rest));
+        }
+        let (end, offset) = (block.end, block.offset_of(block.end));
+        let unused = read - end;
+        self.window.carry[..unused].copy_from_slice(&block.words[end..read]);
+        self.window.carried = unused;
+        let cut = got < take * 4;
+        block.last = left == take || cut;
+        self.window.left = (!block.last).then_some(left - take);
+        // What stands before damage is good.
+        self.hand_out(block);
+        if cut {
+            return Ok(Some(self.ended(Some(Truncation {
+                offset: self.offset,
+                missing: self.window.end - self.offset,
+                unused: unused as u64 * 4 + (got % 4) as u64,
+            }))));
+        }
+        if self.window.left.is_none() && unused > 0 {
+            let (header, window_end) = (self.window.carry[0], self.window.end);
+            let size = 4 * record_words(header);
+            return Err(ErrorKind::RecordPastWindow { offset, header, size, window_end }.into());
+        }
+        Ok(None)
     }
 
     /// The records of `block` behind its end, as a block that begins a new session.
     #[cold]
-    fn split_off(&mut self, block: &mut Block, read: usize) -> Block {
+    fn split_off(&mut self, block: &mut Block, read: usize, spare: &mut Spare) -> Block {
         let end = block.end;
-        let mut rest = self.buffer(0, read - end);
+        let mut rest = spare.block(0, read - end, self.offset);
         let begin = rest.begin;
         rest.words[begin..begin + read - end].copy_from_slice(&block.words[end..read]);
         (rest.cpu, rest.offset, rest.restarts) = (block.cpu, block.offset_of(end), true);
@@ -246,52 +212,34 @@ impl<R: Read, V: Visit> Windows<R, V> {
         rest
     }
 
-    /// Hands a block on, or keeps it until its time is known.
-    fn send(&mut self, block: Block) -> Result<(), HungUp> {
+    /// Hands a block out, or keeps it until its time is known.
+    fn hand_out(&mut self, block: Block) {
         let cpu = block.cpu;
         if !self.times.of(cpu).timed {
             self.untimed.push(block);
-            let held: usize = self.untimed.iter().map(Block::bytes).sum();
-            return if held > UNTIMED { self.release_untimed(None) } else { Ok(()) };
+            if self.untimed.iter().map(Block::bytes).sum::<usize>() > UNTIMED {
+                self.release_untimed(None);
+            }
+            return;
         }
         if !self.untimed.is_empty() {
-            self.release_untimed(Some((cpu, block.before)))?;
+            self.release_untimed(Some((cpu, block.before)));
         }
-        self.out.send(block).map_err(|_| HungUp)
+        self.ready.push_back(block);
     }
 
-    /// Hands on the blocks of a pCPU whose time is known now; those of all, with the latest time there
+    /// Hands out the blocks of a pCPU whose time is known now; those of all, with the latest time there
     /// is, for `None`.
     #[cold]
-    fn release_untimed(&mut self, known: Option<(u32, u64)>) -> Result<(), HungUp> {
+    fn release_untimed(&mut self, known: Option<(u32, u64)>) {
         let (time, latest) = (known.map(|(_, time)| time), self.times.latest);
         let is_due = |block: &mut Block| known.is_none_or(|(cpu, _)| cpu == block.cpu);
-        let due: Vec<_> = self.untimed.extract_if(.., is_due).collect();
-        for mut block in due {
+        for mut block in self.untimed.extract_if(.., is_due) {
             block.before = time.unwrap_or(latest);
             // The pass it belongs to is over.
             block.last = false;
-            self.out.send(block).map_err(|_| HungUp)?;
+            self.ready.push_back(block);
         }
-        Ok(())
-    }
-
-    /// A block with room for so many words: some that are there, and those that are read next. What
-    /// it holds means nothing.
-    ///
-    /// What is read comes to a place in its cache line as in that of the file: a copy of lines as
-    /// they are takes a quarter less time than one that shifts them, and half of it where it shifts
-    /// them by a word.
-    fn buffer(&mut self, kept: usize, read: usize) -> Block {
-        let words = kept + read;
-        let room = if words <= BLOCK_WORDS / 2 { LINE + words + PADDING } else { FULL };
-        let used = if room == FULL { self.spare.try_recv().ok() } else { None };
-        let mut block = used.unwrap_or_else(|| Block { words: vec![0; room], ..Block::default() });
-        block.stops.clear();
-        let place = block.words.as_ptr().align_offset(4 * LINE) + (self.offset / 4) as usize % LINE;
-        block.begin = (place + LINE - kept) % LINE;
-        (block.restarts, block.strays, block.last) = (false, 0, false);
-        block
     }
 
     /// Walks the records in the first `filled` words of the block: finds where the whole ones end,
@@ -505,13 +453,4 @@ enum Scanned {
     All,
     /// To a record whose TSC started again.
     Restarts,
-}
-
-/// The merge wants no more.
-struct HungUp;
-
-enum Flow {
-    Next,
-    Cut(Truncation),
-    HungUp,
 }
