@@ -141,7 +141,7 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
                 let reading =
                     read(trace, &options.read, &mut analyser).expect("it was read before");
                 let (summary, mut host) = analyser.finish(reading);
-                let host = host.tell(&summary);
+                let host = host.figures(&summary);
                 print_host(&host);
                 told = Some(host);
             }

@@ -13,7 +13,7 @@ fn told(trace: &[u8]) -> (Summary, HostSummary) {
     let mut analyser = Analyser::observed(&Options::default(), Host::default());
     let reading = read(trace, &ReadOptions::default(), &mut analyser).expect("a sound trace");
     let (summary, mut host) = analyser.finish(reading);
-    let told = host.tell(&summary);
+    let told = host.figures(&summary);
     (summary, told)
 }
 
@@ -154,7 +154,7 @@ fn phases_of_the_host_add_up() {
     let mut parts = Vec::new();
     let mut phases =
         Phases::new(&Options::default(), Host::default(), bounds, |summary, host: &mut Host| {
-            parts.push(host.tell(&summary));
+            parts.push(host.figures(&summary));
         });
     let reading = read(&trace[..], &ReadOptions::default(), &mut phases).expect("a sound trace");
     phases.finish(reading);

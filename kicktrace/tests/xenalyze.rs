@@ -217,7 +217,7 @@ fn compare_summaries(name: &str, trace: &[u8]) {
     let mut analyser = Analyser::observed(&kicktrace::Options::default(), Host::default());
     let reading = read(trace, &ReadOptions::default(), &mut analyser).expect("a sound trace");
     let (summary, mut host) = analyser.finish(reading);
-    let host = host.tell(&summary);
+    let host = host.figures(&summary);
     let mut compared = 0;
     for (domain, of_host) in summary.domains.iter().zip(&host.domains) {
         for (vcpu, of) in domain.vcpus.iter().zip(&of_host.vcpus) {

@@ -18,7 +18,7 @@ mod observe;
 mod phases;
 mod schedule;
 mod skew;
-mod tell;
+mod summarise;
 mod vcpu;
 mod verdict;
 
@@ -36,7 +36,7 @@ use clock::Calibration;
 use gaps::Gaps;
 use locks::Locks;
 use skew::{STEEPEST, Skew};
-use vcpu::{Vcpu, tell_interval};
+use vcpu::{Vcpu, report_interval};
 
 pub use clock::calibrate;
 pub use host::{
@@ -362,9 +362,9 @@ impl<O: Observe> Analyser<O> {
         let last = reading.last_tsc;
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let ended = vcpu.end_life(last, &self.gaps);
-            tell_interval(&mut self.observer, vcpu, ended, last);
+            report_interval(&mut self.observer, vcpu, ended, last);
         }
-        (tell::summary(&self, reading), self.observer)
+        (summarise::summary(&self, reading), self.observer)
     }
 
     /// Ends a phase at `tsc`: tells what was found since the last one, and begins again with all that
@@ -373,10 +373,10 @@ impl<O: Observe> Analyser<O> {
     fn cut(&mut self, tsc: u64, reading: reader::Reading) -> Summary {
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let ended = vcpu.end_phase(tsc, &self.gaps);
-            tell_interval(&mut self.observer, vcpu, ended, tsc);
+            report_interval(&mut self.observer, vcpu, ended, tsc);
         }
         self.observer.cut(tsc);
-        let summary = tell::summary(self, reading);
+        let summary = summarise::summary(self, reading);
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.begin_again(tsc));
         self.locks = Locks::default();
         self.worst_skew = self.worst_skew.max(self.skew.worst());

@@ -4,7 +4,7 @@
 
 use crate::analysis::acquisition::{Kick, Slept};
 use crate::analysis::observe::{Change, KickStory, Observe, WaitStory};
-use crate::analysis::vcpu::{self, Poll, Woke, tell_interval};
+use crate::analysis::vcpu::{self, Poll, Woke, report_interval};
 use crate::analysis::{Analyser, Current, EMPTY, NOBODY, Op, Pcpu, Seen, Wake, short};
 use crate::error::Error;
 use crate::event::{self, Runstate};
@@ -70,7 +70,7 @@ impl<O: Observe> Analyser<O> {
         let vcpu = &mut self.vcpus[index as usize];
         let ended = vcpu.change(tsc, Some(old), new, &self.gaps);
         vcpu.state = Some(now);
-        tell_interval(&mut self.observer, vcpu, ended, tsc);
+        report_interval(&mut self.observer, vcpu, ended, tsc);
         self.observer.change(&Change {
             vcpu: vcpu.name(),
             cpu,
@@ -403,7 +403,7 @@ impl<O: Observe> Analyser<O> {
         for &index in &ended {
             let vcpu = &mut self.vcpus[index as usize];
             let interval = vcpu.end(tsc, &self.gaps);
-            tell_interval(&mut self.observer, vcpu, interval, tsc);
+            report_interval(&mut self.observer, vcpu, interval, tsc);
         }
         for pcpu in &mut self.pcpus {
             if matches!(pcpu.current, Current::Vcpu(index) if ended.binary_search(&index).is_ok()) {
@@ -418,7 +418,7 @@ impl<O: Observe> Analyser<O> {
     pub(super) fn fall_silent(&mut self, from: u64, to: u64) {
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let ended = vcpu.silence(from, to, &self.gaps);
-            tell_interval(&mut self.observer, vcpu, ended, from);
+            report_interval(&mut self.observer, vcpu, ended, from);
         }
         for cpu in 0..self.pcpus.len() {
             let pcpu = &mut self.pcpus[cpu];
@@ -443,7 +443,7 @@ impl<O: Observe> Analyser<O> {
             }
             if vcpu.state == Some(Runstate::Running) && vcpu.cpu == cpu {
                 let ended = vcpu.lose(start, &self.gaps);
-                tell_interval(&mut self.observer, vcpu, ended, start);
+                report_interval(&mut self.observer, vcpu, ended, start);
                 self.observer.change(&Change {
                     vcpu: vcpu.name(),
                     cpu,

@@ -634,7 +634,7 @@ impl Vcpu {
 }
 
 /// Tells the observer of a state of `vcpu` that ended at `to`.
-pub(super) fn tell_interval(
+pub(super) fn report_interval(
     observer: &mut impl Observe,
     vcpu: &Vcpu,
     ended: Option<(Runstate, u64)>,

@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let bounds = bounds(input, args.window, None)?;
     let mut told = None;
     let sink = |summary: crate::Summary, host: &mut Host| {
-        let host = host.tell(&summary);
+        let host = host.figures(&summary);
         told = Some((summary, host));
     };
     let options = input.reading.options();

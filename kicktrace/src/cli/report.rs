@@ -38,7 +38,7 @@ pub(super) fn write(
     let observer = (Seen::new(window, hz), Host::default());
     let mut series = Series::default();
     let mut told = None;
-    let tell = |summary: &Summary, (_, host): &mut (Seen, Host)| told = Some(host.tell(summary));
+    let tell = |summary: &Summary, (_, host): &mut (Seen, Host)| told = Some(host.figures(summary));
     let (summary, (mut seen, _)) = if bounds.every.is_some() {
         let options = input.reading.options();
         let sink = |summary, _: &mut ()| series.push(summary);

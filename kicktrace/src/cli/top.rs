@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let lock = || found.lock().unwrap_or_else(PoisonError::into_inner);
         let options = reader.reading.options();
         let mut phases = Phases::seconds(&options, Host::default(), |summary, host: &mut Host| {
-            let host = host.tell(&summary);
+            let host = host.figures(&summary);
             let mut latest = lock();
             latest.second = Some(Second { summary, host });
             latest.at = Some(Instant::now());

@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use crate::event::Runstate;
 
-use super::told::Concurrency;
+use super::figures::Concurrency;
 
 /// How many vCPUs are running, runnable, blocked, and in no known state. Those that are offline count
 /// nowhere.
@@ -84,7 +84,7 @@ impl Concurrent {
         }
     }
 
-    pub(super) fn tell(&self) -> Concurrency {
+    pub(super) fn figures(&self) -> Concurrency {
         let mut told = Concurrency::default();
         for (&[running, runnable, blocked, unknown], &ticks) in &self.times {
             let sum = match (running, runnable, blocked, unknown) {
@@ -121,7 +121,7 @@ mod tests {
         // The second vCPU ran since 100, as its first record shows.
         of.change(100, 150, Some(Running), None, Some(Runnable));
         of.account(160);
-        let told = of.tell();
+        let told = of.figures();
         assert_eq!((told.some_run, told.hazard, told.all_run), (10, 10 + 10, 30));
         assert_eq!(told.by_running, [0, 10 + 10 + 10, 30]);
     }
@@ -132,7 +132,7 @@ mod tests {
         of.change(0, 10, Some(Running), None, None);
         of.change(0, 30, None, None, Some(Blocked));
         of.account(35);
-        let told = of.tell();
+        let told = of.figures();
         assert_eq!((told.all_run, told.unknown, told.none_wants), (10, 20, 5));
     }
 }

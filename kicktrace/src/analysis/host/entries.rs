@@ -9,7 +9,7 @@ use crate::analysis::latency::Latency;
 use crate::event::{self, Runstate};
 use crate::reader::Record;
 
-use super::told::EntryKind;
+use super::figures::EntryKind;
 
 /// One record about entering or leaving Xen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

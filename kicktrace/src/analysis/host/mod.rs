@@ -6,8 +6,8 @@
 
 mod concurrency;
 mod entries;
+mod figures;
 mod owners;
-mod told;
 
 use rustc_hash::FxHashMap;
 
@@ -21,14 +21,14 @@ use concurrency::Concurrent;
 use entries::Entries;
 use owners::Owners;
 
-pub use told::{
+pub use figures::{
     Cause, Concurrency, Entry, EntryKind, EventCount, HostDomain, HostPcpu, HostSummary, HostVcpu,
     OwnerOff, Runnable, Share,
 };
 
 /// Follows the vCPUs over the pCPUs. An [`Observe`]r: give it to an
 /// [`Analyser`](crate::analysis::Analyser) or to [`Phases`](crate::analysis::Phases), and its figures
-/// with [`tell`](Self::tell) to an output.
+/// with [`figures`](Self::figures) to an output.
 ///
 /// # Example
 /// ```
@@ -39,7 +39,7 @@ pub use told::{
 /// let mut analyser = Analyser::observed(&Options::default(), Host::default());
 /// let reading = reader::read(&trace[..], &reader::ReadOptions::default(), &mut analyser)?;
 /// let (summary, mut host) = analyser.finish(reading);
-/// let told = host.tell(&summary);
+/// let told = host.figures(&summary);
 /// assert!(told.pcpus.iter().all(|pcpu| pcpu.busy <= summary.ticks));
 /// # Ok::<(), kicktrace::Error>(())
 /// ```
@@ -58,7 +58,7 @@ pub struct Host {
     shared_cores: bool,
     /// Any record was lost in this phase.
     lost: bool,
-    /// What the last phase held, for [`tell`](Self::tell) after a cut.
+    /// What the last phase held, for [`figures`](Self::figures) after a cut.
     ended: Option<u64>,
 }
 
@@ -165,9 +165,9 @@ impl Host {
     }
 
     /// The figures of the phase that ended last, or of all so far; `summary` is of the same time.
-    pub fn tell(&mut self, summary: &Summary) -> HostSummary {
+    pub fn figures(&mut self, summary: &Summary) -> HostSummary {
         self.settle(self.ended.unwrap_or(summary.reading.last_tsc));
-        told::tell(self, summary)
+        figures::of(self, summary)
     }
 
     fn settle(&mut self, tsc: u64) {

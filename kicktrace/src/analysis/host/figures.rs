@@ -1,4 +1,4 @@
-//! What is told about the hypervisor: plain data, `serde`, certainties.
+//! The figures about the hypervisor: plain data, `serde`, certainties.
 //!
 //! Owns which figure is exact and which is a bound.
 
@@ -244,7 +244,7 @@ pub struct OwnerOff {
     pub each: Distribution,
 }
 
-pub(super) fn tell(host: &Host, summary: &Summary) -> HostSummary {
+pub(super) fn of(host: &Host, summary: &Summary) -> HostSummary {
     let trust =
         Trust { lost: host.lost, shared: host.shared_cores, unattributed: host.unattributed > 0 };
     let vendor = Vendor::of(host);
@@ -398,7 +398,7 @@ fn domain(
     });
     let entries = sorted(entries.collect());
     let of = host.domains.get(&id);
-    let mut concurrency = of.map(|of| of.concurrent.tell()).unwrap_or_default();
+    let mut concurrency = of.map(|of| of.concurrent.figures()).unwrap_or_default();
     concurrency.certainty = trust.times(trust.lost);
     let told = summary.domains.iter().find(|domain| domain.id == id);
     let polls = told.map_or(Certainty::Exact, |domain| domain.latencies.wait.certainty);

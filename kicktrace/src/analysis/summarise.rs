@@ -1,7 +1,7 @@
 //! From the analyser's counters to the [`Summary`]: sums, quantiles, certainties.
 //!
 //! Owns which figure is exact, inferred or a bound, from the evidence of each. Counts nothing itself;
-//! what is to be said of the trace as a whole is judged in `verdict.rs`.
+//! what is to be said of the trace as a whole is judged in the folder `verdict`.
 
 use crate::analysis::Analyser;
 use crate::analysis::acquisition::Tally;
