@@ -136,3 +136,28 @@ fn a_topology_that_is_none_is_refused_before_anything_starts() {
         assert!(!out.exists());
     }
 }
+
+/// It said so once a lab was being made, behind the number of cells that are kept: none.
+#[test]
+fn domains_that_no_lab_holds_are_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mine = folder.path().join("bench-far");
+    fs::create_dir(&mine).unwrap();
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("xl-configs/bench-1-on-1");
+    for file in ["scenario.toml", "guest1.cfg"] {
+        let text = fs::read_to_string(built_in.join(file)).unwrap();
+        fs::write(mine.join(file), text.replace("cpus = \"1\"", "cpus = \"7\"")).unwrap();
+    }
+    let (out, configs) = (folder.path().join("out"), folder.path().to_str().unwrap());
+    let asked = ["--topology", "far", "--configs", configs, "--out", out.to_str().unwrap()];
+    // A list may be run on another host.
+    assert!(pvlab(&[&asked[..], &["--list"]].concat()).status.success());
+    if pvlab::host::is_xen_host() {
+        return;
+    }
+    let output = pvlab(&asked);
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    assert!(error.contains("guest1.cfg:10: pCPU 7 is not there"), "{error}");
+    assert!(!error.contains("are kept") && !out.exists(), "{error}");
+}

@@ -2,6 +2,7 @@
 //!
 //! Owns its options and what goes to standard output. Running and reporting are its neighbours' business.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -173,6 +174,9 @@ pub fn perform(mut arguments: Arguments, progress: &Progress) -> Result<ExitCode
             "--parallel, --jobs, --scheduler and --no-pause are the lab's, and this machine is a Xen host; leave them out"
         );
     }
+    if !on_host {
+        check_the_lab_holds(&matrix, &library)?;
+    }
     // Instructions are counted: only then do hosts not disturb each other.
     let jobs = match (repeatable, arguments.jobs) {
         (None, _) => 1,
@@ -214,6 +218,15 @@ fn check(matrix: &Matrix, library: &Library) -> Result<()> {
             let place = library.place();
             bail!("there is no topology `{topology}`{place}; choose one of: {}", known.join(", "));
         }
+    }
+    Ok(())
+}
+
+/// Whether each topology has domains for which a lab has the pCPUs, before anything starts.
+fn check_the_lab_holds(matrix: &Matrix, library: &Library) -> Result<()> {
+    let topologies: BTreeSet<&str> = matrix.cells.iter().map(|cell| &*cell.topology).collect();
+    for topology in topologies {
+        library.load(&format!("{SCENARIO}{topology}"))?.fits_the_lab()?;
     }
     Ok(())
 }
