@@ -97,8 +97,16 @@ impl<O: Observe> Analyser<O> {
     }
 
     pub(super) fn poll(&mut self, index: u32, cpu: u32, tsc: u64) {
-        self.vcpus[index as usize].poll_begins(tsc, &self.gaps);
+        self.poll_begins(index, tsc);
         self.pcpu(cpu).op = Op::Poll { tsc };
+    }
+
+    pub(super) fn poll_begins(&mut self, index: u32, tsc: u64) {
+        let vcpu = &mut self.vcpus[index as usize];
+        vcpu.poll_begins(tsc, &self.gaps);
+        if self.exposed.is_watched() {
+            self.exposed.opens(index, vcpu);
+        }
     }
 
     pub(super) fn hvm(&mut self, cpu: u32, tsc: u64, event: u32, words: &[u32]) {

@@ -33,7 +33,7 @@ use crate::reader::{self, ReadOptions, Record, Visit};
 use crate::summary::{Classes, Clock, Summary};
 
 use clock::Calibration;
-use gaps::Gaps;
+use gaps::{Exposed, Gaps};
 use locks::Locks;
 use skew::{STEEPEST, Skew};
 use vcpu::{Vcpu, report_interval};
@@ -207,9 +207,12 @@ pub struct Analyser<O = ()> {
     vcpus: Vec<Vcpu>,
     /// `domain << 16 | vcpu` to index.
     index: FxHashMap<u32, u32>,
+    /// The vCPUs in `index`, by domain.
+    living: FxHashMap<u16, Vec<u32>>,
     /// Direct-mapped in front of `index`.
     cache: Box<[(u32, u32); CACHE]>,
     gaps: Gaps,
+    exposed: Exposed,
     calibration: Calibration,
     locks: Locks,
     classes: Classes,
@@ -266,8 +269,10 @@ impl<O: Observe> Analyser<O> {
             pcpus: Vec::new(),
             vcpus: Vec::new(),
             index: FxHashMap::default(),
+            living: FxHashMap::default(),
             cache: Box::new(EMPTY),
             gaps: Gaps::default(),
+            exposed: Exposed::default(),
             calibration: Calibration::default(),
             locks: Locks::default(),
             classes: Classes::default(),
@@ -311,6 +316,7 @@ impl<O: Observe> Analyser<O> {
             }
             let life = self.lives.get(&(domain as u16)).copied().unwrap_or(0);
             self.vcpus.push(Vcpu::new(domain as u16, key as u16, life));
+            self.living.entry(domain as u16).or_default().push(index);
         }
         self.cache[slot] = (key, index);
         index

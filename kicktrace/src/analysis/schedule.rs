@@ -104,12 +104,10 @@ impl<O: Observe> Analyser<O> {
         // With core scheduling one pCPU writes its siblings' changes too: those of the idle vCPU of
         // another pCPU, and that of a vCPU beside one that stays.
         let foreign = match before {
-            _ if idle => key & 0xffff != cpu,
             Current::Vcpu(other) if other != NOBODY && before != here => {
-                let other = &self.vcpus[other as usize];
-                other.state == Some(Runstate::Running) && other.cpu == cpu
+                self.comes_beside(cpu, key, here, other)
             }
-            _ => false,
+            _ => idle && key & 0xffff != cpu,
         };
         if foreign {
             self.shared_cores += 1;
@@ -118,6 +116,24 @@ impl<O: Observe> Analyser<O> {
         let pcpu = self.pcpu(cpu);
         (pcpu.current, pcpu.unattributed) = (here, 0);
         pcpu.seen = Seen::Came;
+    }
+
+    /// The vCPU `key` is set running by `cpu`, where the vCPU at `other` is current. Returns whether it
+    /// runs on another pCPU.
+    #[cold]
+    fn comes_beside(&mut self, cpu: u32, key: u32, here: Current, other: u32) -> bool {
+        let stays = self.runs_on(cpu, other);
+        let foreign = if here == Current::Idle { key & 0xffff != cpu } else { stays };
+        let stray = if foreign { here.of_interest() } else { stays.then_some(other) };
+        if let Some(index) = stray {
+            self.exposed.strays(index, &mut self.vcpus[index as usize]);
+        }
+        foreign
+    }
+
+    fn runs_on(&self, cpu: u32, index: u32) -> bool {
+        let vcpu = &self.vcpus[index as usize];
+        vcpu.state == Some(Runstate::Running) && vcpu.cpu == cpu
     }
 
     /// The vCPU `key` is set running no more by `cpu`.
@@ -151,7 +167,9 @@ impl<O: Observe> Analyser<O> {
         pcpu.scheduled = true;
         if pcpu.current != here {
             let missed = pcpu.current == Current::Unknown && pcpu.unattributed > 0;
-            self.close(cpu);
+            if let Some(other) = self.close(cpu).of_interest() {
+                self.exposed.strays(other, &mut self.vcpus[other as usize]);
+            }
             let pcpu = self.pcpu(cpu);
             (pcpu.current, pcpu.unattributed, pcpu.op) = (here, 0, Op::None);
             if missed && index != NOBODY {
@@ -191,6 +209,9 @@ impl<O: Observe> Analyser<O> {
     pub(super) fn waited(&mut self, index: u32, tsc: u64, wait: &vcpu::Wait) {
         let vcpu = &mut self.vcpus[index as usize];
         vcpu.episode.wait(wait.kick, wait.tainted);
+        if self.exposed.is_watched() {
+            self.exposed.opens(index, vcpu);
+        }
         let (blocked, kicked) = (wait.block_tsc, wait.kick);
         let slept = Slept { blocked, running: tsc, kicked, tainted: wait.tainted };
         let lock = vcpu.marked.as_mut().and_then(|marked| marked.wait(&slept));
@@ -332,7 +353,7 @@ impl<O: Observe> Analyser<O> {
             pcpu.current = Current::Vcpu(index);
             if let (Op::Poll { tsc: begun }, true) = (pcpu.op, index != NOBODY) {
                 pcpu.unattributed = pcpu.unattributed.saturating_sub(1);
-                self.vcpus[index as usize].poll_begins(begun, &self.gaps);
+                self.poll_begins(index, begun);
             }
         }
         if index != NOBODY {
@@ -386,16 +407,10 @@ impl<O: Observe> Analyser<O> {
 
     /// The vCPUs of `domain` are no more; a domain that gets its number later has others.
     fn end_domain(&mut self, domain: u16, tsc: u64) {
-        let mut ended = Vec::new();
-        self.index.retain(|&key, &mut index| {
-            let stays = key >> 16 != u32::from(domain);
-            if !stays {
-                ended.push(index);
-            }
-            stays
-        });
-        if ended.is_empty() {
-            return;
+        let Some(mut ended) = self.living.remove(&domain) else { return };
+        for &index in &ended {
+            let key = u32::from(domain) << 16 | u32::from(self.vcpus[index as usize].id);
+            self.index.remove(&key);
         }
         *self.lives.entry(domain).or_default() += 1;
         *self.cache = EMPTY;
@@ -436,23 +451,19 @@ impl<O: Observe> Analyser<O> {
         let pcpu = self.pcpu(cpu);
         (pcpu.op, pcpu.wake, pcpu.outer_wake) = (Op::None, None, None);
         (pcpu.seen, pcpu.scheduled) = (Seen::Nothing, true);
-        for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
-            let elsewhere = vcpu.state == Some(Runstate::Running) && vcpu.cpu != cpu;
-            if !elsewhere {
-                vcpu.taint_episodes();
-            }
-            if vcpu.state == Some(Runstate::Running) && vcpu.cpu == cpu {
-                let ended = vcpu.lose(start, &self.gaps);
-                report_interval(&mut self.observer, vcpu, ended, start);
-                self.observer.change(&Change {
-                    vcpu: vcpu.name(),
-                    cpu,
-                    tsc: start,
-                    from: Runstate::Running,
-                    follows: true,
-                    to: None,
-                });
-            }
+        let current = self.current(cpu);
+        for index in self.exposed.taint(cpu, current, &mut self.vcpus) {
+            let vcpu = &mut self.vcpus[index as usize];
+            let ended = vcpu.lose(start, &self.gaps);
+            report_interval(&mut self.observer, vcpu, ended, start);
+            self.observer.change(&Change {
+                vcpu: vcpu.name(),
+                cpu,
+                tsc: start,
+                from: Runstate::Running,
+                follows: true,
+                to: None,
+            });
         }
         let key = u32::from(lost.domain) << 16 | u32::from(lost.vcpu);
         let current = if u32::from(lost.domain) == event::DOMID_IDLE {
