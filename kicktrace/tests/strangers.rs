@@ -285,3 +285,18 @@ fn no_uncertainty_is_zero() {
     assert!(found(&summary, "frequency").unwrap().ends_with("ppm or more"));
     assert!(doubts(&summary).contains(&"frequency"));
 }
+
+/// A domain may end at any moment: between a WAKE of another domain's vCPU and the change it makes.
+#[test]
+fn a_domain_that_ends_takes_no_wake_with_it() {
+    let mut all = base();
+    let kicks: Vec<u64> = all.iter().filter(|rec| is_wake(rec)).filter_map(|rec| rec.tsc).collect();
+    let comes = event::RUNSTATE_CHANGE | 1 << 8;
+    for (number, tsc) in (10..).zip(kicks) {
+        all.push(Rec::new(2, tsc - 500, comes, &[number << 16]));
+        all.push(Rec::new(2, tsc + 50, event::DOM_REM, &[number]));
+    }
+    let summary = told(&all);
+    assert_eq!(guest(&summary).counts.waits_kicked.value, 50);
+    assert_eq!(doubts(&summary), Vec::<&str>::new(), "{:?}", summary.warnings);
+}

@@ -421,10 +421,14 @@ impl<O: Observe> Analyser<O> {
             report_interval(&mut self.observer, vcpu, interval, tsc);
         }
         for pcpu in &mut self.pcpus {
-            if matches!(pcpu.current, Current::Vcpu(index) if ended.binary_search(&index).is_ok()) {
+            let is_over = |index: u32| ended.binary_search(&index).is_ok();
+            if matches!(pcpu.current, Current::Vcpu(index) if is_over(index)) {
                 (pcpu.current, pcpu.op) = (Current::Unknown, Op::None);
             }
-            (pcpu.wake, pcpu.outer_wake) = (None, None);
+            // That of another domain's vCPU still makes its change.
+            let lasts = |wake: &Wake| !is_over(wake.target);
+            pcpu.outer_wake = pcpu.outer_wake.filter(lasts);
+            pcpu.wake = pcpu.wake.filter(lasts).or_else(|| pcpu.outer_wake.take());
         }
     }
 
