@@ -300,3 +300,27 @@ fn a_domain_that_ends_takes_no_wake_with_it() {
     assert_eq!(guest(&summary).counts.waits_kicked.value, 50);
     assert_eq!(doubts(&summary), Vec::<&str>::new(), "{:?}", summary.warnings);
 }
+
+/// vCPUs that are preempted and moved, and woken by nobody: a TSC that is ahead shows them running before
+/// they have left, and no record is missing.
+#[test]
+fn a_move_that_seems_to_come_early_is_no_missing_record() {
+    let change = |old: u32, new: u32| event::RUNSTATE_CHANGE | old << 8 | new << 4;
+    for ahead in [0, 3_000, -3_000] {
+        let mut all = Vec::new();
+        for swap in 0..60 {
+            let tsc = START + 50_000 * u64::from(swap);
+            for cpu in 0..2 {
+                let [before, after] = [0, 1].map(|more| (1 << 16) + (cpu + swap + more) % 2);
+                let at = |tsc: u64| if cpu == 1 { tsc.wrapping_add_signed(ahead) } else { tsc };
+                all.push(Rec::new(cpu, at(tsc), change(0, 1), &[before]));
+                all.push(Rec::new(cpu, at(tsc + 1_000), change(1, 0), &[after]));
+            }
+        }
+        let summary = told(&all);
+        let missing = doubts(&summary).contains(&"pCPUs");
+        assert!(!missing, "{ahead}: {:?}", summary.warnings);
+        assert_eq!(doubts(&summary).contains(&"TSCs"), ahead != 0, "{:?}", summary.findings);
+        assert!(summary.coverage_percent > 50.0, "{ahead}: {} %", summary.coverage_percent);
+    }
+}

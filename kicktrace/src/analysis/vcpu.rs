@@ -369,18 +369,14 @@ impl Vcpu {
         skew: &mut Skew,
     ) -> Runstate {
         match self.state {
-            Some(state) if state != change.0 => self.contradicted(cpu, tsc, state, change, skew),
-            _ => {
-                if self.odd.is_some() {
-                    self.odd = None;
-                    self.raw.skipped += 1;
-                }
-                change.1
+            Some(state) if state != change.0 || self.odd.is_some() => {
+                self.contradicted(cpu, tsc, state, change, skew)
             }
+            _ => change.1,
         }
     }
 
-    /// A change on `cpu` leaves another state than `state`, in which it seems to be.
+    /// A change on `cpu` leaves another state than `state`, in which it seems to be, or the one before did.
     #[cold]
     fn contradicted(
         &mut self,
@@ -391,10 +387,17 @@ impl Vcpu {
         skew: &mut Skew,
     ) -> Runstate {
         match self.odd.take() {
-            // The change that came too early follows this one.
-            Some(early) if (old, new) == (early.before, early.old) => {
+            // The change that came too early follows this one. What leaves a pCPU does so on it.
+            Some(early)
+                if (old, new) == (early.before, early.old)
+                    && (old != Runstate::Running || cpu != early.cpu) =>
+            {
                 skew.note(early.cpu, early.tsc, cpu, tsc);
                 state
+            }
+            Some(_) if state == old => {
+                self.raw.skipped += 1;
+                new
             }
             // A vCPU comes to a pCPU and leaves it in that pCPU's order: what leaves it without having
             // come was lost on the way, not early.
