@@ -155,6 +155,15 @@ pub const fn is_vmexit(event: u32) -> bool {
     matches!(event & !0x500, 0x0008_1002 | 0x0008_1003)
 }
 
+/// Whether an exit with this reason is for a hypercall: VMCALL of Intel, VMMCALL of AMD. A nested guest's
+/// is not Xen's.
+#[must_use]
+pub const fn is_call_exit(event: u32, reason: u32) -> bool {
+    const VMX_VMCALL: u32 = 18;
+    const SVM_VMMCALL: u32 = 0x81;
+    is_vmexit(event) && event & 0x400 == 0 && matches!(reason, VMX_VMCALL | SVM_VMMCALL)
+}
+
 /// True for an entry into an HVM or PVH guest, nested (0x400) or not.
 #[must_use]
 pub const fn is_vmentry(event: u32) -> bool {

@@ -143,10 +143,15 @@ fn a_class_that_is_not_there_leaves_nothing_exact() {
     assert_eq!((counts.idle_blocks.value, counts.blocks_unknown.value), (0, 50));
     let no_changes = without(|rec| rec.event & event::GROUP_MASK == event::SCHED_MIN);
     assert!(doubts(&no_changes).contains(&"runstate changes"));
-    for summary in [&no_wakes, &no_calls, &no_changes] {
+    for (summary, certainty) in [
+        (&no_wakes, Certainty::LowerBound),
+        (&no_calls, Certainty::LowerBound),
+        // Who made a call is not certain either: whoever was on a pCPU seems to stay there.
+        (&no_changes, Certainty::Inferred),
+    ] {
         let counts = &guest(summary).counts;
         for of in [counts.waking_kicks, counts.waits, counts.evtchn_ops, counts.polls] {
-            assert_eq!(of.certainty, Certainty::LowerBound, "{of:?}");
+            assert_eq!(of.certainty, certainty, "{of:?}");
         }
     }
     // A filter that took out some.
@@ -322,5 +327,92 @@ fn a_move_that_seems_to_come_early_is_no_missing_record() {
         assert!(!missing, "{ahead}: {:?}", summary.warnings);
         assert_eq!(doubts(&summary).contains(&"TSCs"), ahead != 0, "{:?}", summary.findings);
         assert!(summary.coverage_percent > 50.0, "{ahead}: {} %", summary.coverage_percent);
+    }
+}
+
+/// Beside the guest, a PVH guest (d2) on pCPU 2 that calls Xen ten times, sleeps and is woken each time,
+/// without the records that `out` names.
+fn beside_pvh(out: fn(&Rec) -> bool) -> Summary {
+    let change = |old: u32, new: u32| event::RUNSTATE_CHANGE | old << 8 | new << 4;
+    let mut all = base();
+    for call in 0..10 {
+        let tsc = START + 1_000 + 100_000 * call;
+        let of = |after: u64, event: u32, words: &[u32]| Rec::new(2, tsc + after, event, words);
+        let number = vec![event::HYPERCALL_EVENT_CHANNEL_OP];
+        all.extend([
+            of(0, change(1, 0), &[2 << 16]),
+            of(100, event::VMENTRY, &[]),
+            of(200, 0x0008_1102, &[18, 0, 0]),
+            Rec { cpu: 2, tsc: None, event: event::VMMCALL, words: number },
+            of(300, event::VMENTRY, &[]),
+            of(400, 0x0008_1102, &[12, 0, 0]),
+            of(500, event::BLOCK, &[2, 0]),
+            Rec { cpu: 2, tsc: None, event: event::HLT, words: vec![0] },
+            of(600, change(0, 2), &[2 << 16]),
+            of(700, change(1, 0), &[event::DOMID_IDLE << 16 | 2]),
+            of(50_000, event::WAKE, &[2, 0]),
+            of(50_100, change(2, 1), &[2 << 16]),
+            of(50_200, change(0, 1), &[event::DOMID_IDLE << 16 | 2]),
+        ]);
+    }
+    all.retain(|rec| !out(rec));
+    told(&all)
+}
+
+/// Classes are captured guest type by guest type: what one type shows proves nothing for the other.
+#[test]
+fn calls_that_were_not_captured_are_not_none() {
+    let of = |summary: &Summary, id: u16| {
+        let domain = summary.domains.iter().find(|domain| domain.id == id);
+        domain.map(|domain| domain.counts.evtchn_ops).expect("the domain")
+    };
+    let whole = beside_pvh(|_| false);
+    assert_eq!(of(&whole, 2), kicktrace::Count::exact(10));
+    assert_eq!(doubts(&whole), Vec::<&str>::new());
+    // The mask has PVH guests' exits and not what they do then; then none of both.
+    let exits = beside_pvh(|rec| rec.event & event::GROUP_MASK == event::HVM_HANDLER);
+    assert_eq!(doubts(&exits), ["hypercalls of HVM or PVH guests"]);
+    let neither = beside_pvh(|rec| rec.event & event::CLASS_MASK == 0x0008_0000);
+    assert!(found(&neither, "calls").is_some_and(|what| what.contains("of domain 2 was captured")));
+    assert_eq!(doubts(&neither), Vec::<&str>::new());
+    for summary in [&exits, &neither] {
+        assert_eq!(of(summary, 2), kicktrace::Count::at_least(0));
+        assert_eq!(of(summary, 1), kicktrace::Count::exact(50));
+    }
+    // The mask is changed half way.
+    let numbers = beside_pvh(|rec| rec.event == event::VMMCALL);
+    assert_eq!(doubts(&numbers), ["calls"], "{:?}", numbers.findings);
+    assert_eq!(of(&numbers, 2), kicktrace::Count::at_least(0));
+    let late = beside_pvh(|rec| {
+        let hvm = rec.event & event::CLASS_MASK == 0x0008_0000;
+        hvm && rec.tsc.is_some_and(|tsc| tsc < START + 500_000)
+    });
+    assert_eq!(doubts(&late), ["entries"], "{:?}", late.findings);
+    assert_ne!(of(&late, 2).certainty, Certainty::Exact);
+}
+
+/// A state may begin and end where nothing is recorded.
+#[test]
+fn no_time_is_exact_where_records_are_missing() {
+    let exact = |summary: &Summary| {
+        let of = &guest(summary).times_certainty;
+        let times = [of.running, of.stolen, of.blocked, of.blocked_in_poll, of.offline];
+        times.contains(&Certainty::Exact)
+    };
+    assert!(exact(&told(&base())));
+    // v1 runs and sleeps again where pCPU 1 loses records.
+    let (from, to) = (START + 1_000_000, START + 1_050_000);
+    let mut lost = base();
+    lost.retain(|rec| rec.cpu != 1 || !(from..to).contains(&rec.tsc.unwrap()));
+    let words = [9, event::DOMID_IDLE | 1 << 16, from as u32, (from >> 32) as u32];
+    lost.push(Rec::new(1, to, event::LOST_RECORDS, &words));
+    // A pCPU is not there at all, on which nobody knows what v0 and v1 did.
+    let absent = base().into_iter().map(|rec| Rec { cpu: 2 * rec.cpu, ..rec }).collect::<Vec<_>>();
+    let unchanged =
+        base().into_iter().filter(|rec| rec.event & event::GROUP_MASK != event::SCHED_MIN);
+    for (name, all) in
+        [("lost", lost), ("absent", absent), ("no changes", unchanged.collect::<Vec<_>>())]
+    {
+        assert!(!exact(&told(&all)), "{name}");
     }
 }

@@ -140,6 +140,8 @@ struct Unseen {
     entries: u64,
     /// One blocked that was not running, or had blocked before and not left.
     changes: u64,
+    /// A guest exited for a hypercall, and no record tells its number.
+    calls: u64,
 }
 
 /// A WAKE whose effect is not seen yet.
@@ -167,6 +169,8 @@ struct Pcpu {
     op: Op,
     /// The last exit of the current vCPU: the time of the records without one that follow.
     exit_tsc: u64,
+    /// That exit was for a hypercall, whose number is still to come.
+    call_due: bool,
     /// The last WAKE written here, until the change it makes.
     wake: Option<Wake>,
     /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting; there

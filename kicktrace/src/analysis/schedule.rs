@@ -454,7 +454,7 @@ impl<O: Observe> Analyser<O> {
         self.calibration.forget(cpu);
         let pcpu = self.pcpu(cpu);
         (pcpu.op, pcpu.wake, pcpu.outer_wake) = (Op::None, None, None);
-        (pcpu.seen, pcpu.scheduled) = (Seen::Nothing, true);
+        (pcpu.seen, pcpu.scheduled, pcpu.call_due) = (Seen::Nothing, true, false);
         let current = self.current(cpu);
         for index in self.exposed.taint(cpu, current, &mut self.vcpus) {
             let vcpu = &mut self.vcpus[index as usize];

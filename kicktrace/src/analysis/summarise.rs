@@ -9,8 +9,8 @@ use crate::analysis::vcpu::{LatencySet, Vcpu};
 use crate::analysis::verdict::{self, Doubt};
 use crate::reader::Reading;
 use crate::summary::{
-    self, Certainty, Count, Counts, Domain, DomainKind, Latencies, Summary, Times, TimesCertainty,
-    Verdict,
+    self, Certainty, Classes, Count, Counts, Domain, DomainKind, Latencies, Summary, Times,
+    TimesCertainty, Verdict,
 };
 
 /// What `analyser` has found so far; `reading` ends where its vCPUs' times do.
@@ -26,7 +26,8 @@ pub(super) fn summary<O>(analyser: &Analyser<O>, reading: Reading) -> Summary {
     let mut domains = Vec::new();
     let (mut sure, mut observed) = (0, 0);
     for of_domain in vcpus.chunk_by(|a, b| (a.domain, a.life) == (b.domain, b.life)) {
-        let (mut domain, its_sure, its_observed) = domain(of_domain, last, doubt);
+        let (mut domain, its_sure, its_observed) =
+            domain(of_domain, last, doubt, &analyser.classes);
         domain.locks = analyser.locks.summary((domain.id, domain.life), doubt.order());
         sure += its_sure;
         observed += its_observed;
@@ -56,18 +57,31 @@ fn percent(part: u128, whole: u128) -> f64 {
     if whole == 0 { 100.0 } else { part as f64 / whole as f64 * 100.0 }
 }
 
-fn domain(vcpus: &[&Vcpu], last: u64, doubt: Doubt) -> (Domain, u128, u128) {
+/// Whether the classes of events that tell what a domain of this kind does were captured: of a kind
+/// nobody knows, those of all kinds.
+const fn captured(kind: DomainKind, classes: &Classes) -> bool {
+    let hvm = classes.hvm_exits && classes.hvm_handlers;
+    match kind {
+        DomainKind::Pv => classes.pv_entries,
+        DomainKind::Hvm => hvm,
+        DomainKind::Unknown => classes.pv_entries && hvm,
+    }
+}
+
+fn domain(vcpus: &[&Vcpu], last: u64, doubt: Doubt, classes: &Classes) -> (Domain, u128, u128) {
     let mut counts = Counts::default();
     let mut times = Times::default();
+    let kind = vcpus.iter().map(|vcpu| vcpu.kind).rfind(|&kind| kind != DomainKind::Unknown);
+    let kind = kind.unwrap_or_default();
+    let captured = captured(kind, classes);
     let mut latencies = LatencySet::default();
     let mut inferred = Tally::default();
     let mut marked: Option<Tally> = None;
-    let mut kind = DomainKind::Unknown;
     let (mut sure, mut observed) = (0, 0);
     let mut told = Vec::new();
     let mut trust = Trust::certain(doubt);
     for vcpu in vcpus {
-        let its = Trust::of(vcpu, doubt);
+        let its = Trust::of(vcpu, doubt, captured);
         trust.add(its);
         let one = self::vcpu(vcpu, last, its);
         counts.add(&one.counts);
@@ -80,15 +94,15 @@ fn domain(vcpus: &[&Vcpu], last: u64, doubt: Doubt) -> (Domain, u128, u128) {
         if let Some(of) = &vcpu.marked {
             marked.get_or_insert_default().add(&of.tally);
         }
-        if vcpu.kind != DomainKind::Unknown {
-            kind = vcpu.kind;
-        }
         let (its_sure, its_observed) = vcpu.coverage(last);
         sure += its_sure;
         observed += its_observed;
         told.push(one);
     }
     let order = doubt.order();
+    // A state may have begun and ended where records are missing.
+    let unseen = doubt.partial || vcpus.iter().any(|vcpu| vcpu.is_tainted());
+    let spent = order.max(if unseen { Certainty::Inferred } else { Certainty::Exact });
     let domain = Domain {
         id: vcpus.first().map_or(0, |vcpu| vcpu.domain),
         life: vcpus.first().map_or(0, |vcpu| vcpu.life),
@@ -99,12 +113,12 @@ fn domain(vcpus: &[&Vcpu], last: u64, doubt: Doubt) -> (Domain, u128, u128) {
         counts,
         times,
         times_certainty: TimesCertainty {
-            running: order,
-            stolen: order,
-            stolen_after_wake: order,
-            blocked: order,
-            blocked_in_poll: trust.polls.max(order),
-            offline: order,
+            running: spent,
+            stolen: spent,
+            stolen_after_wake: spent,
+            blocked: spent,
+            blocked_in_poll: trust.polls.max(spent),
+            offline: spent,
             kicker_stolen: if vcpus.iter().any(|vcpu| vcpu.kicker_stolen_more) {
                 Certainty::LowerBound
             } else {
@@ -144,7 +158,7 @@ impl Trust {
         Self { own: exact, kicks: exact, polls: exact, waits: exact, marks: exact, doubt }
     }
 
-    fn of(vcpu: &Vcpu, doubt: Doubt) -> Self {
+    fn of(vcpu: &Vcpu, doubt: Doubt, captured: bool) -> Self {
         let inferred_if = |it: bool| if it { Certainty::Inferred } else { Certainty::Exact };
         let raw = &vcpu.raw;
         let hvm = vcpu.kind == DomainKind::Hvm && vcpu.marked.is_none();
@@ -153,7 +167,7 @@ impl Trust {
         Self {
             own: if doubt.cores {
                 Certainty::Inferred
-            } else if doubt.partial || vcpu.is_partial() {
+            } else if doubt.partial || !captured || vcpu.is_partial() {
                 Certainty::LowerBound
             } else {
                 Certainty::Exact

@@ -430,7 +430,13 @@ impl Vcpu {
 
     /// Whether some of what it did may not be in the trace.
     pub(super) fn is_partial(&self) -> bool {
-        self.missed || self.tainted > 0
+        // The first block may be in a call from before the trace.
+        self.missed || self.is_tainted() || self.raw.blocks_unknown > 1
+    }
+
+    /// Whether a part of its time is doubtful.
+    pub(super) fn is_tainted(&self) -> bool {
+        self.tainted > 0
     }
 
     fn ran(&self, tsc: u64) -> u64 {

@@ -5,7 +5,7 @@
 
 use crate::analysis::Analyser;
 use crate::reader::{PcpuReading, Reading};
-use crate::summary::Certainty;
+use crate::summary::{Certainty, DomainKind};
 
 /// Where the others' records begin so much of the trace earlier, a pCPU that was busy begins late.
 pub(super) const LATE_START: u64 = 20;
@@ -35,7 +35,10 @@ impl Doubt {
             || contradicted(analyser)
             || corrected
             || backwards(reading) > 0;
-        Self { order, partial: is_partial(analyser, reading), cores: analyser.shared_cores > 0 }
+        // Without a change whoever was on a pCPU seems to stay there.
+        let cores =
+            analyser.shared_cores > 0 || !analyser.classes.runstates || analyser.unseen.changes > 0;
+        Self { order, partial: is_partial(analyser, reading), cores }
     }
 
     /// How far figures that span pCPUs can be trusted at best.
@@ -79,10 +82,15 @@ pub(super) fn unseen<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<(&'sta
     let (of, classes) = (&analyser.unseen, &analyser.classes);
     // Where pCPUs are out of step, or one writes for another, who runs is not certain either.
     let who_runs = classes.runstates && analyser.shared_cores == 0 && !contradicted(analyser);
+    // Their first block may be in a call from before the trace.
+    let calls = analyser.vcpus.iter().filter(|vcpu| vcpu.kind != DomainKind::Unknown);
+    let in_no_call: u64 = calls.map(|vcpu| vcpu.raw.blocks_unknown.saturating_sub(1)).sum();
+    let entries = of.entries.max(in_no_call);
     let all = [
         ("wakes", classes.wakes, of.wakes, "were woken", "a WAKE"),
         ("blocks", classes.wakes && who_runs, of.blocks, "went to sleep", "a BLOCK"),
-        ("entries", who_runs, of.entries, "blocked", "the call or the exit they did it in"),
+        ("entries", who_runs, entries, "blocked", "the call or the exit they did it in"),
+        ("calls", classes.hvm_handlers, of.calls, "called Xen", "the call's number"),
         ("changes", who_runs, of.changes, "blocked", "a change that set them running"),
     ];
     let found = all.into_iter().filter(|&(_, sure, times, ..)| sure && times > 0);

@@ -4,9 +4,9 @@
 
 use std::cmp::Reverse;
 
-use super::judge::Judge;
+use super::judge::{Judge, some};
 use crate::analysis::{Analyser, MAX_VCPUS};
-use crate::summary::{Summary, Verdict};
+use crate::summary::{DomainKind, Summary, Verdict};
 
 /// One in so many: marks are mistaken if more of them name another target than interrupts explain, which
 /// wake vCPUs inside an operation too.
@@ -34,6 +34,23 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
                 "see xl list for its number while the trace was taken",
             );
         }
+    }
+    let silent = summary.domains.iter().filter(|domain| {
+        domain.kind == DomainKind::Unknown && domain.counts.blocks_unknown.value > 1
+    });
+    let mut silent: Vec<_> = silent.map(|domain| u32::from(domain.id)).collect();
+    silent.dedup();
+    if !silent.is_empty() {
+        judge.say(
+            Verdict::Note,
+            "calls",
+            format!(
+                "no hypercall and no exit of domain {} was captured: what its vCPUs do in Xen is in no \
+                 count",
+                some(&silent)
+            ),
+            "PV guests: add 0x00201000 to the mask; PVH guests: 0x00083000 (with its subclass 2)",
+        );
     }
     if analyser.beyond_limit > 0 {
         judge.say(
