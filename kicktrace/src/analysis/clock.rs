@@ -39,6 +39,9 @@ const MINORITY: f64 = 0.25;
 /// runs agree: Xen reads them one after the other.
 const ENDS_NS: f64 = 100.0;
 
+/// Nanoseconds by which an end of a run may be off that something comes between the two.
+const HELD_UP_NS: f64 = 10_000.0;
+
 /// Two to the number of bits of the nanoseconds.
 const WRAP: f64 = 4_294_967_296.0;
 
@@ -118,7 +121,7 @@ impl Calibration {
         // Half of what the runs weigh lies between the quartiles.
         let mut error = ((spread(0.25) + spread(0.75)) / 2.0 / hz).max(end_error(&ratios, hz));
         let (disagreeing, apart) = disagreeing(&ratios, hz);
-        error = error.max(apart);
+        error = error.max(apart).max(outweighed(&ratios, hz));
         let time = |ratios: &mut dyn Iterator<Item = &Ratio>| ratios.map(|of| of.ns).sum::<f64>();
         let minority =
             time(&mut ratios.iter().filter(|of| disagreeing.iter().any(|&(cpu, _)| cpu == of.cpu)));
@@ -218,6 +221,21 @@ fn end_error(runs: &[Ratio], ratio: f64) -> f64 {
     let longest = runs.iter().map(|of| of.ns).fold(1.0, f64::max);
     let seen = off.get(off.len() / 2).map_or(0.0, |ticks| ticks / ratio);
     seen.max(ENDS_NS) / longest
+}
+
+/// Where one run weighs more than all others together, the quartiles are its own: the part by which the
+/// others tell another frequency, beyond what their ends leave open.
+fn outweighed(sorted: &[Ratio], hz: f64) -> f64 {
+    let Some(at) = (0..sorted.len()).max_by(|&a, &b| sorted[a].ns.total_cmp(&sorted[b].ns)) else {
+        return 0.0;
+    };
+    let mut others = sorted.to_vec();
+    let longest = others.remove(at);
+    let weight: f64 = others.iter().map(|of| of.ns * of.ns).sum();
+    let Some(middle) = quantile(&others, 0.5) else { return 0.0 };
+    let by = (middle / hz - 1.0).abs();
+    let open = HELD_UP_NS / others.iter().map(|of| of.ns).fold(1.0, f64::max);
+    if weight < longest.ns * longest.ns && by > open { by } else { 0.0 }
 }
 
 /// pCPUs whose own runs tell another frequency, and by how many parts per million; and the largest part
@@ -336,6 +354,21 @@ mod tests {
         let clock = of(&pcpus);
         assert!(clock.disagreeing.is_empty(), "{clock:?}");
         assert!((clock.error_ppm.unwrap() - 300.0).abs() < 1.0, "{clock:?}");
+    }
+
+    #[test]
+    fn one_long_run_does_not_vouch_for_itself() {
+        // It is off by 500 ppm: the system time of its pCPU was set anew after it.
+        let long = (3_001_500_000, 3_000_000_000);
+        let mut runs = vec![(100_000_000, 100_000_000); 20];
+        runs.push(long);
+        let error = of(&[&runs]).error_ppm.unwrap();
+        assert!((error - 500.0).abs() < 1.0, "{error}");
+        // Short ones whose ends are off say nothing against it.
+        let mut runs: Vec<_> = (0..50).map(|n| (10_000 + 4 * n, 10_000)).collect();
+        runs.push((3_000_000_000, 3_000_000_000));
+        let error = of(&[&runs]).error_ppm.unwrap();
+        assert!(error < 1.0, "{error}");
     }
 
     #[test]
