@@ -100,3 +100,22 @@ fn what_a_marking_guest_does_not_mark_is_no_kick() {
     assert_eq!(marked.waking_kicks.certainty, Certainty::Exact);
     assert_eq!((marked.marked_kicks.value, marked.kicks_without_wake.value), (1, 1));
 }
+
+/// vCPU 1 of domain 1 polls again and again, and its timer, on a pCPU that has been idle ever since the
+/// trace began and so writes no change of its own, wakes it.
+#[test]
+fn a_pcpu_that_is_idle_all_the_time_wakes_vcpus_too() {
+    const TURN: u32 = 5_000_000;
+    let mut hand = polling();
+    for at in (1..20).map(|n| n * TURN) {
+        hand.at(at, 1, BLOCK, &[1, 1]).at(at + 10, 1, BLOCKS, &[V1]);
+        hand.at(at + TURN / 2, 0, WAKE, &[1, 1]).at(at + TURN / 2 + 5, 0, WAKES_UP, &[V1]);
+        hand.at(at + TURN / 2 + 20, 1, RUNS, &[V1]).at(at + TURN / 2 + 30, 1, HYPERCALL, &POLL);
+    }
+    // Nothing else of pCPU 0: what set vCPU 0 running there is not in the trace.
+    hand.0[0].drain(..4);
+    let counts = hand.domain().counts;
+    // Of the first one nobody knows what its pCPU had begun before.
+    assert_eq!((counts.waits_tainted.value, counts.waits.value), (1, 18));
+    assert_eq!((counts.waits_other.value, counts.waits_kicked.value), (18, 0));
+}

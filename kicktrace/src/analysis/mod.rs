@@ -177,6 +177,8 @@ struct Pcpu {
     /// is none without a `wake`.
     outer_wake: Option<Wake>,
     seen: Seen,
+    /// The first WAKE that was written here while nobody knew who is on the pCPU.
+    unknown_since: Option<u64>,
     /// Operations and polls of a current vCPU that is not known.
     unattributed: u64,
     /// Whether the scheduler has written here, and whether its first record shows that a guest was

@@ -15,6 +15,20 @@ use crate::summary::DomainKind;
 /// shows: a kick takes microseconds, some more in an emulator.
 const LONGEST_OPERATION: u64 = 1 << 22;
 
+impl Pcpu {
+    /// A WAKE is written here at `tsc`, and nobody knows who is on the pCPU. Whether it is sure that no
+    /// operation is under way: none that the trace shows, and none from before it. So it is on a pCPU
+    /// that is idle ever since the trace began.
+    fn is_quiet(&mut self, tsc: u64) -> bool {
+        let since = *self.unknown_since.get_or_insert(tsc);
+        let begun = match self.op {
+            Op::Evtchn { tsc: begun, .. } => begun.max(since),
+            _ => since,
+        };
+        tsc.saturating_sub(begun) >= LONGEST_OPERATION
+    }
+}
+
 impl<O: Observe> Analyser<O> {
     /// The vCPU `key` changes its state. Nearly all changes are of four kinds: each has its own
     /// copy of what follows, in which the states decide nothing any more.
@@ -259,7 +273,7 @@ impl<O: Observe> Analyser<O> {
         }
         let (by, is_kick) = self.waker(cpu, tsc, target);
         let pcpu = self.pcpu(cpu);
-        let seen = pcpu.current != Current::Unknown;
+        let seen = pcpu.current != Current::Unknown || pcpu.is_quiet(tsc);
         let wake = Wake { target, tsc, by, is_kick, seen };
         // Not copied blindly: there mostly is none.
         if pcpu.wake.is_some() || pcpu.outer_wake.is_some() {
