@@ -101,6 +101,46 @@ fn what_a_marking_guest_does_not_mark_is_no_kick() {
     assert_eq!((marked.marked_kicks.value, marked.kicks_without_wake.value), (1, 1));
 }
 
+/// vCPU 1 sleeps from 120 on; vCPU 0 begins a marked kick of it at 150, the pCPU is held up in Xen, and
+/// the wake comes milliseconds later, behind `between`.
+fn a_kick_that_is_held_up(slept_before: bool, between: Option<u32>) -> Domain {
+    const LATER: u32 = 4_400_000;
+    let mut hand = polling();
+    if slept_before {
+        hand.at(110, 1, BLOCK, &[1, 1]).at(120, 1, BLOCKS, &[V1]);
+    }
+    hand.at(140, 0, HYPERCALL, &HVM_OP).at(0, 0, MARK_KICK, &[0, 1]);
+    hand.at(150, 0, HYPERCALL, &EVTCHN_OP);
+    if !slept_before {
+        hand.at(200, 1, BLOCK, &[1, 1]).at(220, 1, BLOCKS, &[V1]);
+    }
+    if let Some(event) = between {
+        hand.at(300, 0, event, &[0x30, 0, 0]);
+    }
+    hand.at(LATER, 0, WAKE, &[1, 1]).at(LATER + 1, 0, WAKES_UP, &[V1]);
+    hand.at(LATER + 10, 1, RUNS, &[V1]);
+    hand.at(LATER + 20, 0, HYPERCALL, &HVM_OP).at(LATER + 20, 1, HYPERCALL, &HVM_OP);
+    hand.domain()
+}
+
+/// Of vCPUs, the target and the kicker: waits that were kicked, waking kicks.
+fn kicked(domain: &Domain) -> [(u64, Certainty); 2] {
+    let (target, kicker) = (&domain.vcpus[1].counts, &domain.vcpus[0].counts);
+    [target.waits_kicked, kicker.waking_kicks].map(|count| (count.value, count.certainty))
+}
+
+#[test]
+fn a_marked_kick_of_a_sleeper_wakes_it_however_long_it_takes() {
+    const IRQ_HANDLED: u32 = 0x0080_2008;
+    let one = (1, Certainty::Exact);
+    assert_eq!(kicked(&a_kick_that_is_held_up(true, None)), [one; 2]);
+    // An interrupt in the middle of the hypercall ends it no more than time does.
+    assert_eq!(kicked(&a_kick_that_is_held_up(true, Some(IRQ_HANDLED))), [one; 2]);
+    // A vCPU that went to sleep after the kick was woken by something else: its timer, for one.
+    assert_eq!(kicked(&a_kick_that_is_held_up(false, None))[0].0, 0);
+    assert_eq!(kicked(&a_kick_that_is_held_up(false, Some(IRQ_HANDLED)))[0].0, 0);
+}
+
 /// vCPU 1 of domain 1 polls again and again, and its timer, on a pCPU that has been idle ever since the
 /// trace began and so writes no change of its own, wakes it.
 #[test]

@@ -25,10 +25,11 @@ impl<O: Observe> Analyser<O> {
         current
     }
 
-    /// Xen served an interrupt: an operation under way has no effect any more that could be told apart.
+    /// Xen served an interrupt: what the operation under way does from here on could not be told from what
+    /// the interrupt does.
     pub(super) fn interrupted(&mut self, cpu: u32) {
-        if matches!(self.pcpu(cpu).op, Op::Evtchn { .. }) {
-            self.close(cpu);
+        if let Op::Evtchn { interrupted, .. } = &mut self.pcpu(cpu).op {
+            *interrupted = true;
         }
     }
 
@@ -82,7 +83,7 @@ impl<O: Observe> Analyser<O> {
                 // Whose it is a later record may tell.
                 let pcpu = self.pcpu(cpu);
                 pcpu.unattributed += 1;
-                let evtchn = Op::Evtchn { tsc, woke: false, target: None };
+                let evtchn = Op::evtchn(tsc, None);
                 pcpu.op = if is_poll { Op::Poll { tsc } } else { evtchn };
             }
             None => {}
@@ -93,7 +94,7 @@ impl<O: Observe> Analyser<O> {
         let vcpu = &mut self.vcpus[index as usize];
         vcpu.evtchn_op();
         let target = vcpu.announced.take();
-        self.pcpu(cpu).op = Op::Evtchn { tsc, woke: false, target };
+        self.pcpu(cpu).op = Op::evtchn(tsc, target);
     }
 
     pub(super) fn poll(&mut self, index: u32, cpu: u32, tsc: u64) {

@@ -111,9 +111,16 @@ enum Op {
     #[default]
     None,
     /// `event_channel_op`, begun at `tsc`.
-    Evtchn { tsc: u64, woke: bool, target: Option<u32> },
+    Evtchn { tsc: u64, woke: bool, interrupted: bool, target: Option<u32> },
     /// `sched_op`: a poll, begun at `tsc`.
     Poll { tsc: u64 },
+}
+
+impl Op {
+    /// An event channel operation that begins; a kick of `target`, if it is marked.
+    const fn evtchn(tsc: u64, target: Option<u32>) -> Self {
+        Self::Evtchn { tsc, woke: false, interrupted: false, target }
+    }
 }
 
 /// What the trace shows of the current vCPU of a pCPU.

@@ -12,7 +12,8 @@ use crate::reader::Lost;
 use crate::summary::DomainKind;
 
 /// An event channel operation is over after so many ticks (a few milliseconds), whatever the trace
-/// shows: a kick takes microseconds, some more in an emulator.
+/// shows: a kick takes microseconds, some more in an emulator. Only a marked kick of a vCPU that slept
+/// before it began is not, however long its pCPU is held up: that kick wakes it.
 const LONGEST_OPERATION: u64 = 1 << 22;
 
 impl Pcpu {
@@ -294,13 +295,15 @@ impl<O: Observe> Analyser<O> {
     /// a kick.
     fn waker(&mut self, cpu: u32, tsc: u64, target: u32) -> (Option<Kick>, bool) {
         let waker = self.current(cpu);
-        let (Some(by), Op::Evtchn { tsc: begun, woke: false, target: announced }) =
-            (waker, self.pcpu(cpu).op)
+        let op = self.pcpu(cpu).op;
+        let (Some(by), Op::Evtchn { tsc: begun, woke: false, interrupted, target: announced }) =
+            (waker, op)
         else {
             return (None, false);
         };
         let (waker, target) = (&self.vcpus[by as usize], &self.vcpus[target as usize]);
-        let in_time = tsc.saturating_sub(begun) < LONGEST_OPERATION;
+        let in_time = !interrupted && tsc.saturating_sub(begun) < LONGEST_OPERATION
+            || announced.is_some() && target.sleeps_since(begun);
         if !in_time || waker.domain != target.domain {
             return (None, false);
         }

@@ -616,6 +616,11 @@ impl Vcpu {
         Some(wait)
     }
 
+    /// Whether it has slept in a poll, off its pCPU, since before `tsc`.
+    pub(super) fn sleeps_since(&self, tsc: u64) -> bool {
+        self.poll == Poll::Blocked && self.block_tsc <= tsc
+    }
+
     /// It left its pCPU to block. Returns the kick of a wake that came before, which woke nobody: it
     /// sleeps.
     pub(super) fn descheduled(&mut self, tsc: u64) -> Option<Kick> {
