@@ -171,6 +171,27 @@ pub struct Summary {
     /// What a reader should know before believing a figure: the findings that are doubtful or worse, as
     /// sentences.
     pub warnings: Vec<String>,
+    /// What figures beside these must heed too.
+    #[serde(skip)]
+    pub(crate) doubt: Doubt,
+}
+
+/// Doubts that concern figures of every domain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Doubt {
+    /// The order of different pCPUs' records is not certain: nothing that spans pCPUs is exact.
+    pub(crate) order: bool,
+    /// Records of some pCPUs are missing: every count is a lower bound.
+    pub(crate) partial: bool,
+    /// Which pCPU a vCPU is on is not always known.
+    pub(crate) cores: bool,
+}
+
+impl Doubt {
+    /// How far figures that span pCPUs can be trusted at best.
+    pub(crate) fn order(self) -> Certainty {
+        if self.order || self.cores { Certainty::Inferred } else { Certainty::Exact }
+    }
 }
 
 impl Summary {

@@ -7,8 +7,9 @@
 #[path = "common/records.rs"]
 mod records;
 
+use kicktrace::analysis::{Analyser, Cause, Host, HostSummary};
 use kicktrace::summary::{Domain, Verdict};
-use kicktrace::{Certainty, Options, Summary, event, summarise};
+use kicktrace::{Certainty, Options, Summary, event, reader, summarise};
 use records::{Rec, file, records};
 
 const BASE: &[u8] = include_bytes!("data/cases/00_base.bin");
@@ -415,4 +416,115 @@ fn no_time_is_exact_where_records_are_missing() {
     {
         assert!(!exact(&told(&all)), "{name}");
     }
+}
+
+/// What the hypervisor did, of all of a trace.
+fn hypervisor(records: &[Rec]) -> (Summary, HostSummary) {
+    let options = Options::default();
+    let mut analyser = Analyser::observed(&options, Host::default());
+    let reading = reader::read(&file(records)[..], &options.read, &mut analyser);
+    let (summary, mut host) = analyser.finish(reading.expect("a sound file"));
+    let figures = host.figures(&summary);
+    (summary, figures)
+}
+
+fn instants(host: &HostSummary) -> [u64; 6] {
+    let of = &host.domains.iter().find(|domain| domain.id == 1).expect("the guest").concurrency;
+    [of.all_run, of.some_run, of.hazard, of.none_runs, of.none_wants, of.unknown]
+}
+
+/// Nobody sleeps in a domain that is no more, and another one of its number begins with no vCPU known.
+#[test]
+fn a_domain_that_ended_has_no_time_on_the_host() {
+    let length = base().last().unwrap().tsc.unwrap() - START;
+    let mut all = base();
+    all.push(Rec::new(0, START + length + 1_000, event::DOM_REM, &[1]));
+    let idle = event::RUNSTATE_CHANGE | 1 << 4;
+    all.push(Rec::new(1, START + 3 * length, idle, &[event::DOMID_IDLE << 16 | 1]));
+    let (_, ended) = hypervisor(&all);
+    assert_eq!(instants(&ended).iter().sum::<u64>(), length + 1_000);
+    let mut again = all.clone();
+    again.push(Rec::new(0, START + 4 * length, event::DOM_ADD, &[1]));
+    again.extend(shifted(&base(), 5 * length as i64));
+    let (_, again) = hypervisor(&again);
+    let second = length + length;
+    assert_eq!(instants(&again).iter().sum::<u64>(), length + 1_000 + second);
+    // v1 is another one in the second life: it moved from nowhere.
+    let guest = &again.domains[0];
+    assert!(guest.vcpus.iter().all(|vcpu| vcpu.migrations.value == 0), "{:?}", guest.vcpus);
+}
+
+/// A time without any record is nobody's, and who ran before it may not run behind it.
+#[test]
+fn a_silence_is_no_time_of_the_host() {
+    let pause = 7_200_000_000_000;
+    let (summary, host) = hypervisor(&[base(), shifted(&base(), pause)].concat());
+    assert!(summary.ticks < 20_000_000);
+    for pcpu in &host.pcpus {
+        assert_eq!(pcpu.busy + pcpu.idle + pcpu.unknown, summary.ticks, "pCPU {}", pcpu.cpu);
+    }
+    assert_eq!(instants(&host).iter().sum::<u64>(), summary.ticks);
+    // Of v0 the second session tells nothing.
+    let mut half = shifted(&base(), pause);
+    half.retain(|rec| rec.cpu == 1);
+    let (summary, host) = hypervisor(&[base(), half].concat());
+    assert!(instants(&host)[5] > summary.ticks / 3, "{:?} of {}", instants(&host), summary.ticks);
+}
+
+/// What makes a summary's figures doubtful does so with those of the hypervisor.
+#[test]
+fn the_host_has_no_exact_figure_where_records_are_missing() {
+    let half = START + 2_500_000;
+    let gone = |out: &dyn Fn(&Rec) -> bool| {
+        let mut all = base();
+        all.retain(|rec| !out(rec));
+        hypervisor(&all).1
+    };
+    let ends = gone(&|rec| rec.cpu == 1 && rec.tsc.unwrap() > half);
+    let begins = gone(&|rec| rec.cpu == 1 && rec.tsc.unwrap() < half);
+    let absent = gone(&|rec| rec.cpu == 0);
+    let unwoken = gone(&|rec| {
+        event::runstate_change(rec.event)
+            == Some((event::Runstate::Blocked, event::Runstate::Runnable))
+    });
+    let apart: Vec<Rec> = base()
+        .into_iter()
+        .map(|rec| {
+            let ahead = if rec.cpu == 0 { 30_000 } else { 0 };
+            Rec { tsc: rec.tsc.map(|tsc| tsc + ahead), ..rec }
+        })
+        .collect();
+    let apart = hypervisor(&apart).1;
+    for (name, host) in [
+        ("ends", &ends),
+        ("begins", &begins),
+        ("absent", &absent),
+        ("unwoken", &unwoken),
+        ("apart", &apart),
+    ] {
+        let guest = host.domains.iter().find(|domain| domain.id == 1).expect("the guest");
+        assert_ne!(guest.concurrency.certainty, Certainty::Exact, "{name}");
+        for of in &guest.runnable {
+            assert_ne!(of.ticks_certainty, Certainty::Exact, "{name}: {of:?}");
+        }
+        for vcpu in &guest.vcpus {
+            assert_ne!(vcpu.migrations.certainty, Certainty::Exact, "{name}");
+            // Where TSCs are apart each record is there.
+            assert_eq!(vcpu.runs.certainty == Certainty::Exact, name == "apart", "{name}");
+        }
+    }
+    let (_, sound) = hypervisor(&base());
+    assert_eq!(sound.domains[0].concurrency.certainty, Certainty::Exact);
+    assert_eq!(sound.domains[0].vcpus[0].runs.certainty, Certainty::Exact);
+}
+
+/// A vCPU that yields before the first change that names it yields all the same.
+#[test]
+fn the_first_yield_counts() {
+    let mut all = base();
+    all.push(Rec::new(2, START + 1_000, event::YIELD, &[2, 0]));
+    all.push(Rec::new(2, START + 1_100, event::RUNSTATE_CHANGE | 1 << 4, &[2 << 16]));
+    let (_, host) = hypervisor(&all);
+    let counts: Vec<u64> = host.domains[1].runnable.iter().map(|of| of.count.value).collect();
+    assert_eq!((counts[Cause::Yielded as usize], counts[Cause::Preempted as usize]), (1, 0));
 }

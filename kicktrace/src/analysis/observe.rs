@@ -146,6 +146,17 @@ pub trait Observe {
         let _ = change;
     }
 
+    /// A domain begins or ends: from here on the vCPUs of this number are others.
+    fn domain_changes(&mut self, domain: u16, tsc: u64) {
+        let _ = (domain, tsc);
+    }
+
+    /// Nothing was recorded between these TSCs: that is no time of the trace, and nobody knows what
+    /// any vCPU does behind it.
+    fn silence(&mut self, from: u64, to: u64) {
+        let _ = (from, to);
+    }
+
     /// A phase ends at `tsc` and the next one begins; all intervals up to it have been told.
     fn cut(&mut self, tsc: u64) {
         let _ = tsc;
@@ -198,6 +209,16 @@ impl<A: Observe, B: Observe> Observe for (A, B) {
     fn change(&mut self, change: &Change) {
         self.0.change(change);
         self.1.change(change);
+    }
+
+    fn domain_changes(&mut self, domain: u16, tsc: u64) {
+        self.0.domain_changes(domain, tsc);
+        self.1.domain_changes(domain, tsc);
+    }
+
+    fn silence(&mut self, from: u64, to: u64) {
+        self.0.silence(from, to);
+        self.1.silence(from, to);
     }
 
     fn cut(&mut self, tsc: u64) {

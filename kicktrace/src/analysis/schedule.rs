@@ -413,6 +413,7 @@ impl<O: Observe> Analyser<O> {
         let again = event == event::DOMAIN_CREATE && self.began.contains(&domain);
         if !again {
             self.end_domain(domain, tsc);
+            self.observer.domain_changes(domain, tsc);
         }
         if begins {
             self.began.insert(domain);
@@ -456,6 +457,7 @@ impl<O: Observe> Analyser<O> {
             let ended = vcpu.silence(from, to, &self.gaps);
             report_interval(&mut self.observer, vcpu, ended, from);
         }
+        self.observer.silence(from, to);
         for cpu in 0..self.pcpus.len() {
             let pcpu = &mut self.pcpus[cpu];
             *pcpu =

@@ -6,10 +6,10 @@
 use crate::analysis::Analyser;
 use crate::analysis::acquisition::Tally;
 use crate::analysis::vcpu::{LatencySet, Vcpu};
-use crate::analysis::verdict::{self, Doubt};
+use crate::analysis::verdict;
 use crate::reader::Reading;
 use crate::summary::{
-    self, Certainty, Classes, Count, Counts, Domain, DomainKind, Latencies, Summary, Times,
+    self, Certainty, Classes, Count, Counts, Domain, DomainKind, Doubt, Latencies, Summary, Times,
     TimesCertainty, Verdict,
 };
 
@@ -22,7 +22,7 @@ pub(super) fn summary<O>(analyser: &Analyser<O>, reading: Reading) -> Summary {
     let there = |vcpu: &&Vcpu| !vcpu.is_over() || vcpu.observed(last) > 0;
     let mut vcpus: Vec<&Vcpu> = analyser.vcpus.iter().filter(there).collect();
     vcpus.sort_by_key(|vcpu| (vcpu.domain, vcpu.life, vcpu.id));
-    let doubt = Doubt::of(analyser, &reading);
+    let doubt = verdict::doubt(analyser, &reading);
     let mut domains = Vec::new();
     let (mut sure, mut observed) = (0, 0);
     for of_domain in vcpus.chunk_by(|a, b| (a.domain, a.life) == (b.domain, b.life)) {
@@ -46,6 +46,7 @@ pub(super) fn summary<O>(analyser: &Analyser<O>, reading: Reading) -> Summary {
         verdict: Verdict::Good,
         findings: Vec::new(),
         warnings: Vec::new(),
+        doubt,
         reading,
     };
     verdict::judge(&mut summary, analyser);

@@ -20,6 +20,8 @@ pub(super) struct Concurrent {
     since: u64,
     seen: bool,
     times: FxHashMap<Numbers, u64>,
+    /// Of this phase, before these vCPUs were there.
+    over: Concurrency,
 }
 
 const fn place(state: Option<Runstate>) -> Option<usize> {
@@ -43,36 +45,52 @@ impl Concurrent {
 
     pub(super) fn begin_again(&mut self, tsc: u64) {
         self.times.clear();
-        self.since = tsc;
+        self.over = Concurrency::default();
+        self.since = tsc.max(self.since);
+    }
+
+    /// From `from` on nothing is known of any vCPU; `staying` of them are there from `to` on.
+    pub(super) fn restart(&mut self, from: u64, to: u64, staying: usize) {
+        self.account(from);
+        self.over = self.figures();
+        self.times.clear();
+        let unknown = u16::try_from(staying).unwrap_or(u16::MAX);
+        (self.now, self.seen) = ([0, 0, 0, unknown], unknown > 0);
+        self.since = to.max(self.since);
     }
 
     /// A vCPU goes from one state, the one it was in until now, to another. `first` is set instead of
-    /// `from` when it is seen for the first time, since `began`. A vCPU that was not in the state its
-    /// record says is in none that is known.
+    /// `from` when it is seen for the first time, since `began`; `stayed` says that it was there, in
+    /// no known state. A vCPU that was not in the state its record says is in none that is known.
     pub(super) fn change(
         &mut self,
         began: u64,
         tsc: u64,
         first: Option<Runstate>,
+        stayed: bool,
         before: Option<Runstate>,
         to: Option<Runstate>,
     ) {
         if !self.seen {
-            (self.seen, self.since) = (true, began);
+            (self.seen, self.since) = (true, began.max(self.since));
         }
         self.account(tsc);
         let from = match first {
             Some(state) => {
-                if let Some(at) = place(Some(state)) {
+                let at = place(Some(state));
+                if at.is_some() || stayed {
                     let add = |mut numbers: Numbers| {
-                        numbers[at] = numbers[at].saturating_add(1);
+                        numbers[3] = numbers[3].saturating_sub(u16::from(stayed));
+                        if let Some(at) = at {
+                            numbers[at] = numbers[at].saturating_add(1);
+                        }
                         numbers
                     };
                     self.now = add(self.now);
                     self.times =
                         self.times.drain().map(|(numbers, ticks)| (add(numbers), ticks)).collect();
                 }
-                place(Some(state))
+                at
             }
             None => place(before),
         };
@@ -85,7 +103,7 @@ impl Concurrent {
     }
 
     pub(super) fn figures(&self) -> Concurrency {
-        let mut told = Concurrency::default();
+        let mut told = self.over.clone();
         for (&[running, runnable, blocked, unknown], &ticks) in &self.times {
             let sum = match (running, runnable, blocked, unknown) {
                 (.., 1..) => &mut told.unknown,
@@ -116,10 +134,10 @@ mod tests {
     #[test]
     fn a_vcpu_seen_late_was_there_all_the_time() {
         let mut of = Concurrent::default();
-        of.change(100, 110, Some(Blocked), None, Some(Runnable));
-        of.change(100, 120, None, Some(Runnable), Some(Running));
+        of.change(100, 110, Some(Blocked), false, None, Some(Runnable));
+        of.change(100, 120, None, false, Some(Runnable), Some(Running));
         // The second vCPU ran since 100, as its first record shows.
-        of.change(100, 150, Some(Running), None, Some(Runnable));
+        of.change(100, 150, Some(Running), false, None, Some(Runnable));
         of.account(160);
         let told = of.figures();
         assert_eq!((told.some_run, told.hazard, told.all_run), (10, 10 + 10, 30));
@@ -129,8 +147,8 @@ mod tests {
     #[test]
     fn what_nobody_knows_is_told_apart() {
         let mut of = Concurrent::default();
-        of.change(0, 10, Some(Running), None, None);
-        of.change(0, 30, None, None, Some(Blocked));
+        of.change(0, 10, Some(Running), false, None, None);
+        of.change(0, 30, None, false, None, Some(Blocked));
         of.account(35);
         let told = of.figures();
         assert_eq!((told.all_run, told.unknown, told.none_wants), (10, 20, 5));

@@ -245,10 +245,17 @@ pub struct OwnerOff {
 }
 
 pub(super) fn of(host: &Host, summary: &Summary) -> HostSummary {
-    let trust =
-        Trust { lost: host.lost, shared: host.shared_cores, unattributed: host.unattributed > 0 };
+    let trust = Trust {
+        lost: host.lost,
+        partial: summary.doubt.partial,
+        untold: summary.doubt.partial && summary.reading.lost_records() == 0,
+        order: summary.doubt.order,
+        who: host.shared_cores || summary.doubt.cores,
+        unattributed: host.unattributed > 0,
+    };
     let vendor = Vendor::of(host);
-    let mut ids: Vec<VcpuId> = host.vcpus.keys().copied().collect();
+    let known = host.vcpus.iter().filter(|(_, vcpu)| vcpu.known);
+    let mut ids: Vec<VcpuId> = known.map(|(&id, _)| id).collect();
     ids.sort_unstable();
     let lost = |cpu: u32| {
         let of = |of: &&PcpuReading| of.cpu == cpu;
@@ -263,15 +270,19 @@ pub(super) fn of(host: &Host, summary: &Summary) -> HostSummary {
         };
         let mut vcpus: Vec<Share> = ids.iter().filter_map(ran).collect();
         vcpus.sort_by_key(|share| std::cmp::Reverse(share.ticks));
-        let count = |value| Count { value, certainty: trust.counts(pcpu.lost) };
+        // Of domains that were not asked for nobody knows where they were before.
+        let others = if host.others { Certainty::LowerBound } else { Certainty::Exact };
         HostPcpu {
             cpu,
-            certainty: trust.times(false),
+            certainty: trust.pcpu(pcpu.lost),
             busy: pcpu.busy,
             idle: pcpu.idle,
             unknown: pcpu.unknown,
-            runs: count(pcpu.runs),
-            migrations: count(pcpu.migrations),
+            runs: Count { value: pcpu.runs, certainty: trust.pcpu(pcpu.lost) },
+            migrations: Count {
+                value: pcpu.migrations,
+                certainty: trust.moves(pcpu.lost).and(others),
+            },
             lost_records: lost(cpu),
             vcpus,
         }
@@ -285,7 +296,7 @@ pub(super) fn of(host: &Host, summary: &Summary) -> HostSummary {
         .map(|(&event, &records)| EventCount {
             event,
             name: event::name(event),
-            records: Count { value: records, certainty: trust.counts(trust.lost) },
+            records: Count { value: records, certainty: trust.records() },
         })
         .collect();
     events.sort_by_key(|of| (std::cmp::Reverse(of.records.value), of.event));
@@ -312,30 +323,70 @@ pub(super) fn of(host: &Host, summary: &Summary) -> HostSummary {
 
 /// What makes figures doubtful.
 struct Trust {
+    /// Records were lost in this phase.
     lost: bool,
-    shared: bool,
+    /// Records are missing.
+    partial: bool,
+    /// Records are missing, and none tells where.
+    untold: bool,
+    /// The order of different pCPUs' records is not certain.
+    order: bool,
+    /// Which pCPU a vCPU is on is not certain.
+    who: bool,
     unattributed: bool,
 }
 
 impl Trust {
     fn counts(&self, lost: bool) -> Certainty {
-        if lost {
-            Certainty::LowerBound
-        } else if self.shared {
+        if self.who {
             Certainty::Inferred
+        } else if lost || self.partial {
+            Certainty::LowerBound
         } else {
             Certainty::Exact
         }
     }
 
+    /// Of records, whoever wrote them.
+    fn records(&self) -> Certainty {
+        if self.lost || self.partial { Certainty::LowerBound } else { Certainty::Exact }
+    }
+
+    /// Of what one pCPU's own changes tell; what it lost is in its unknown time.
+    fn pcpu(&self, lost: bool) -> Certainty {
+        if self.who || self.untold {
+            Certainty::Inferred
+        } else if lost {
+            Certainty::LowerBound
+        } else {
+            Certainty::Exact
+        }
+    }
+
+    /// Of vCPUs that came from another pCPU.
+    fn moves(&self, lost: bool) -> Certainty {
+        let order = if self.order { Certainty::Inferred } else { Certainty::Exact };
+        self.counts(lost || self.lost).and(order)
+    }
+
     /// A state may have begun and ended in a gap.
-    fn times(&self, lost: bool) -> Certainty {
-        if lost || self.shared { Certainty::Inferred } else { Certainty::Exact }
+    fn times(&self) -> Certainty {
+        let doubt = self.lost || self.partial || self.order || self.who;
+        if doubt { Certainty::Inferred } else { Certainty::Exact }
     }
 
     /// Of entries into Xen, which belong to whoever is on the pCPU.
     fn entries(&self) -> Certainty {
         self.counts(self.lost || self.unattributed)
+    }
+
+    /// Of the times a vCPU wanted a pCPU for this cause. A yield whose record is missing seems to be a
+    /// preemption.
+    fn cause(&self, cause: Cause) -> Certainty {
+        match self.counts(self.lost) {
+            Certainty::LowerBound if cause == Cause::Preempted => Certainty::Inferred,
+            counts => counts,
+        }
     }
 }
 
@@ -380,7 +431,7 @@ fn domain(
         vcpus.push(HostVcpu {
             id: id.vcpu,
             runs: count(of.runs),
-            migrations: count(of.migrations),
+            migrations: Count { value: of.migrations, certainty: trust.moves(trust.lost) },
             runnable: self::runnable(&of.runnable, trust),
             entries: sorted(of_vcpu.collect()),
         });
@@ -399,7 +450,9 @@ fn domain(
     let entries = sorted(entries.collect());
     let of = host.domains.get(&id);
     let mut concurrency = of.map(|of| of.concurrent.figures()).unwrap_or_default();
-    concurrency.certainty = trust.times(trust.lost);
+    // A vCPU that is seen first behind the end of a part was there all the time.
+    let part = if summary.window.is_some() { Certainty::Inferred } else { Certainty::Exact };
+    concurrency.certainty = trust.times().max(part);
     let told = summary.domains.iter().find(|domain| domain.id == id);
     let polls = told.map_or(Certainty::Exact, |domain| domain.latencies.wait.certainty);
     let mut owners: Vec<_> = host
@@ -430,13 +483,12 @@ fn domain(
 }
 
 fn runnable(of: &[OfCause; 4], trust: &Trust) -> Vec<Runnable> {
-    let certainty = trust.counts(trust.lost);
     let each = Cause::ALL.iter().zip(of).map(|(&cause, of)| Runnable {
         cause,
-        count: Count { value: of.count, certainty },
+        count: Count { value: of.count, certainty: trust.cause(cause) },
         ticks: of.ticks,
-        ticks_certainty: trust.times(trust.lost),
-        to_run: of.to_run.told(trust.times(trust.lost)),
+        ticks_certainty: trust.times(),
+        to_run: of.to_run.told(trust.times()),
     });
     each.collect()
 }

@@ -58,6 +58,12 @@ pub struct Host {
     shared_cores: bool,
     /// Any record was lost in this phase.
     lost: bool,
+    /// The last gap ends here.
+    lost_to: u64,
+    /// vCPUs of domains that were not asked for were on a pCPU.
+    others: bool,
+    /// Ticks of this phase before `began`, which a silence moved.
+    before: u64,
     /// What the last phase held, for [`figures`](Self::figures) after a cut.
     ended: Option<u64>,
 }
@@ -76,6 +82,7 @@ struct Pcpu {
     migrations: u64,
     seen: bool,
     lost: bool,
+    lost_to: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,7 +108,12 @@ impl Pcpu {
 
 #[derive(Debug, Default)]
 struct Vcpu {
+    /// Whether the analysis ever told of it: of a domain that was not asked for it never does.
+    known: bool,
+    /// Its state was told since its domain began, or since a silence.
     seen: bool,
+    /// It was there before a silence.
+    stayed: bool,
     state: Option<Runstate>,
     since: u64,
     cause: Option<Cause>,
@@ -130,6 +142,8 @@ struct OfCause {
 #[derive(Debug, Default)]
 struct Domain {
     concurrent: Concurrent,
+    /// Its vCPUs that were seen since it began.
+    living: Vec<VcpuId>,
     /// From the block in a poll to the wake.
     poll_to_wake: Latency,
 }
@@ -138,8 +152,8 @@ impl Host {
     fn pcpu(&mut self, cpu: u32) -> &mut Pcpu {
         let at = cpu as usize;
         if at >= self.pcpus.len() {
-            let began = self.began;
-            self.pcpus.resize_with(at + 1, || Pcpu { since: began, ..Pcpu::default() });
+            let (since, unknown) = (self.began, self.before);
+            self.pcpus.resize_with(at + 1, || Pcpu { since, unknown, ..Pcpu::default() });
         }
         &mut self.pcpus[at]
     }
@@ -176,11 +190,48 @@ impl Host {
         self.domains.values_mut().for_each(|domain| domain.concurrent.account(tsc));
     }
 
+    /// Nothing is known any more of the vCPUs of a domain from `from` on. At `to` the same ones go on,
+    /// if they stay, or another domain of this number begins.
+    fn restart(&mut self, domain: u16, (from, to): (u64, u64), stay: bool) {
+        let domain = self.domains.entry(domain).or_default();
+        let living = if stay { domain.living.clone() } else { std::mem::take(&mut domain.living) };
+        domain.concurrent.restart(from, to, domain.living.len());
+        for id in living {
+            self.owners.forget(id);
+            let Some(vcpu) = self.vcpus.get_mut(&id) else { continue };
+            Self::account(vcpu, from);
+            vcpu.entries.forget();
+            let known = std::mem::take(vcpu);
+            *vcpu = Vcpu {
+                known: known.known,
+                stayed: stay,
+                since: to.max(known.since),
+                migrations: known.migrations,
+                runs: known.runs,
+                runnable: known.runnable,
+                ran: known.ran,
+                entries: known.entries,
+                ..Vcpu::default()
+            };
+        }
+    }
+
+    /// Begins the phase that follows the one that has ended, if one has.
+    fn go_on(&mut self) {
+        if let Some(tsc) = self.ended {
+            self.begin_again(tsc);
+        }
+    }
+
     /// Forgets all figures: a new phase.
     fn begin_again(&mut self, tsc: u64) {
-        self.began = tsc;
+        // A silence may have moved it beyond.
+        self.began = tsc.max(self.began);
+        self.before = 0;
+        let since = self.began;
         for pcpu in &mut self.pcpus {
-            *pcpu = Pcpu { on: pcpu.on, since: tsc, seen: pcpu.seen, ..Pcpu::default() };
+            let &mut Pcpu { on, seen, lost_to, .. } = pcpu;
+            *pcpu = Pcpu { on, since, seen, lost_to, lost: lost_to > tsc, ..Pcpu::default() };
         }
         for vcpu in self.vcpus.values_mut() {
             vcpu.runnable = Default::default();
@@ -194,7 +245,7 @@ impl Host {
         }
         self.owners.begin_again();
         self.events.clear();
-        (self.unattributed, self.lost, self.ended) = (0, false, None);
+        (self.unattributed, self.lost, self.ended) = (0, self.lost_to > tsc, None);
     }
 }
 
@@ -206,9 +257,8 @@ impl Observe for Host {
     }
 
     fn record(&mut self, record: &Record<'_>, on: On) {
-        if let Some(tsc) = self.ended {
-            self.begin_again(tsc);
-        }
+        self.go_on();
+        self.others |= on == On::Other;
         *self.events.entry(record.event).or_default() += 1;
         let pcpu = self.pcpu(record.cpu);
         pcpu.seen = true;
@@ -242,21 +292,21 @@ impl Observe for Host {
             }
             (event::YIELD, &[domain, vcpu, ..]) => {
                 let id = VcpuId { domain: domain as u16, vcpu: vcpu as u16 };
-                if let Some(vcpu) = self.vcpus.get_mut(&id) {
-                    vcpu.yields = true;
-                }
+                self.vcpus.entry(id).or_default().yields = true;
             }
             (event::LOST_RECORDS, _) => {
                 let start = record.lost().map_or(record.tsc, |lost| lost.first_tsc.min(record.tsc));
                 pcpu.account(start);
                 (pcpu.on, pcpu.lost) = (Who::Unknown, true);
-                self.lost = true;
+                pcpu.lost_to = pcpu.lost_to.max(record.tsc);
+                (self.lost, self.lost_to) = (true, self.lost_to.max(record.tsc));
             }
             _ => {
                 let Some(entered) = entries::entered(record) else { return };
                 match on {
                     On::Vcpu(id) => {
                         let vcpu = self.vcpus.entry(id).or_default();
+                        vcpu.known = true;
                         vcpu.entries.enter(entered, record.tsc);
                     }
                     On::Unknown => self.unattributed += u64::from(entered.counts()),
@@ -267,12 +317,12 @@ impl Observe for Host {
     }
 
     fn change(&mut self, change: &Change) {
-        if let Some(tsc) = self.ended {
-            self.begin_again(tsc);
-        }
+        self.go_on();
         let &Change { vcpu: id, cpu, tsc, from, follows, to } = change;
         let vcpu = self.vcpus.entry(id).or_default();
         let first = !std::mem::replace(&mut vcpu.seen, true);
+        let stayed = std::mem::take(&mut vcpu.stayed);
+        vcpu.known = true;
         let (before, came) = (vcpu.state, vcpu.since);
         let known = before == Some(from) && follows;
         if known {
@@ -321,7 +371,32 @@ impl Observe for Host {
         }
         let began = self.began;
         let domain = self.domains.entry(id.domain).or_default();
-        domain.concurrent.change(began, tsc, first.then_some(from), before, to);
+        if first && !stayed {
+            domain.living.push(id);
+        }
+        domain.concurrent.change(began, tsc, first.then_some(from), stayed, before, to);
+    }
+
+    fn domain_changes(&mut self, domain: u16, tsc: u64) {
+        self.go_on();
+        // The time before it began is none of its own, though none of its vCPUs was seen yet.
+        self.restart(domain, (tsc, tsc), false);
+    }
+
+    fn silence(&mut self, from: u64, to: u64) {
+        self.go_on();
+        for pcpu in &mut self.pcpus {
+            pcpu.account(from);
+            (pcpu.on, pcpu.since) = (Who::Unknown, to.max(pcpu.since));
+        }
+        let all: Vec<_> = self.domains.keys().copied().collect();
+        for domain in all {
+            self.restart(domain, (from, to), true);
+        }
+        // Nothing is known of calls and exits either, whoever made them.
+        self.vcpus.values_mut().for_each(|vcpu| vcpu.entries.forget());
+        self.before += from.saturating_sub(self.began);
+        self.began = to.max(self.began);
     }
 
     fn wait(&mut self, wait: &WaitStory) {
@@ -331,9 +406,7 @@ impl Observe for Host {
     }
 
     fn cut(&mut self, tsc: u64) {
-        if let Some(tsc) = self.ended {
-            self.begin_again(tsc);
-        }
+        self.go_on();
         self.settle(tsc);
         self.ended = Some(tsc);
     }

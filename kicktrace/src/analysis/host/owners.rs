@@ -75,6 +75,11 @@ impl Owners {
         }
     }
 
+    /// Nothing is known of this vCPU any more.
+    pub(super) fn forget(&mut self, id: VcpuId) {
+        self.vcpus.remove(&id);
+    }
+
     pub(super) fn begin_again(&mut self) {
         self.locks.clear();
     }

@@ -5,46 +5,28 @@
 
 use crate::analysis::Analyser;
 use crate::reader::{PcpuReading, Reading};
-use crate::summary::{Certainty, DomainKind};
+use crate::summary::{DomainKind, Doubt};
 
 /// Where the others' records begin so much of the trace earlier, a pCPU that was busy begins late.
 pub(super) const LATE_START: u64 = 20;
 
-/// Doubts that concern figures of every domain.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::analysis) struct Doubt {
-    /// The order of different pCPUs' records is not certain: nothing that spans pCPUs is exact.
-    order: bool,
-    /// Records of some pCPUs are missing: every count is a lower bound.
-    pub(in crate::analysis) partial: bool,
-    /// Which pCPU a vCPU is on is not always known.
-    pub(in crate::analysis) cores: bool,
-}
-
-impl Doubt {
-    pub(in crate::analysis) fn of<O>(analyser: &Analyser<O>, reading: &Reading) -> Self {
-        let read = &analyser.options.read;
-        // The same for all changes nothing between them.
-        let offset = |cpu: u32| {
-            let of = read.tsc_offsets.iter().rev().find(|&&(of, _)| of == cpu);
-            of.map_or(0, |&(_, ticks)| ticks)
-        };
-        let differs = |two: &[PcpuReading]| offset(two[0].cpu) != offset(two[1].cpu);
-        let corrected = !read.tsc_drifts.is_empty() || reading.pcpus.windows(2).any(differs);
-        let order = reading.late_records > 0
-            || contradicted(analyser)
-            || corrected
-            || backwards(reading) > 0;
-        // Without a change whoever was on a pCPU seems to stay there.
-        let cores =
-            analyser.shared_cores > 0 || !analyser.classes.runstates || analyser.unseen.changes > 0;
-        Self { order, partial: is_partial(analyser, reading), cores }
-    }
-
-    /// How far figures that span pCPUs can be trusted at best.
-    pub(in crate::analysis) fn order(self) -> Certainty {
-        if self.order || self.cores { Certainty::Inferred } else { Certainty::Exact }
-    }
+/// What the evidence leaves in doubt for figures of every domain.
+pub(in crate::analysis) fn doubt<O>(analyser: &Analyser<O>, reading: &Reading) -> Doubt {
+    let read = &analyser.options.read;
+    // The same for all changes nothing between them.
+    let offset = |cpu: u32| {
+        let of = read.tsc_offsets.iter().rev().find(|&&(of, _)| of == cpu);
+        of.map_or(0, |&(_, ticks)| ticks)
+    };
+    let differs = |two: &[PcpuReading]| offset(two[0].cpu) != offset(two[1].cpu);
+    let corrected = !read.tsc_drifts.is_empty() || reading.pcpus.windows(2).any(differs);
+    let order =
+        reading.late_records > 0 || contradicted(analyser) || corrected || backwards(reading) > 0;
+    // Without a change whoever was on a pCPU seems to stay there.
+    let cores = analyser.shared_cores > 0
+        || !analyser.classes.runstates
+        || analyser.unseen.changes > 0 && !has_breaks(reading);
+    Doubt { order, partial: is_partial(analyser, reading), cores }
 }
 
 fn is_partial<O>(analyser: &Analyser<O>, reading: &Reading) -> bool {

@@ -1,7 +1,7 @@
 //! What is to be said of the trace as a whole.
 //!
 //! Owns the one place where evidence becomes a verdict: `check`, the summary, the exit code and every
-//! output show what is found here, and the certainty of figures follows [`Doubt`]. Counts nothing.
+//! output show what is found here, and the certainty of figures follows [`doubt`]. Counts nothing.
 
 mod classes;
 mod evidence;
@@ -10,7 +10,7 @@ mod judge;
 mod records;
 mod times;
 
-pub(super) use evidence::Doubt;
+pub(super) use evidence::doubt;
 
 use crate::analysis::Analyser;
 use crate::reader::Reading;
