@@ -7,7 +7,8 @@
 #[path = "common/records.rs"]
 mod records;
 
-use kicktrace::analysis::{Analyser, Cause, Host, HostSummary};
+use kicktrace::analysis::{Analyser, Bounds, Cause, Host, HostSummary, Phases, complete};
+use kicktrace::reader::{Reading, Record, Visit};
 use kicktrace::summary::{Domain, Verdict};
 use kicktrace::{Certainty, Options, Summary, event, reader, summarise};
 use records::{Rec, file, records};
@@ -428,6 +429,23 @@ fn hypervisor(records: &[Rec]) -> (Summary, HostSummary) {
     (summary, figures)
 }
 
+/// The part of a trace between two times in ticks after its first record.
+fn part(records: &[Rec], from: u64, to: u64) -> (Summary, HostSummary) {
+    let options = Options { cpu_hz: Some(1e9), ..Options::default() };
+    let mut found = None;
+    let sink = |summary: Summary, host: &mut Host| {
+        let figures = host.figures(&summary);
+        found = Some((summary, figures));
+    };
+    let bounds = Bounds { from, to: Some(to), every: None };
+    let mut phases = Phases::new(&options, Host::default(), bounds, sink);
+    let reading = reader::read(&file(records)[..], &options.read, &mut phases);
+    let (_, whole) = phases.finish(reading.expect("a sound file"));
+    let (mut summary, host) = found.expect("a part");
+    complete(&mut summary, whole);
+    (summary, host)
+}
+
 fn instants(host: &HostSummary) -> [u64; 6] {
     let of = &host.domains.iter().find(|domain| domain.id == 1).expect("the guest").concurrency;
     [of.all_run, of.some_run, of.hazard, of.none_runs, of.none_wants, of.unknown]
@@ -527,4 +545,55 @@ fn the_first_yield_counts() {
     let (_, host) = hypervisor(&all);
     let counts: Vec<u64> = host.domains[1].runnable.iter().map(|of| of.count.value).collect();
     assert_eq!((counts[Cause::Yielded as usize], counts[Cause::Preempted as usize]), (1, 0));
+}
+
+/// In a part of a trace a pCPU may have nothing to write.
+#[test]
+fn a_pcpu_without_records_in_a_part_is_there() {
+    // pCPU 0 is idle, and says so at the start and the end only.
+    let quiet = |tsc| Rec::new(0, tsc, event::CONTINUE_RUNNING, &[event::DOMID_IDLE << 16]);
+    let mut all: Vec<Rec> = base().into_iter().map(|rec| Rec { cpu: rec.cpu + 1, ..rec }).collect();
+    for rec in &mut all {
+        let idle = |key: &&mut u32| **key >> 16 == event::DOMID_IDLE;
+        rec.words.first_mut().filter(idle).into_iter().for_each(|key| *key += 1);
+    }
+    all.extend([quiet(START + 10), quiet(START + 6_000_000)]);
+    let pcpus = |summary: &Summary| found(summary, "pCPUs").map(ToOwned::to_owned);
+    for (from, to) in [(0, 1_000_000), (2_000_000, 3_000_000)] {
+        let (summary, _) = part(&all, from, to);
+        assert_eq!(pcpus(&summary).as_deref(), Some("pCPUs with records: 3"), "{from}");
+    }
+    // One that writes behind the part only is there too, and one that never does is not.
+    let mut late = all.clone();
+    late.retain(|rec| rec.cpu > 0 || rec.tsc > Some(START + 5_000_000));
+    assert_eq!(pcpus(&part(&late, 0, 1_000_000).0).as_deref(), Some("pCPUs with records: 3"));
+    late.retain(|rec| rec.cpu > 0);
+    let never = pcpus(&part(&late, 0, 1_000_000).0);
+    assert!(never.is_some_and(|what| what.starts_with("no record of pCPU 0")));
+}
+
+/// Records that came too late make doubtful the part they came in.
+#[test]
+fn late_records_leave_no_exact_time_in_their_part() {
+    let options = Options { cpu_hz: Some(1e9), ..Options::default() };
+    let mut exact = Vec::new();
+    let sink = |summary: Summary, _: &mut ()| {
+        exact.push(guest(&summary).times_certainty.running == Certainty::Exact);
+    };
+    let bounds = Bounds { every: Some(2_000_000), ..Bounds::default() };
+    let mut phases = Phases::new(&options, (), bounds, sink);
+    let mut all = base();
+    all.sort_by_key(|rec| rec.tsc);
+    // In the second part one record is put behind the next.
+    let at = all.iter().position(|rec| rec.tsc > Some(START + 3_000_000)).unwrap();
+    let at = at + all[at..].iter().position(|rec| rec.event == event::PV_HYPERCALL).unwrap();
+    all.swap(at, at + 1);
+    for rec in &all {
+        let &Rec { cpu, event, ref words, .. } = rec;
+        let tsc = rec.tsc.unwrap();
+        let record = Record { cpu, tsc, event, timed: true, words, offset: 0 };
+        phases.record(&record).expect("a sound record");
+    }
+    phases.finish(Reading { last_tsc: all.last().unwrap().tsc.unwrap(), ..Reading::default() });
+    assert_eq!(exact, [true, false, true]);
 }

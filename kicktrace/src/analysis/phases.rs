@@ -6,7 +6,7 @@
 
 use crate::analysis::{Analyser, Observe, Options, Whole};
 use crate::error::{Error, ErrorKind};
-use crate::reader::{PcpuReading, Reading, Record, Visit};
+use crate::reader::{PcpuReading, Reading, Record, Silence, Visit};
 use crate::summary::{Summary, Window};
 
 /// More phases than this are refused: each costs time and memory, and nobody reads so many.
@@ -59,7 +59,12 @@ pub struct Phases<O, F> {
     /// Phases begun.
     begun: u64,
     records: u64,
-    pcpus: Vec<PcpuReading>,
+    /// Of each pCPU in this phase; and whether it has written at all.
+    pcpus: Vec<(PcpuReading, bool)>,
+    /// The latest record so far, and how many came behind it in this phase.
+    latest: u64,
+    late: u64,
+    silences: Vec<Silence>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +90,9 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
             begun: 0,
             records: 0,
             pcpus: Vec::new(),
+            latest: 0,
+            late: 0,
+            silences: Vec::new(),
         }
     }
 
@@ -102,7 +110,8 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
     pub fn finish(mut self, reading: Reading) -> (O, Whole) {
         let end = reading.last_tsc;
         if self.stage == Stage::Inside && (end > self.began || self.records > 0) {
-            self.cut(end.max(self.began));
+            let whole = self.bounds == Bounds::default();
+            self.cut(end.max(self.began), whole.then(|| reading.clone()));
         }
         let (clock, classes) = (self.analyser.clock(reading.ticks()), self.analyser.classes);
         (self.analyser.observer, Whole { reading, clock, classes })
@@ -123,10 +132,10 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
                 if self.start < Some(at) {
                     self.analyser.cut(at, Reading::default());
                 }
-                (self.records, self.began, self.stage) = (0, at, Stage::Inside);
-                self.pcpus.clear();
+                (self.began, self.stage) = (at, Stage::Inside);
+                self.reading(at);
             }
-            Stage::Inside => self.cut(at),
+            Stage::Inside => self.cut(at, None),
         }
         self.begun += 1;
         let start = self.start.unwrap_or(0);
@@ -139,18 +148,30 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         }
     }
 
-    fn cut(&mut self, at: u64) {
-        let start = self.start.unwrap_or(0);
-        let mut pcpus = std::mem::take(&mut self.pcpus);
-        pcpus.retain(|pcpu| pcpu.records > 0);
-        let reading = Reading {
+    /// What was read since the last phase ended, up to `at`; the next one begins.
+    fn reading(&mut self, at: u64) -> Reading {
+        // pCPUs that have nothing to write are there all the same.
+        let written = self.pcpus.iter_mut().filter(|(_, written)| *written);
+        let pcpus = written.map(|(pcpu, _)| {
+            let next = PcpuReading { cpu: pcpu.cpu, ..PcpuReading::default() };
+            std::mem::replace(pcpu, next)
+        });
+        Reading {
             records: std::mem::take(&mut self.records),
             first_tsc: self.began,
             last_tsc: at,
-            pcpus,
+            pcpus: pcpus.collect(),
+            late_records: std::mem::take(&mut self.late),
+            silences: std::mem::take(&mut self.silences),
             ..Reading::default()
-        };
-        let mut summary = self.analyser.cut(at, reading);
+        }
+    }
+
+    /// Ends the phase under way; `whole` is what was read if it is all of the trace.
+    fn cut(&mut self, at: u64, whole: Option<Reading>) {
+        let start = self.start.unwrap_or(0);
+        let reading = self.reading(at);
+        let mut summary = self.analyser.cut(at, whole.unwrap_or(reading));
         // Moments are told from the start of the trace.
         summary.reading.first_tsc = start;
         let whole = self.bounds == Bounds::default();
@@ -168,9 +189,11 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         let cpu = record.cpu as usize;
         if self.pcpus.len() <= cpu {
             let more = self.pcpus.len() as u32..=record.cpu;
-            self.pcpus.extend(more.map(|cpu| PcpuReading { cpu, ..PcpuReading::default() }));
+            let none = |cpu| (PcpuReading { cpu, ..PcpuReading::default() }, false);
+            self.pcpus.extend(more.map(none));
         }
-        let pcpu = &mut self.pcpus[cpu];
+        let (pcpu, written) = &mut self.pcpus[cpu];
+        *written = true;
         pcpu.records += 1;
         if let Some(lost) = record.lost() {
             pcpu.lost_records += u64::from(lost.records);
@@ -205,11 +228,17 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Visit for Phases<O, F> {
             self.analyser.classes.note(record.event);
             return self.analyser.calibration.record(record);
         }
+        self.late += u64::from(tsc < self.latest);
+        self.latest = self.latest.max(tsc);
         self.count(record);
         self.analyser.record(record)
     }
 
     fn silence(&mut self, from: u64, to: u64) {
+        if self.silences.is_empty() {
+            // Of a phase one is as good as many.
+            self.silences.push(Silence { from, to });
+        }
         self.analyser.silence(from, to);
     }
 

@@ -55,6 +55,8 @@ pub struct Whole {
 /// Fills in what only the whole trace tells into the summary of a part of it.
 pub fn complete(summary: &mut Summary, whole: Whole) {
     let Whole { reading: whole, clock, classes } = whole;
+    let mut judge = Judge(std::mem::take(&mut summary.findings));
+    records::decide_absent(&mut judge, &whole);
     summary.seconds = clock.ns(summary.ticks).map(|ns| ns / 1e9);
     summary.clock = clock;
     let of = &mut summary.reading;
@@ -65,7 +67,6 @@ pub fn complete(summary: &mut Summary, whole: Whole) {
         pcpus: std::mem::take(&mut of.pcpus),
         ..whole
     };
-    let mut judge = Judge(std::mem::take(&mut summary.findings));
     judge.0.retain(|finding| ![records::CUT, times::ORDER].contains(&finding.topic));
     for finding in &mut judge.0 {
         if finding.unproved && classes::is_captured(finding.topic, &classes) {

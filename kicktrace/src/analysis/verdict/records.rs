@@ -6,10 +6,13 @@ use super::evidence::{LATE_START, absent_pcpus, is_joined, late_pcpus, skipped};
 use super::judge::{Judge, some, time};
 use crate::analysis::Analyser;
 use crate::reader::Reading;
-use crate::summary::{Summary, Verdict};
+use crate::summary::{Finding, Summary, Verdict};
 
 /// The end of the file.
 pub(super) const CUT: &str = "cut";
+
+/// pCPUs without records.
+pub(super) const PCPUS: &str = "pCPUs";
 
 /// Coverage below so many percent is a finding by itself.
 const COVERED: f64 = 99.0;
@@ -34,19 +37,11 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
     let there: Vec<_> = reading.pcpus.iter().map(|pcpu| pcpu.cpu).collect();
     let skipped = skipped(analyser);
     if !absent.is_empty() {
-        judge.say(
-            Verdict::Doubtful,
-            "pCPUs",
-            format!(
-                "no record of pCPU {}: what vCPUs do there is unknown, and all counts are lower bounds",
-                some(&absent)
-            ),
-            "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
-        );
+        absent_finding(judge, &absent);
     } else if skipped > 0 && lost == 0 && !is_joined(reading) && summary.tsc_offsets.is_empty() {
         judge.say(
             Verdict::Doubtful,
-            "pCPUs",
+            PCPUS,
             format!(
                 "vCPUs changed their state {skipped} times without a record, though no record is told \
                  as lost: {}",
@@ -58,7 +53,7 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
             "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
         );
     } else {
-        judge.say(Verdict::Good, "pCPUs", format!("pCPUs with records: {}", there.len()), "");
+        all_there(judge, reading);
     }
     if let Some(&(_, ticks)) = late.iter().max_by_key(|&&(_, ticks)| ticks) {
         let pcpus: Vec<_> = late.iter().map(|&(cpu, _)| cpu).collect();
@@ -83,6 +78,42 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
             ),
             "see the other findings for the reason",
         );
+    }
+}
+
+/// pCPUs `absent` have no record.
+fn absent_finding(judge: &mut Judge, absent: &[u32]) {
+    judge.say(
+        Verdict::Doubtful,
+        PCPUS,
+        format!(
+            "no record of pCPU {}: what vCPUs do there is unknown, and all counts are lower bounds",
+            some(absent)
+        ),
+        "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
+    );
+    if let Some(finding) = judge.0.last_mut() {
+        finding.unproved = true;
+    }
+}
+
+fn all_there(judge: &mut Judge, reading: &Reading) {
+    let there = format!("pCPUs with records: {}", reading.pcpus.len());
+    judge.say(Verdict::Good, PCPUS, there, "");
+}
+
+/// Which pCPUs have no record in the whole trace decides for a part of it too: in a part they may have had
+/// nothing to write.
+pub(super) fn decide_absent(judge: &mut Judge, whole: &Reading) {
+    let open = |of: &Finding| of.topic == PCPUS && (of.unproved || of.verdict == Verdict::Good);
+    let Some(at) = judge.0.iter().position(open) else { return };
+    let absent = absent_pcpus(whole);
+    if absent.is_empty() != (judge.0[at].verdict == Verdict::Good) {
+        match absent.as_slice() {
+            [] => all_there(judge, whole),
+            absent => absent_finding(judge, absent),
+        }
+        judge.0.swap_remove(at);
     }
 }
 
