@@ -378,12 +378,16 @@ impl<O: Observe> Analyser<O> {
     /// What was found, with the figures of the reading, and the observer.
     #[must_use]
     pub fn finish(mut self, reading: reader::Reading) -> (Summary, O) {
-        let last = reading.last_tsc;
-        for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
-            let ended = vcpu.end_life(last, &self.gaps);
-            report_interval(&mut self.observer, vcpu, ended, last);
-        }
+        self.end(reading.last_tsc);
         (summarise::summary(&self, reading), self.observer)
+    }
+
+    /// The trace ends at `tsc`: what is under way is not seen to end.
+    fn end(&mut self, tsc: u64) {
+        for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
+            let ended = vcpu.end_life(tsc, &self.gaps);
+            report_interval(&mut self.observer, vcpu, ended, tsc);
+        }
     }
 
     /// Ends a phase at `tsc`: tells what was found since the last one, and begins again with all that

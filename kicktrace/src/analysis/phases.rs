@@ -111,6 +111,7 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         let end = reading.last_tsc;
         if self.stage == Stage::Inside && (end > self.began || self.records > 0) {
             let whole = self.bounds == Bounds::default();
+            self.analyser.end(end.max(self.began));
             self.cut(end.max(self.began), whole.then(|| reading.clone()));
         }
         let (clock, classes) = (self.analyser.clock(reading.ticks()), self.analyser.classes);

@@ -83,6 +83,8 @@ impl Entries {
                 let stay = self.stays.entry(reason).or_default();
                 stay.ticks = stay.ticks.saturating_add(ticks);
                 stay.each.record(ticks);
+                // Its exit may be in an earlier phase.
+                self.counts.entry((EntryKind::Exit, reason)).or_default();
             }
         }
     }
