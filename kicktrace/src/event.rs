@@ -236,6 +236,10 @@ pub fn hypercall_arg0(words: &[u32]) -> Option<u32> {
 }
 
 /// Names of families of events.
+/// Shadow paging, and the bits of its events that tell the guest's levels of page tables.
+const SHADOW: u32 = 0x0040_f000;
+const SHADOW_LEVELS: u32 = 0x300;
+
 const RUNSTATE_CHANGE_NAME: &str = "runstate_change";
 const VMEXIT_NAME: &str = "vmexit";
 const GUEST_NAME: &str = "guest";
@@ -249,7 +253,11 @@ pub fn name(event: u32) -> Option<&'static str> {
     if is_vmexit(event) {
         return Some(VMEXIT_NAME);
     }
-    let event = if is_vmentry(event) { VMENTRY } else { event };
+    let event = match event & GROUP_MASK {
+        _ if is_vmentry(event) => VMENTRY,
+        SHADOW => event & !SHADOW_LEVELS,
+        _ => event,
+    };
     let own = names::EVENTS.iter().find(|(number, ..)| *number == event);
     let guest = || (event & !0xfff == crate::markers::GUEST).then_some(GUEST_NAME);
     own.map(|(_, name, _)| *name).or_else(guest)

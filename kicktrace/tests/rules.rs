@@ -1,5 +1,6 @@
 //! Single rules, on traces of a few records written by hand.
 
+use kicktrace::event::name;
 use kicktrace::summary::Domain;
 use kicktrace::{Certainty, Options, summarise};
 
@@ -158,4 +159,32 @@ fn a_pcpu_that_is_idle_all_the_time_wakes_vcpus_too() {
     // Of the first one nobody knows what its pCPU had begun before.
     assert_eq!((counts.waits_tainted.value, counts.waits.value), (1, 18));
     assert_eq!((counts.waits_other.value, counts.waits_kicked.value), (18, 0));
+}
+
+/// The events of Xen public/trace.h that Xen 4.17 to 4.20 write.
+#[test]
+fn every_event_of_xens_public_header_has_a_name() {
+    let of = |base: u32, minors: &[std::ops::RangeInclusive<u32>]| {
+        let all = minors.iter().cloned().flatten();
+        all.map(|minor| base + minor).collect::<Vec<_>>()
+    };
+    let events = [
+        of(0x0001_f000, &[1..=3]),
+        of(0x0002_1000, &[2..=2, 0x011..=0x011, 0x101..=0x101, 0x311..=0x311]),
+        of(0x0002_8000, &[1..=17]),
+        of(0x0004_1000, &[1..=2]),
+        of(0x0008_1000, &[1..=3, 0x102..=0x103, 0x401..=0x403]),
+        of(0x0008_2000, &[1..=0x1a, 0x20..=0x25, 0x126..=0x127, 0x216..=0x217]),
+        of(0x0008_2000, &[0x101..=0x102, 0x108..=0x109, 0x114..=0x114, 0x119..=0x119]),
+        of(0x0008_4000, &[1..=0x11]),
+        of(0x0010_f000, &[1..=5, 16..=18]),
+        of(0x0020_1000, &[1..=1, 3..=13, 0x103..=0x10c]),
+        of(0x0020_2000, &[14..=14]),
+        of(0x0040_f000, &[1..=15, 0x101..=0x10f, 0x201..=0x20f]),
+        of(0x0080_1000, &[1..=3]),
+        of(0x0080_2000, &[1..=8]),
+    ];
+    let nameless = |event: &u32| name(*event).is_none();
+    let unnamed: Vec<_> = events.concat().into_iter().filter(nameless).collect();
+    assert!(unnamed.is_empty(), "{unnamed:#x?}");
 }

@@ -193,7 +193,9 @@ fn named(f: &mut Formatter<'_>, fields: &str, mut words: &[u32]) -> fmt::Result 
             }
             let mut shift = 0;
             for (part, width) in parts.iter().zip(widths) {
-                write!(f, " {part}={}", word >> shift & ((1 << width) - 1))?;
+                if *part != "padding" {
+                    write!(f, " {part}={}", word >> shift & ((1 << width) - 1))?;
+                }
                 shift += width;
             }
         }
