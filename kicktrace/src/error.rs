@@ -14,8 +14,8 @@ pub struct Error(Box<ErrorKind>);
 pub enum ErrorKind {
     /// The input holds no byte at all.
     #[error(
-        "the trace is empty: xentrace wrote nothing (was it stopped with INT, and is tracing \
-         compiled into this Xen?)"
+        "the trace is empty: xentrace wrote nothing (was it stopped with INT, does its mask name a class \
+         and a subclass, and is tracing compiled into this Xen?)"
     )]
     Empty,
     /// The input does not start as an xentrace file does.

@@ -652,3 +652,21 @@ fn a_closed_pipe_is_no_failure() {
     let out = child.wait_with_output().expect("it ends");
     assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0));
 }
+
+#[test]
+fn the_guest_is_not_blamed_for_what_the_mask_left_out() {
+    let trace = std::fs::read(TWICE).unwrap();
+    let check = |group: u32, name: &str| {
+        let file = temporary(name);
+        std::fs::write(&file, without(&trace, group)).unwrap();
+        String::from_utf8(kicktrace(&["check", &file]).stdout).unwrap()
+    };
+    // Without calls no wait can be seen: that says nothing of the guest.
+    let told = check(0x0020_1000, "no-calls.bin");
+    assert!(told.contains("what is missing says why"), "{told}");
+    assert!(!told.contains("more contention"), "{told}");
+    // Without changes of runstates nobody knows who wrote a mark.
+    let told = check(0x0002_1000, "no-changes.bin");
+    assert!(told.contains("runstate changes: not captured"), "{told}");
+    assert!(!told.contains("malformed"), "{told}");
+}

@@ -78,7 +78,8 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
             "the guest marks another target than it sends to",
         );
     }
-    if analyser.bad_markers > 0 {
+    // Without changes of runstates nobody knows who wrote a mark.
+    if analyser.bad_markers > 0 && classes.runstates {
         judge.say(
             Verdict::Doubtful,
             "malformed marks",
@@ -87,13 +88,12 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
         );
     }
     let waits: u64 = summary.domains.iter().map(|domain| domain.counts.waits.value).sum();
-    judge.find(
-        "waits",
-        waits > 0,
-        Verdict::Note,
-        format!("waits (polls that blocked and ended): {waits}"),
-        "no vCPU slept for a lock: more contention, or PV spinlocks are off in the guest",
-    );
+    let remedy = match judge.0.iter().any(|finding| finding.verdict == Verdict::Missing) {
+        true => "what is missing says why: waits cannot be seen without it",
+        false => "no vCPU slept for a lock: more contention, or PV spinlocks are off in the guest",
+    };
+    let what = format!("waits (polls that blocked and ended): {waits}");
+    judge.find("waits", waits > 0, Verdict::Note, what, remedy);
     if classes.markers {
         judge.say(Verdict::Good, "marks", "the guest's marks: seen".into(), "");
         let mut unmarked: Vec<_> = analyser
@@ -124,7 +124,8 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
             ),
             true => (
                 "the guest's marks: none, though a guest calls hvm_op as it does to mark",
-                "without marks kicks and acquisitions are inferred; add 0x08000000 to the mask",
+                "without marks kicks and acquisitions are inferred; if the guest marks (hvm_op serves \
+                 more than that), add 0x08000000 to the mask",
             ),
         };
         judge.say(Verdict::Note, "marks", what.into(), remedy);

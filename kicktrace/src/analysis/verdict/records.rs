@@ -17,6 +17,10 @@ pub(super) const PCPUS: &str = "pCPUs";
 /// Coverage below so many percent is a finding by itself.
 const COVERED: f64 = 99.0;
 
+/// Xen keeps the pCPUs of one `xentrace -c` for those that follow.
+const EVERY_PCPU: &str = "capture every pCPU (xentrace -c all: what an earlier -c chose stays chosen), and \
+                          with -M in rings large enough for the busiest one";
+
 /// Whether all records are there.
 pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     let reading = &summary.reading;
@@ -39,18 +43,19 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
     if !absent.is_empty() {
         absent_finding(judge, &absent);
     } else if skipped > 0 && lost == 0 && !is_joined(reading) && summary.tsc_offsets.is_empty() {
+        let beside = some(&there);
+        let where_ = match out_of_sight(summary) {
+            Some(some) => format!("{some}, or a pCPU beside {beside} has none at all"),
+            None => format!("a pCPU beside {beside} has no records, or not all"),
+        };
         judge.say(
             Verdict::Doubtful,
             PCPUS,
             format!(
                 "vCPUs changed their state {skipped} times without a record, though no record is told \
-                 as lost: {}",
-                out_of_sight(summary).unwrap_or_else(|| format!(
-                    "a pCPU beside {} has no records, or not all",
-                    some(&there)
-                ))
+                 as lost: {where_}"
             ),
-            "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
+            EVERY_PCPU,
         );
     } else {
         all_there(judge, reading);
@@ -90,7 +95,7 @@ fn absent_finding(judge: &mut Judge, absent: &[u32]) {
             "no record of pCPU {}: what vCPUs do there is unknown, and all counts are lower bounds",
             some(absent)
         ),
-        "capture every pCPU (no xentrace -c, and with -M rings large enough for the busiest one)",
+        EVERY_PCPU,
     );
     if let Some(finding) = judge.0.last_mut() {
         finding.unproved = true;
