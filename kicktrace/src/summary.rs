@@ -183,6 +183,8 @@ pub(crate) struct Doubt {
     pub(crate) order: bool,
     /// Records of some pCPUs are missing: every count is a lower bound.
     pub(crate) partial: bool,
+    /// Some are missing where no record tells of it, so what lacks them cannot be left out.
+    pub(crate) untold: bool,
     /// Which pCPU a vCPU is on is not always known.
     pub(crate) cores: bool,
 }
@@ -191,6 +193,11 @@ impl Doubt {
     /// How far figures that span pCPUs can be trusted at best.
     pub(crate) fn order(self) -> Certainty {
         if self.order || self.cores { Certainty::Inferred } else { Certainty::Exact }
+    }
+
+    /// How far values can be trusted from which those beside lost records are left out.
+    pub(crate) fn values(self) -> Certainty {
+        if self.untold { Certainty::Inferred } else { self.order() }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn summary<O>(analyser: &Analyser<O>, reading: Reading) -> Summary {
     for of_domain in vcpus.chunk_by(|a, b| (a.domain, a.life) == (b.domain, b.life)) {
         let (mut domain, its_sure, its_observed) =
             domain(of_domain, last, doubt, &analyser.classes);
-        domain.locks = analyser.locks.summary((domain.id, domain.life), doubt.order());
+        domain.locks = analyser.locks.summary((domain.id, domain.life), doubt.values());
         sure += its_sure;
         observed += its_observed;
         domains.push(domain);
@@ -128,7 +128,7 @@ fn domain(vcpus: &[&Vcpu], last: u64, doubt: Doubt, classes: &Classes) -> (Domai
             ..TimesCertainty::default()
         },
         latencies: self::latencies(&latencies, trust),
-        marked: marked.map(|tally| tally.of_marks(order.max(trust.marks))),
+        marked: marked.map(|tally| tally.of_marks(doubt.values().max(trust.marks))),
         inferred: inferred.summary(Certainty::Inferred),
         locks: Vec::new(),
         vcpus: told,
@@ -242,19 +242,22 @@ fn vcpu(vcpu: &Vcpu, last: u64, trust: Trust) -> summary::Vcpu {
         },
         times: vcpu.times,
         latencies: latencies(&vcpu.latencies, trust),
-        marked: vcpu.marked.as_ref().map(|marked| marked.tally.of_marks(order.max(trust.marks))),
+        marked: vcpu
+            .marked
+            .as_ref()
+            .map(|of| of.tally.of_marks(trust.doubt.values().max(trust.marks))),
         inferred: vcpu.inferred.summary(Certainty::Inferred),
     }
 }
 
 fn latencies(set: &LatencySet, trust: Trust) -> Latencies {
-    let order = trust.doubt.order();
-    let waits = trust.polls.max(order);
+    let values = trust.doubt.values();
+    let (waits, kicked) = (trust.polls.max(values), trust.waits.max(values));
     Latencies {
         // Both ends are on the kicker's pCPU.
-        kick_to_wake: set.kick_to_wake.told(trust.waits),
+        kick_to_wake: set.kick_to_wake.told(kicked),
         wake_to_run: set.wake_to_run.told(waits),
-        kick_to_run: set.kick_to_run.told(trust.waits),
+        kick_to_run: set.kick_to_run.told(kicked),
         wait: set.wait.told(waits),
     }
 }

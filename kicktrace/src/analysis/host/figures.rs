@@ -248,7 +248,7 @@ pub(super) fn of(host: &Host, summary: &Summary) -> HostSummary {
     let trust = Trust {
         lost: host.lost,
         partial: summary.doubt.partial,
-        untold: summary.doubt.partial && summary.reading.lost_records() == 0,
+        untold: summary.doubt.untold,
         order: summary.doubt.order,
         who: host.shared_cores || summary.doubt.cores,
         unattributed: host.unattributed > 0,

@@ -26,14 +26,15 @@ pub(in crate::analysis) fn doubt<O>(analyser: &Analyser<O>, reading: &Reading) -
     let cores = analyser.shared_cores > 0
         || !analyser.classes.runstates
         || analyser.unseen.changes > 0 && !has_breaks(reading);
-    Doubt { order, partial: is_partial(analyser, reading), cores }
+    let untold = lacks_untold(analyser, reading);
+    Doubt { order, partial: untold || reading.lost_records() > 0, untold, cores }
 }
 
-fn is_partial<O>(analyser: &Analyser<O>, reading: &Reading) -> bool {
+/// Whether records are missing, and none tells where.
+fn lacks_untold<O>(analyser: &Analyser<O>, reading: &Reading) -> bool {
     let of = &analyser.classes;
     let captured = of.runstates && of.knows_wakes() && of.knows_hypercalls();
-    reading.lost_records() > 0
-        || !captured
+    !captured
         || has_hidden_wakes(analyser, reading)
         || !unseen(analyser, reading).is_empty()
         || !absent_pcpus(reading).is_empty()
