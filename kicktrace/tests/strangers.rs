@@ -626,3 +626,64 @@ fn parts_hold_what_the_whole_holds() {
     assert_eq!(parts.iter().map(|(summary, _)| unresolved(summary)).sum::<u64>(), 1);
     assert_eq!(parts.iter().map(|(_, host)| in_xen(host)).sum::<u64>(), in_xen(&host));
 }
+
+/// Beside the guest, d2v0 polls ten times on pCPU 2 and goes on each time before it has left it, woken by
+/// what `wake` gives for the number of the poll and its TSC.
+fn aborted_polls(wake: impl Fn(u32, u64) -> Vec<Rec>) -> Summary {
+    let comes = event::RUNSTATE_CHANGE | 1 << 8;
+    let poll = [1 << 20 | event::HYPERCALL_SCHED_OP, event::SCHEDOP_POLL];
+    let mut all = base();
+    all.push(Rec::new(2, START + 1_000, comes, &[2 << 16]));
+    for number in 0..10 {
+        let tsc = START + 10_000 + 10_000 * u64::from(number);
+        all.push(Rec::new(2, tsc, event::PV_HYPERCALL, &poll));
+        all.push(Rec::new(2, tsc + 100, event::BLOCK, &[2, 0]));
+        all.extend(wake(number, tsc + 200));
+        all.push(Rec::new(2, tsc + 1_000, event::CONTINUE_RUNNING, &[2 << 16]));
+    }
+    told(&all)
+}
+
+/// A poll that a WAKE ends before its vCPU has left its pCPU is like any other: what is not seen of the wake
+/// is not known, and what its sender marks not is no kick.
+#[test]
+fn what_aborts_a_poll_is_judged_as_what_ends_one() {
+    let counts = |summary: &Summary| {
+        let domain = summary.domains.iter().find(|domain| domain.id == 2).expect("the domain");
+        domain.counts
+    };
+    let aborted = |counts: &kicktrace::summary::Counts| {
+        (counts.polls_aborted.value, counts.waits_tainted.value, counts.waits_other.value)
+    };
+    let woken = |cpu: u32, tsc: u64| Rec::new(cpu, tsc, event::WAKE, &[2, 0]);
+    // Nobody knows who is on pCPU 3.
+    let unknown = aborted_polls(|_, tsc| vec![woken(3, tsc)]);
+    assert_eq!(aborted(&counts(&unknown)), (10, 10, 0));
+    // A timer's, on its own pCPU.
+    let timer = aborted_polls(|_, tsc| vec![woken(2, tsc)]);
+    assert_eq!(aborted(&counts(&timer)), (10, 0, 10));
+    assert_eq!(doubts(&timer), Vec::<&str>::new());
+    // Two of ten are not in the trace.
+    let missing =
+        aborted_polls(|number, tsc| vec![woken(2, tsc)].split_off(usize::from(number % 5 == 4)));
+    assert_eq!(aborted(&counts(&missing)), (10, 2, 8));
+    assert_eq!(doubts(&missing), ["wakes"], "{:?}", missing.findings);
+    // v1 kicks, and marks the first time only.
+    let in_part = aborted_polls(|number, tsc| {
+        let of = |before: u64, event: u32, words: &[u32]| Rec::new(3, tsc - before, event, words);
+        let mut all = Vec::new();
+        if number == 0 {
+            all.push(of(9_000, event::RUNSTATE_CHANGE | 1 << 8, &[2 << 16 | 1]));
+            all.push(of(40, event::PV_HYPERCALL, &[event::HYPERCALL_HVM_OP]));
+            let mark = kicktrace::markers::GUEST | kicktrace::markers::KICK;
+            all.push(Rec { cpu: 3, tsc: None, event: mark, words: vec![1, 0, 0x1000, 0] });
+        }
+        all.push(of(20, event::PV_HYPERCALL, &[event::HYPERCALL_EVENT_CHANNEL_OP]));
+        all.push(woken(3, tsc));
+        all
+    });
+    let in_part = counts(&in_part);
+    assert_eq!((in_part.waking_kicks.value, in_part.marked_kicks.value), (1, 1));
+    assert_ne!(in_part.waking_kicks.certainty, Certainty::Exact);
+    assert_ne!(in_part.waits_kicked.certainty, Certainty::Exact);
+}

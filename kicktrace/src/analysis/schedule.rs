@@ -104,8 +104,9 @@ impl<O: Observe> Analyser<O> {
                 self.woke_nobody(kick);
             }
             (Runstate::Running, _) => {
-                let kick = vcpu.stays_awake();
-                self.kicked_awake(kick);
+                if let Some(wake) = vcpu.stays_awake() {
+                    self.polls_no_more(&wake);
+                }
             }
             _ => {}
         }
@@ -206,8 +207,9 @@ impl<O: Observe> Analyser<O> {
                 });
             }
             vcpu.blocking = false;
-            let kick = vcpu.stays_awake();
-            self.kicked_awake(kick);
+            if let Some(wake) = vcpu.stays_awake() {
+                self.polls_no_more(&wake);
+            }
             self.runs(index, tsc);
         }
     }
@@ -217,6 +219,7 @@ impl<O: Observe> Analyser<O> {
     pub(super) fn runs(&mut self, index: u32, tsc: u64) {
         let vcpu = &mut self.vcpus[index as usize];
         if let Some(wait) = vcpu.runs(tsc, &self.gaps) {
+            self.unseen.wakes += u64::from(wait.unwoken);
             self.waited(index, tsc, &wait);
         }
     }
@@ -281,13 +284,12 @@ impl<O: Observe> Analyser<O> {
             pcpu.outer_wake = pcpu.wake.filter(|outer| outer.target != target);
         }
         pcpu.wake = Some(wake);
-        let kick = wake.kick();
-        let (open, known) = self.vcpus[target as usize].wake_early(tsc, kick);
+        let (open, known) = self.vcpus[target as usize].wake_early(wake);
         if open && by.is_some() {
             self.op_wakes(cpu);
         }
         if known {
-            self.kicked_awake(kick);
+            self.polls_no_more(&wake);
         }
     }
 
@@ -333,23 +335,27 @@ impl<O: Observe> Analyser<O> {
             self.op_wakes(by.cpu.into());
         }
         match (self.vcpus[index as usize].woken((woken, tsc), kick, seen), by) {
-            (Woke::Poll, Some(by)) if kick.is_none() => {
-                // Not a kick by its guest's word, as it marks its kicks and did not mark this one.
-                self.vcpus[by.by as usize].raw.unmarked_late += 1;
-                self.vcpus[index as usize].raw.woken_unmarked += 1;
+            (Woke::Poll, _) => {
+                if let Some(wake) = wake {
+                    self.polls_no_more(&wake);
+                }
             }
-            (Woke::Poll, _) => self.kicked_awake(kick),
             (Woke::Idle, Some(by)) => self.vcpus[by.by as usize].raw.idle_kicks += 1,
             _ => {}
         }
     }
 
-    /// `kick` woke its target out of a poll.
-    pub(super) fn kicked_awake(&mut self, kick: Option<Kick>) {
-        if let Some(Kick { by, marked, .. }) = kick {
-            let raw = &mut self.vcpus[by as usize].raw;
+    /// `wake` woke its target out of a poll.
+    fn polls_no_more(&mut self, wake: &Wake) {
+        let Some(Kick { by, marked, .. }) = wake.by else { return };
+        let raw = &mut self.vcpus[by as usize].raw;
+        if wake.is_kick {
             raw.waking_kicks += 1;
             raw.unmarked_waking += u64::from(!marked);
+        } else {
+            // Not a kick by its guest's word, as it marks its kicks and did not mark this one.
+            raw.unmarked_late += 1;
+            self.vcpus[wake.target as usize].raw.woken_unmarked += 1;
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use crate::analysis::Wake;
 use crate::analysis::acquisition::{Episode, Kick, Marked, Tally};
 use crate::analysis::gaps::Gaps;
 use crate::analysis::latency::Latency;
@@ -144,7 +145,7 @@ pub(super) struct Vcpu {
     aborted: bool,
     /// A wake of the vCPU on its pCPU, between its poll and its leaving: whether it woke it is seen by
     /// what follows. Xen writes WAKE for a vCPU that stays blocked too (a domain is unpaused).
-    early_wake: Option<(u64, Option<Kick>)>,
+    early_wake: Option<Wake>,
     kicked_by: Option<Kick>,
     /// What woke it is not in the trace.
     wake_unseen: bool,
@@ -192,6 +193,8 @@ pub(super) struct Wait {
     pub(super) block_tsc: u64,
     pub(super) wake_tsc: u64,
     pub(super) tainted: bool,
+    /// It never left its pCPU, and no record wakes it: Xen always writes one.
+    pub(super) unwoken: bool,
 }
 
 impl Vcpu {
@@ -488,7 +491,7 @@ impl Vcpu {
         }
         self.poll = Poll::None;
         self.raw.polls_immediate += 1;
-        self.early_wake.take()?.1
+        self.early_wake.take()?.kick()
     }
 
     /// It blocks; `seen` if the trace shows how it entered Xen.
@@ -508,17 +511,19 @@ impl Vcpu {
 
     /// A WAKE that names it while it is on its pCPU, or has left it without blocking. Returns whether it
     /// may have kept it from sleeping in a poll, and whether that is known.
-    pub(super) fn wake_early(&mut self, tsc: u64, kick: Option<Kick>) -> (bool, bool) {
+    pub(super) fn wake_early(&mut self, wake: Wake) -> (bool, bool) {
         match (self.poll, self.state) {
             (Poll::Blocking, Some(Runstate::Runnable | Runstate::Offline)) => {
-                self.abort(tsc, kick);
+                self.abort(&wake);
                 (true, true)
             }
             // One that is an operation's is sure to be meant.
             (Poll::Entered | Poll::Blocking, _)
-                if self.early_wake.is_none_or(|(_, by)| by.is_none() && kick.is_some()) =>
+                if self
+                    .early_wake
+                    .is_none_or(|early| early.kick().is_none() && wake.kick().is_some()) =>
             {
-                self.early_wake = Some((tsc, kick));
+                self.early_wake = Some(wake);
                 (true, false)
             }
             _ => (false, false),
@@ -526,22 +531,23 @@ impl Vcpu {
     }
 
     /// It goes on without having left its pCPU, or leaves it ready to run: an early wake woke it.
-    /// Returns its kick.
+    /// Returns that.
     #[inline]
-    pub(super) fn stays_awake(&mut self) -> Option<Kick> {
+    pub(super) fn stays_awake(&mut self) -> Option<Wake> {
         if self.poll != Poll::Blocking {
             return None;
         }
-        let (woken, kick) = self.early_wake.take()?;
-        self.abort(woken, kick);
-        kick
+        let wake = self.early_wake.take()?;
+        self.abort(&wake);
+        Some(wake)
     }
 
-    fn abort(&mut self, woken: u64, kick: Option<Kick>) {
+    fn abort(&mut self, wake: &Wake) {
         self.aborted = true;
         self.poll = Poll::Woken;
-        self.wake_tsc = woken.max(self.block_tsc);
-        self.kicked_by = kick;
+        self.wake_tsc = wake.tsc.max(self.block_tsc);
+        self.kicked_by = wake.kick();
+        self.wake_unseen = !wake.seen;
     }
 
     /// It is blocked no more: when it was woken and when its runstate changed; `kick` if it was one, and
@@ -579,8 +585,14 @@ impl Vcpu {
                 self.poll = Poll::None;
                 self.raw.polls_blocked += 1;
                 self.raw.waits_tainted += 1;
-                let (block_tsc, wake_tsc) = (self.block_tsc, tsc);
-                return Some(Wait { kick: None, block_tsc, wake_tsc, tainted: true });
+                return Some(self.ended_unseen(tsc, false));
+            }
+            Poll::Blocking => {
+                // Nor is this one, which came before it had left its pCPU.
+                self.poll = Poll::None;
+                self.raw.polls_aborted += 1;
+                self.raw.waits_tainted += 1;
+                return Some(self.ended_unseen(tsc, true));
             }
             _ => return None,
         }
@@ -596,7 +608,7 @@ impl Vcpu {
         let backwards = tsc < self.block_tsc;
         let tainted = self.wake_unseen || backwards || gaps.up_to(tsc) > self.gaps_at_poll;
         let (block_tsc, wake_tsc) = (self.block_tsc, self.wake_tsc);
-        let wait = Wait { kick: self.kicked_by, block_tsc, wake_tsc, tainted };
+        let wait = Wait { kick: self.kicked_by, block_tsc, wake_tsc, tainted, unwoken: false };
         if tainted {
             self.raw.waits_tainted += 1;
             self.ran_at_wait_end = None;
@@ -621,6 +633,11 @@ impl Vcpu {
         self.poll == Poll::Blocked && self.block_tsc <= tsc
     }
 
+    /// A wait that ended, and nobody knows by what.
+    fn ended_unseen(&self, tsc: u64, unwoken: bool) -> Wait {
+        Wait { kick: None, block_tsc: self.block_tsc, wake_tsc: tsc, tainted: true, unwoken }
+    }
+
     /// It left its pCPU to block. Returns the kick of a wake that came before, which woke nobody: it
     /// sleeps.
     pub(super) fn descheduled(&mut self, tsc: u64) -> Option<Kick> {
@@ -629,7 +646,7 @@ impl Vcpu {
         }
         self.poll = Poll::Blocked;
         self.left_tsc = tsc;
-        self.early_wake.take()?.1
+        self.early_wake.take()?.kick()
     }
 
     /// It did an event channel operation: what it waited for before is over.
