@@ -18,7 +18,7 @@ const Z: f64 = 1.96;
 pub struct Estimate {
     /// The figure.
     pub value: f64,
-    /// Lower end; `None` where nothing tells how far chance moves the figure: it is a share of the whole
+    /// Lower end; `None` where nothing shows how far chance moves the figure: it is a share of the whole
     /// trace, or has too few values.
     pub low: Option<f64>,
     /// Upper end, likewise.
@@ -44,7 +44,8 @@ pub struct Change {
     pub before: Estimate,
     /// In the second.
     pub after: Estimate,
-    /// Change from first to second, in percent of the first.
+    /// Change from first to second, in percent of the first: infinite (null in JSON) for what rose from
+    /// nothing. An end of the interval is `None` where it is open.
     pub percent: Estimate,
     /// How far to trust the figures themselves.
     pub certainty: Certainty,
@@ -78,6 +79,7 @@ impl Change {
 
 /// All guests of one trace, dom0 left out.
 struct Side {
+    guests: usize,
     seconds: Option<f64>,
     evtchn_ops: u64,
     waits: u64,
@@ -110,7 +112,7 @@ struct Together {
 struct Pooled(Vec<(u64, u64)>);
 
 /// Compares the guests (all domains but dom0) of two traces. A figure that one of them lacks is left
-/// out.
+/// out, and there is none if one of them has no guest.
 #[must_use]
 pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
     let (mut before_side, mut after_side) = (Side::new(before), Side::new(after));
@@ -125,16 +127,15 @@ pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
         .filter_map(|(name, unit, a, certainty)| {
             let &(.., b, other) = after.iter().find(|(other, ..)| *other == name)?;
             let ratio = |b: f64, a: f64| (b / a - 1.0) * 100.0;
-            let percent = Estimate {
-                value: ratio(b.value, a.value),
-                low: b.low.zip(a.high).map(|(b, a)| ratio(b, a)),
-                high: b.high.zip(a.low).map(|(b, a)| ratio(b, a)),
+            // Nothing over nothing is no change.
+            let value = if b.value == a.value { 0.0 } else { ratio(b.value, a.value) };
+            let bound = |b: Option<f64>, a: Option<f64>| {
+                b.zip(a).map(|(b, a)| ratio(b, a)).filter(|bound| bound.is_finite())
             };
-            let comparable = a.value > 0.0 && percent.value.is_finite();
+            let percent = Estimate { value, low: bound(b.low, a.high), high: bound(b.high, a.low) };
             let certainty = certainty.max(other);
             let rank = before_side.rank_test(&after_side, name);
-            let change = Change { name, unit, before: a, after: b, percent, certainty, rank };
-            comparable.then_some(change)
+            Some(Change { name, unit, before: a, after: b, percent, certainty, rank })
         })
         .collect()
 }
@@ -151,6 +152,7 @@ impl Side {
             (Pooled::of(all()), certainty, names)
         };
         Self {
+            guests: guests().count(),
             seconds: summary.seconds,
             ns: summary.clock.hz.map(|hz| 1e9 / hz),
             clock_error: summary.clock.error_ppm.unwrap_or(0.0) / 1e6,
@@ -183,6 +185,9 @@ impl Side {
     /// Name, unit, figure, certainty.
     fn figures(&self) -> Vec<(&'static str, &'static str, Estimate, Certainty)> {
         let mut figures = Vec::new();
+        if self.guests == 0 {
+            return figures;
+        }
         if let Some(of) = &self.acquisitions {
             let n = of.blocked as f64;
             let mean = of.kicks as f64 / n;
@@ -215,7 +220,7 @@ impl Side {
             for (name, ticks) in
                 [("stolen_percent", self.stolen), ("blocked_in_poll_percent", self.in_poll)]
             {
-                // A share of the whole time, and one trace does not tell how another would differ.
+                // A share of the whole time, and one trace does not show how another would differ.
                 let share = ticks as f64 * 100.0 / self.vcpu_ticks;
                 figures.push((name, "%", around(share, None), self.times_certainty));
             }
@@ -369,7 +374,7 @@ fn mean_error(variance: f64, count: f64) -> Option<f64> {
     (count >= FEW && variance.is_finite()).then(|| (Z * (variance / count).sqrt()).max(3.0 / count))
 }
 
-/// Width of a class of the histograms, as a part of its values, which are told as its upper end.
+/// Width of a class of the histograms, as a part of its values, which are shown as its upper end.
 const CLASS: f64 = 0.01;
 
 /// Values from which a variance means something.
@@ -385,7 +390,7 @@ fn scaled(of: Estimate, by: f64) -> Estimate {
     Estimate { value: of.value * by, low: scale(of.low), high: scale(of.high) }
 }
 
-/// As it is told if its unit may be wrong by this part.
+/// As it is if its unit may be wrong by this part.
 fn widened(of: Estimate, error: f64) -> Estimate {
     let Estimate { value, low, high } = of;
     let low = low.map(|end| end * (1.0 - error).max(0.0));

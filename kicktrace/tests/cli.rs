@@ -106,6 +106,198 @@ fn an_option_that_names_what_is_not_there_acts_on_nothing_and_is_refused() {
     assert!(bad(&["timeline", "--from", "1e300", TWICE], 2).contains("seconds after"));
 }
 
+/// An option that is accepted acts. One that cannot act beside another is refused, by its name.
+#[test]
+fn an_option_that_cannot_act_is_refused() {
+    for (args, named) in [
+        (&["summary", "--html", "-", "--json", TWICE][..], "--json"),
+        (&["summary", "--html", "-", "--csv", TWICE], "--csv"),
+        (&["timeline", "--json", "--width", "50", TWICE], "--width"),
+        (&["timeline", "--perfetto", "-", "--width", "50", TWICE], "--width"),
+        (&["dump", "--ticks", "--cpu-hz", "2.6G", TWICE], "--cpu-hz"),
+        (&["dump", "--event", "", TWICE], "--event"),
+        (&["diff", "--dom", "0", TWICE, UNLOCK], "--dom 0"),
+        (&["diff", "--dom", "77", TWICE, UNLOCK], "domain 77"),
+        (&["diff", "--tsc-offset", "9=5", TWICE, UNLOCK], "--tsc-offset"),
+        (&["check", "--tsc-offset", "9=5", TWICE], "--tsc-offset"),
+        (&["generate", "--mb", "0"], "--mb"),
+        (&["generate", "--mb", "18446744073709551615"], "--mb"),
+        (&["capture", "--pcpus", "4", "--seconds", "0"], "--seconds"),
+        (&["capture", "--pcpus", "4", "--out", ""], "--out"),
+        (&["locks", "--each", "--lock", "+16f080", TWICE], "--lock"),
+        (&["export", TWICE], "--csv"),
+        (&["summary", ""], "FILE"),
+        (&["summary", "--xl-dmesg", "-", "-"], "--xl-dmesg -"),
+    ] {
+        let message = bad(args, 2);
+        assert!(message.contains(named), "{args:?}: {message}");
+    }
+    // A negative number is a bad value of its option.
+    for (args, told) in [
+        (["summary", "--from", "-1", TWICE], "seconds after"),
+        (["summary", "--every", "-1", TWICE], "a length of time"),
+        (["dump", "--pcpu", "-1", TWICE], "'-1' for '--pcpu"),
+    ] {
+        let message = bad(&args, 2);
+        assert!(message.contains(told), "{args:?}: {message}");
+    }
+    for gate in ["waits_per_second>nan", "waits_per_second>inf", "waits_per_second>=5", ">5"] {
+        assert!(bad(&["diff", "--fail-if", gate, TWICE, UNLOCK], 2).contains("such as"), "{gate}");
+    }
+    good(&["diff", "--fail-if", "waits_per_second > 5 %", TWICE, UNLOCK]);
+}
+
+#[test]
+fn the_whole_address_of_a_lock_names_it_too() {
+    let half = good(&["locks", "--each", "--lock", "0x16f080", TWICE]);
+    assert_eq!(half, good(&["locks", "--each", "--lock", "0XFFFFFFFF0016F080", TWICE]));
+}
+
+/// With a report the terminal shows the phases as it does without.
+#[test]
+fn phases_are_printed_beside_a_report_of_them() {
+    let page = temporary("phases-beside.html");
+    for kind in [None, Some("--json"), Some("--csv")] {
+        let every = ["summary", "--every", "100ms", TWICE];
+        let alone = good(&[&every[..], kind.as_slice()].concat());
+        let beside = good(&[&every[..], kind.as_slice(), &["--html", &page]].concat());
+        assert!(alone == beside, "{kind:?}");
+    }
+    assert!(std::fs::read_to_string(&page).unwrap().contains("Phase by phase"));
+}
+
+/// The figures of phases are as doubtful as those of the whole, and that is said.
+#[test]
+fn doubts_are_written_beside_phases() {
+    let cut = temporary("phases-cut.bin");
+    std::fs::write(&cut, &std::fs::read(TWICE).unwrap()[..300_000]).unwrap();
+    for kind in [None, Some("--json"), Some("--csv")] {
+        let message = bad(&[&["summary", "--every", "100ms", &cut], kind.as_slice()].concat(), 2);
+        assert!(
+            message.contains("doubtful in") && message.contains("the trace is cut"),
+            "{message}"
+        );
+    }
+    let out = kicktrace(&["summary", "--every", "100ms", "--json", &cut]);
+    let phases: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let last = phases["phases"].as_array().unwrap().last().unwrap();
+    assert!(last["doubts"].as_array().unwrap().iter().any(|of| of["topic"] == "cut"), "{last}");
+}
+
+/// Each part of a trace holds its first moment and not its last.
+#[test]
+fn windows_of_records_meet_without_a_gap_and_without_overlap() {
+    // At the very time of a record.
+    let all = good(&["dump", "--cpu-hz", "1G", TWICE]);
+    let lines: Vec<_> = all.lines().collect();
+    let middle = lines[lines.len() / 2].split_whitespace().next().unwrap();
+    let part = |window: &[&str]| good(&[&["dump", "--cpu-hz", "1G"], window, &[TWICE]].concat());
+    assert_eq!(part(&["--to", middle]) + &part(&["--from", middle]), all);
+    // TSC values are printed of the same window.
+    let seconds = part(&["--from", middle]).lines().count();
+    assert_eq!(part(&["--from", middle, "--ticks"]).lines().count(), seconds);
+    // Without a frequency a window is in ticks, which is said.
+    let mut program = Command::new(env!("CARGO_BIN_EXE_kicktrace"));
+    let stdin = std::fs::File::open(TWICE).unwrap();
+    let out = program.args(["dump", "--from", "5", "-"]).stdin(stdin).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stderr).contains("count ticks"));
+}
+
+/// Names of files are bytes.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_name_may_hold_any_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    let name = |ending: &[u8]| {
+        let folder = [env!("CARGO_TARGET_TMPDIR").as_bytes(), b"/odd \xff name"].concat();
+        std::ffi::OsStr::from_bytes(&[&folder[..], ending].concat()).to_owned()
+    };
+    let (trace, page) = (name(b".bin"), name(b".html"));
+    std::fs::copy(TWICE, &trace).unwrap();
+    let run = |args: &[&std::ffi::OsStr]| {
+        Command::new(env!("CARGO_BIN_EXE_kicktrace")).args(args).output().expect("it starts")
+    };
+    let out = run(&["summary".as_ref(), "--html".as_ref(), &page, &trace]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(std::fs::read_to_string(&page).unwrap().contains("odd \u{fffd} name.bin"));
+    assert!(run(&["diff".as_ref(), &trace, TWICE.as_ref()]).status.success());
+    let capture = good(&["capture", "--pcpus", "4", "--out", "/tmp/it's one.bin"]);
+    assert!(capture.contains(r"'/tmp/it'\''s one.bin'"), "{capture}");
+}
+
+/// Nobody reads the message, but the exit code stays what it is.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_message_without_room_changes_no_exit_code() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for (args, code) in [
+        (&["summary", "/nonexistent"][..], 2),
+        (&["diff", TWICE, UNLOCK, "--fail-if", "waits_per_second<-1"], 1),
+        (&["summary", "--fix-skew", TWICE], 0),
+        (&["summary", "--from", "nan", TWICE], 2),
+    ] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_kicktrace"));
+        let status = program.args(args).stdout(Stdio::null()).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+    let mut program = Command::new(env!("CARGO_BIN_EXE_kicktrace"));
+    let status = program.arg("--help").stdout(full()).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(2), "help that found no room");
+}
+
+/// The log that the frequency is read from is an input as the trace is, and may come from a pipe.
+#[test]
+fn the_log_of_xen_is_an_input_too() {
+    let log = temporary("own.log");
+    std::fs::write(&log, "(XEN) Detected 2600.000 MHz processor.\n").unwrap();
+    for command in [["summary", "--html"], ["timeline", "--perfetto"]] {
+        let message = bad(&[&command[..], &[&log, "--xl-dmesg", &log, TWICE]].concat(), 2);
+        assert!(message.contains("destroy it"), "{message}");
+    }
+    let mut program = Command::new(env!("CARGO_BIN_EXE_kicktrace"));
+    let stdin = std::fs::File::open(&log).unwrap();
+    let out = program.args(["summary", "--xl-dmesg", "-", TWICE]).stdin(stdin).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).contains("2.600000 GHz (given)"));
+}
+
+/// `kicktrace dump FILE >> FILE` would read what it writes.
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_is_written_behind_the_trace_that_is_read() {
+    let file = temporary("own-appended.bin");
+    std::fs::copy(TWICE, &file).unwrap();
+    for input in [&file[..], "-"] {
+        let out = std::fs::File::options().append(true).open(&file).unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_kicktrace"));
+        program.args(["dump", input]).stdin(std::fs::File::open(&file).unwrap()).stdout(out);
+        let out = program.output().unwrap();
+        assert_eq!(out.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("the trace that is read"));
+    }
+    assert!(std::fs::read(&file).unwrap() == std::fs::read(TWICE).unwrap());
+}
+
+/// What is wrong with a trace hides no gate, and a figure that was 0 can fail one.
+#[test]
+fn gates_are_judged_whatever_else_is_wrong() {
+    let cut = temporary("gate-cut.bin");
+    std::fs::write(&cut, &std::fs::read(UNLOCK).unwrap()[..300_000]).unwrap();
+    let message = bad(&["diff", "--fail-if", "waits_per_second<-1", TWICE, &cut], 2);
+    assert!(
+        message.contains("is cut at byte") && message.contains("waits_per_second<-1 ("),
+        "{message}"
+    );
+    // No guest of this trace waits.
+    let quiet = temporary("gate-quiet.bin");
+    std::fs::write(&quiet, include_bytes!("data/cases/33_busy_no_wake.bin")).unwrap();
+    let diff = good(&["diff", &quiet, TWICE]);
+    let waits =
+        diff.lines().find(|line| line.starts_with("waits_per_second")).expect("it is there");
+    assert!(waits.contains("from nothing"), "{waits}");
+    let message = bad(&["diff", "--fail-if", "waits_per_second>5", &quiet, TWICE], 1);
+    assert!(message.contains("waits_per_second>5 ("), "{message}");
+}
+
 /// What needs the frequency looks at the file first.
 #[test]
 fn what_cannot_be_opened_is_not_taken_for_a_pipe() {
@@ -256,7 +448,7 @@ fn what_needs_a_frequency_is_refused_or_left_out_without_one() {
     // One trace tells nothing of how its shares would differ in another.
     let same = good(&["diff", TWICE, UNLOCK]);
     let stolen = same.lines().find(|line| line.starts_with("stolen_percent")).unwrap();
-    assert!(stolen.contains("+-?") && stolen.contains("nothing tells how much"), "{stolen}");
+    assert!(stolen.contains("+-?") && stolen.contains("nothing shows how much"), "{stolen}");
 }
 
 #[test]
@@ -335,7 +527,10 @@ fn dump_filters() {
     );
     for misspelt in ["wakee", "0xxyz", "0x00028000a"] {
         let told = bad(&["dump", TWICE, "--event", misspelt], 2);
-        assert!(told.contains("no event's name begins so; there are adjdom, block"), "{told}");
+        assert!(
+            told.contains("no event's name begins like this; there are adjdom, block"),
+            "{told}"
+        );
     }
 }
 

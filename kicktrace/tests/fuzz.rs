@@ -150,7 +150,7 @@ fn digest(trace: &[u8], random: &mut Random) -> bool {
             if random.below(100) == 0 {
                 let bounds = Bounds { every: Some(summary.ticks / 5 + 1), ..Bounds::default() };
                 let mut phases =
-                    Phases::new(&options, (), bounds, |phase, _: &mut ()| series.push(phase));
+                    Phases::new(&options, (), bounds, |phase, _: &mut ()| drop(series.push(phase)));
                 match read(trace, &options.read, &mut phases) {
                     Ok(reading) => drop(phases.finish(reading)),
                     // A record out of order may lie far beyond the last one.

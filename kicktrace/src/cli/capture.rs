@@ -24,15 +24,27 @@ pub(super) struct Args {
     /// The guests mark waits, kicks and acquisitions (pvlab's do)
     #[arg(long)]
     markers: bool,
-    /// Kicks expected per second, over all guests
-    #[arg(long, default_value_t = 100_000)]
+    /// Kicks expected in a second, in all guests together
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     kicks: u64,
     /// Seconds to trace
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// Where xentrace writes; tmpfs loses fewest records
-    #[arg(long, default_value = "/dev/shm/kick.bin")]
+    #[arg(long, value_name = "FILE", default_value = "/dev/shm/kick.bin", value_parser = parse_out)]
     out: String,
+}
+
+/// A name as a shell takes it.
+fn parse_out(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("a file, such as /dev/shm/kick.bin".into());
+    }
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    Ok(match text.chars().all(plain) {
+        true => text.into(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    })
 }
 
 /// Scheduler classes 1 and 8, and what a PV or a PVH guest needs besides.

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use clap::Args as ClapArgs;
 
-use super::Failure;
 use super::input::Input;
+use super::{Failure, corrected};
 use crate::summary::Verdict;
 
 #[derive(Debug, ClapArgs)]
@@ -32,17 +32,18 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     out.flush()?;
+    corrected(&args.input, &summary.reading)?;
     let count = |verdict| summary.found(verdict).count();
     match summary.verdict {
         Verdict::Good | Verdict::Note => Ok(()),
         Verdict::Doubtful => Err(Failure::Check(format!(
             "{}: doubtful points: {}",
-            args.input.file,
+            args.input.name(),
             count(Verdict::Doubtful)
         ))),
         Verdict::Missing => Err(Failure::Check(format!(
             "{}: missing things that a kick count needs: {}",
-            args.input.file,
+            args.input.name(),
             count(Verdict::Missing)
         ))),
     }

@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Only records of this pCPU (may be repeated)
     #[arg(long = "pcpu", value_name = "PCPU")]
     pcpus: Vec<u32>,
-    /// Only events whose name or number begins so: wake, switch, 0x00021 (may be repeated)
+    /// Only events whose name or number begins like this: wake, switch, 0x00021 (may be repeated)
     #[arg(long = "event", value_name = "PREFIX", value_parser = parse_event)]
     events: Vec<String>,
     /// Print TSC values instead of seconds
@@ -34,9 +34,19 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    // TSC values need no frequency, but for the seconds of a window.
+    let needless = args.ticks && !args.window.is_given();
+    if let Some(option) = args.input.reading.frequency_option().filter(|_| needless) {
+        return Err(Failure::Usage(format!(
+            "--ticks prints TSC values, for which {option} does nothing: leave one of them out"
+        )));
+    }
+    let clock = if needless { None } else { args.input.clock()? };
+    args.window.unit(clock, &args.input);
     let mut lines = Lines {
         args,
-        clock: if args.ticks { None } else { args.input.clock()? },
+        clock,
+        window: args.window.ticks(clock.unwrap_or(1.0)),
         out: BufWriter::new(io::stdout().lock()),
         who: WhoRuns::default(),
         first: None,
@@ -46,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     lines.out.flush()?;
     let reading = done.map_err(|source| args.input.failure(source))?;
     lines.unseen()?;
-    args.window.reached(reading.ticks(), lines.clock, &args.input.file)?;
+    args.window.reached(reading.ticks(), lines.clock, &args.input.name())?;
     corrected(&args.input, &reading)?;
     all_read(&args.input, &reading)
 }
@@ -55,6 +65,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 struct Lines<'a, W> {
     args: &'a Args,
     clock: Option<f64>,
+    /// Where it begins and ends, in ticks after the first record.
+    window: (u64, Option<u64>),
     out: W,
     who: WhoRuns,
     first: Option<u64>,
@@ -96,16 +108,16 @@ impl<W: Write> Visit for Lines<'_, W> {
         if !self.wanted.is_empty() {
             self.wanted.seen(record, on);
         }
-        if !self.args.window.holds(record.tsc, start, self.clock)
-            || !self.args.wants(record, [before, on])
-        {
+        let ticks = record.tsc.saturating_sub(start);
+        let (from, to) = self.window;
+        let inside = ticks >= from && to.is_none_or(|to| ticks < to);
+        if !inside || !self.args.wants(record, [before, on]) {
             return Ok(());
         }
-        let ticks = record.tsc.saturating_sub(start);
         self.line(record, ticks, on.or(before)).map_err(|error| ErrorKind::Output(error).into())
     }
 
-    /// Whoever watches a live trace sees each record as soon as its place is known.
+    /// Of a live trace each record is shown as soon as its place is known.
     fn caught_up(&mut self) -> Result<(), Error> {
         self.out.flush().map_err(|error| ErrorKind::Output(error).into())
     }
@@ -122,14 +134,14 @@ impl<W: Write> Lines<'_, W> {
         if absent.is_empty() {
             return Ok(());
         }
-        let (file, absent) = (&self.args.input.file, absent.join(", "));
+        let (file, absent) = (self.args.input.name(), absent.join(", "));
         Err(Failure::Usage(format!("{file}: no record of {absent}, which was asked for")))
     }
 
     fn line(&mut self, record: &Record<'_>, ticks: u64, on: Option<VcpuId>) -> io::Result<()> {
         match self.clock {
+            _ if self.args.ticks => write!(self.out, "{:>18}", record.tsc)?,
             Some(hz) => write!(self.out, "{:>14.9}", ticks as f64 / hz)?,
-            None if self.args.ticks => write!(self.out, "{:>18}", record.tsc)?,
             None => write!(self.out, "{ticks:>14}")?,
         }
         let on = on.map_or_else(
@@ -166,17 +178,18 @@ fn named(event: u32, prefixes: &[String]) -> bool {
 
 /// Takes the beginning of a name, or of a number as it is printed.
 fn parse_event(text: &str) -> Result<String, String> {
-    let is_number = text.strip_prefix("0x").is_some_and(|digits| {
-        digits.len() <= 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    });
-    if is_number || event::names().any(|name| name.starts_with(text)) {
-        return Ok(text.into());
+    let text = text.to_ascii_lowercase();
+    let is_number = text
+        .strip_prefix("0x")
+        .is_some_and(|digits| digits.len() <= 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()));
+    if is_number || !text.is_empty() && event::names().any(|name| name.starts_with(&text)) {
+        return Ok(text);
     }
     let mut names: Vec<_> = event::names().collect();
     names.sort_unstable();
     names.dedup();
     Err(format!(
-        "no event's name begins so; there are {}, and numbers such as 0x0002800a",
+        "no event's name begins like this; there are {}, and numbers such as 0x0002800a",
         names.join(", ")
     ))
 }

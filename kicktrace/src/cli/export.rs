@@ -3,22 +3,23 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::Args as ClapArgs;
+use clap::{ArgGroup, Args as ClapArgs};
 
-use super::input::Input;
+use super::input::{Input, is_dash};
 use super::{Failure, judged, sink};
 use crate::analysis::Analyser;
-use crate::output::export::{Csv, Export, Rows, TABLES, Table};
+use crate::output::export::{Cell, Csv, Export, Rows, TABLES, Table};
 use crate::reader::read;
 
 #[derive(Debug, ClapArgs)]
+#[command(group = ArgGroup::new("kind").args(["parquet", "csv"]).required(true).multiple(true))]
 pub(super) struct Args {
     #[command(flatten)]
     pub(super) input: Input,
     /// Write Parquet files into this folder, which is made if it is not there
-    #[arg(long, value_name = "DIR", required_unless_present = "csv")]
+    #[arg(long, value_name = "DIR")]
     parquet: Option<PathBuf>,
-    /// Write CSV files into this folder
+    /// Write CSV files into this folder, which is made if it is not there
     #[arg(long, value_name = "DIR")]
     csv: Option<PathBuf>,
 }
@@ -35,7 +36,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let dirs = [(&args.parquet, "parquet"), (&args.csv, "csv")];
     for (dir, ending) in dirs {
         let Some(dir) = dir else { continue };
-        if sink::is_stdout(dir) {
+        if is_dash(dir) {
             return Err(Failure::Usage(
                 "the rows are of several tables, so they go into a folder and not to standard output (-): \
                  name one"
@@ -43,31 +44,62 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             ));
         }
         for table in TABLES {
-            sink::refuse_inputs(&table.path(dir, ending), &[&input.file])?;
+            sink::refuse_inputs(&table.path(dir, ending), &input.files())?;
         }
     }
     let Some(hz) = input.clock()? else {
         return Err(Failure::Usage(format!(
             "{}: rows are in nanoseconds, and the TSC frequency is not known beforehand: give --cpu-hz or \
              --xl-dmesg",
-            input.file
+            input.name()
         )));
     };
-    // One of the two is there; both are read for in turn.
-    for (dir, ending) in dirs {
-        let Some(dir) = dir else { continue };
+    for dir in dirs.iter().filter_map(|&(dir, _)| dir.as_ref()) {
         let open = |source| Failure::Open { name: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(open)?;
-        let export = Export::new(hz, |table| create(dir, table, ending)).map_err(open)?;
-        let options = input.reading.options();
-        let mut analyser = Analyser::observed(&options, export);
-        let reading = read(input.open()?, &options.read, &mut analyser)
-            .map_err(|source| input.failure(source))?;
-        let (summary, export) = analyser.finish(reading);
-        export.finish(&summary).map_err(open)?;
-        judged(input, &summary)?;
     }
-    Ok(())
+    let export = Export::new(hz, |table| {
+        let mut files = Files::default();
+        for (dir, ending) in dirs {
+            let Some(dir) = dir else { continue };
+            let name = table.path(dir, ending).display().to_string();
+            let rows = create(dir, table, ending).map_err(|error| named(&name, &error))?;
+            files.0.push((name, rows));
+        }
+        Ok(Box::new(files))
+    })?;
+    let options = input.reading.options();
+    let mut analyser = Analyser::observed(&options, export);
+    let reading = read(input.open()?, &options.read, &mut analyser)
+        .map_err(|source| input.failure(source))?;
+    let (summary, export) = analyser.finish(reading);
+    export.finish(&summary)?;
+    judged(input, &summary)
+}
+
+/// The files of one table, of each kind that was asked for. Their errors name them.
+#[derive(Default)]
+struct Files(Vec<(String, Box<dyn Rows>)>);
+
+impl Files {
+    fn each(&mut self, to: impl Fn(&mut dyn Rows) -> io::Result<()>) -> io::Result<()> {
+        let mut all = self.0.iter_mut();
+        all.try_for_each(|(name, rows)| to(rows.as_mut()).map_err(|error| named(name, &error)))
+    }
+}
+
+impl Rows for Files {
+    fn row(&mut self, cells: &[Cell]) -> io::Result<()> {
+        self.each(|rows| rows.row(cells))
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.each(|rows| rows.finish())
+    }
+}
+
+fn named(name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 #[cfg(feature = "parquet")]

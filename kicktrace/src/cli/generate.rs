@@ -26,7 +26,7 @@ impl From<Kicks> for PolicyArg {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Size of the trace in MB
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     mb: u64,
     /// pCPUs of the host
     #[arg(long, default_value_t = Plan::default().pcpus, value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -49,7 +49,7 @@ pub(super) struct Args {
     /// Everything random depends on it alone
     #[arg(long, default_value_t = Plan::default().seed)]
     seed: u64,
-    /// Where to write it; `-` for standard output, which must be no terminal
+    /// Where to write it; `-` for standard output, which must not be a terminal
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     output: PathBuf,
 }

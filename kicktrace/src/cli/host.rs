@@ -14,7 +14,7 @@ use crate::output::host;
 pub(super) struct Args {
     #[command(flatten)]
     pub(super) input: Input,
-    /// The part of the trace that is told
+    /// The part of the trace that is reported
     #[command(flatten)]
     pub(super) window: Window,
     /// Print JSON (fields in the book)

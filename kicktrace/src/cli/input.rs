@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, say};
 use crate::analysis::{Bounds, Fixed, VcpuId};
 use crate::error::Error;
 use crate::reader::{self, Drift, ReadOptions};
@@ -15,7 +15,7 @@ use crate::{Options, Summary};
 #[derive(Clone, Debug, Args)]
 pub(super) struct Input {
     /// The trace; `-` for standard input
-    pub(super) file: String,
+    pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) reading: Reading,
 }
@@ -25,7 +25,7 @@ pub(super) struct Reading {
     /// TSC frequency in Hz (2.8e9, 2.8G, 2800M), instead of measuring it on the trace
     #[arg(long, value_name = "HZ", value_parser = parse_hz)]
     cpu_hz: Option<f64>,
-    /// Take the TSC frequency from the output of `xl dmesg` in this file
+    /// Take the TSC frequency from the output of `xl dmesg` in this file; `-` for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "cpu_hz")]
     xl_dmesg: Option<PathBuf>,
     /// Only this domain (may be repeated)
@@ -54,9 +54,18 @@ impl Reading {
         self.tsc_offsets.iter().map(|&(cpu, _)| cpu).find(|&cpu| !has(cpu))
     }
 
+    /// The option that gives the frequency, if one does.
+    pub(super) fn frequency_option(&self) -> Option<&'static str> {
+        match (&self.xl_dmesg, self.cpu_hz) {
+            (Some(_), _) => Some("--xl-dmesg"),
+            (None, Some(_)) => Some("--cpu-hz"),
+            (None, None) => None,
+        }
+    }
+
     /// Refuses what contradicts itself, and reads the frequency from the file it stands in, if it
     /// was given so.
-    pub(super) fn resolve(&mut self) -> Result<(), Failure> {
+    pub(super) fn resolve(&mut self, traces: &[PathBuf]) -> Result<(), Failure> {
         for (at, (cpu, _)) in self.tsc_offsets.iter().enumerate() {
             if self.tsc_offsets[..at].iter().any(|(other, _)| other == cpu) {
                 return Err(Failure::Usage(format!(
@@ -66,8 +75,16 @@ impl Reading {
         }
         let Some(path) = &self.xl_dmesg else { return Ok(()) };
         let name = path.display().to_string();
-        let log = std::fs::read(path);
-        let log = log.map_err(|source| Failure::Open { name: name.clone(), source })?;
+        if is_dash(path) && traces.iter().any(|trace| is_dash(trace)) {
+            let text = "--xl-dmesg - and a trace from standard input: save one of them to a file";
+            return Err(Failure::Usage(text.into()));
+        }
+        let mut log = Vec::new();
+        let read = match is_dash(path) {
+            true => io::stdin().read_to_end(&mut log),
+            false => File::open(path).and_then(|mut file| file.read_to_end(&mut log)),
+        };
+        read.map_err(|source| Failure::Open { name: name.clone(), source })?;
         let hz = hz_in_log(&String::from_utf8_lossy(&log));
         self.cpu_hz = Some(hz.ok_or_else(|| {
             Failure::Usage(format!(
@@ -103,22 +120,33 @@ impl Input {
         match open {
             Ok((false, file)) => Ok(Box::new(file)),
             Ok((true, _)) => Err(self.is_folder()),
-            Err(source) => Err(Failure::Open { name: self.file.clone(), source }),
+            Err(source) => Err(Failure::Open { name: self.name(), source }),
         }
     }
 
     fn is_folder(&self) -> Failure {
-        Failure::Usage(format!("{}: a directory: name the file that xentrace wrote", self.file))
+        Failure::Usage(format!("{}: a directory: name the file that xentrace wrote", self.name()))
+    }
+
+    /// The trace's name as messages show it. A name may be any bytes.
+    pub(super) fn name(&self) -> String {
+        self.file.display().to_string()
     }
 
     /// The trace's name without the folders it is in.
     pub(super) fn title(&self) -> String {
-        let name = Path::new(&self.file).file_name().filter(|_| !self.is_stdin());
+        let name = self.file.file_name().filter(|_| !self.is_stdin());
         name.map_or_else(|| "standard input".into(), |name| name.to_string_lossy().into_owned())
     }
 
+    /// Every file that is read: no output may be written over one.
+    pub(super) fn files(&self) -> Vec<&Path> {
+        let log = self.reading.xl_dmesg.as_deref();
+        std::iter::once(self.file.as_path()).chain(log).collect()
+    }
+
     pub(super) fn is_stdin(&self) -> bool {
-        self.file == "-"
+        is_dash(&self.file)
     }
 
     /// Whether the trace can be read twice.
@@ -127,7 +155,7 @@ impl Input {
     }
 
     pub(super) fn failure(&self, source: Error) -> Failure {
-        Failure::Trace { name: self.file.clone(), source }
+        Failure::Trace { name: self.name(), source }
     }
 
     pub(super) fn summarise(&self) -> Result<Summary, Failure> {
@@ -146,7 +174,7 @@ impl Input {
             Ok(meta) if meta.is_dir() => return Err(self.is_folder()),
             Ok(meta) if !meta.is_file() => return Ok(None),
             Ok(_) => {}
-            Err(source) => return Err(Failure::Open { name: self.file.clone(), source }),
+            Err(source) => return Err(Failure::Open { name: self.name(), source }),
         }
         let clock = crate::calibrate(self.open()?, &self.reading.options())
             .map_err(|source| self.failure(source))?;
@@ -178,10 +206,10 @@ impl Input {
 /// A part of the trace.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Window {
-    /// Begin so many seconds after the first record (ticks when the frequency is unknown)
+    /// Begin so many seconds after the first record
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(super) from: Option<f64>,
-    /// End so many seconds after the first record
+    /// End so many seconds after the first record; what is there at this very moment is left out
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(super) to: Option<f64>,
 }
@@ -212,10 +240,35 @@ impl Window {
         }
     }
 
-    pub(super) fn holds(&self, tsc: u64, first: u64, hz: Option<f64>) -> bool {
-        let at = tsc.saturating_sub(first) as f64 / hz.unwrap_or(1.0);
-        self.from.is_none_or(|from| at >= from) && self.to.is_none_or(|to| at <= to)
+    /// Where it begins and ends, in ticks after the first record: what is at its end is no part of it.
+    pub(super) fn ticks(&self, hz: f64) -> (u64, Option<u64>) {
+        (self.from.map_or(0, |from| ticks(from, hz)), self.to.map(|to| ticks(to, hz)))
     }
+
+    pub(super) fn is_given(&self) -> bool {
+        self.from.is_some() || self.to.is_some()
+    }
+
+    /// Says so if it is in ticks, for a command that takes it so.
+    pub(super) fn unit(&self, hz: Option<f64>, input: &Input) {
+        if self.is_given() && hz.is_none() {
+            say(format_args!(
+                "{}: the TSC frequency is not known: --from and --to count ticks (--cpu-hz or --xl-dmesg \
+                 make them seconds)",
+                input.name()
+            ));
+        }
+    }
+}
+
+/// The nearest number of ticks.
+pub(super) fn ticks(seconds: f64, hz: f64) -> u64 {
+    (seconds * hz).round() as u64
+}
+
+/// Whether a name stands for standard input or output.
+pub(super) fn is_dash(name: &Path) -> bool {
+    name.as_os_str() == "-"
 }
 
 /// No TSC goes further, neither in seconds nor in ticks.
@@ -229,6 +282,7 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 fn parse_hz(text: &str) -> Result<f64, String> {
+    let text = text.strip_suffix("Hz").unwrap_or(text);
     let (number, factor) = match text.strip_suffix(['G', 'g']) {
         Some(number) => (number, 1e9),
         None => match text.strip_suffix(['M', 'm']) {
@@ -236,7 +290,7 @@ fn parse_hz(text: &str) -> Result<f64, String> {
             None => (text, 1.0),
         },
     };
-    match number.parse::<f64>() {
+    match number.trim().parse::<f64>() {
         Ok(hz) if (1e6..1e12).contains(&(hz * factor)) => Ok(hz * factor),
         _ => Err("a frequency from 1M to 1000G, such as 2.8G or 2800000000".into()),
     }
@@ -274,7 +328,8 @@ pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
     }
     Failure::Usage(format!(
         "{}: the trace ends before --from ({} ticks after its first record)",
-        input.file, bounds.from
+        input.name(),
+        bounds.from
     ))
 }
 

@@ -22,10 +22,10 @@ pub(super) struct Args {
     /// Each acquisition that blocked, one a line, instead of sums
     #[arg(long)]
     each: bool,
-    /// Only acquisitions of this lock: the low half of its address, 0x1040c0 (with --each)
+    /// Only acquisitions of this lock: its address, 0x1040c0; only the low half counts (with --each)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_lock, requires = "each")]
     lock: Option<u32>,
-    /// The part of the trace whose acquisitions are told
+    /// The part of the trace whose acquisitions are shown
     #[command(flatten)]
     pub(super) window: Window,
     /// Print JSON: one document, or one object a line with --each
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             "{}: no guest marks in its {} bytes{}, and nothing else in a trace names a lock: let the \
              guest mark (pvlab's do with trace=markers) and capture with the mask of `kicktrace \
              capture --markers`",
-            args.input.file,
+            args.input.name(),
             summary.reading.bytes,
             if summary.window.is_some() { " up to the end of this window" } else { "" }
         )));
@@ -98,6 +98,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
     let clock = Clock::known(args.input.clock()?);
+    args.window.unit(clock.hz, &args.input);
     let lines = match (args.json, args.csv) {
         (true, _) => Lines::Json,
         (_, true) => Lines::Csv,
@@ -117,11 +118,11 @@ fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
         (None, Some(mut to)) => to.flush()?,
         (None, None) => {}
     }
-    args.window.reached(summary.ticks, hz, &args.input.file)?;
+    args.window.reached(summary.ticks, hz, &args.input.name())?;
     if let (Some(lock), false, true) = (args.lock, found, summary.classes.markers) {
         return Err(Failure::Usage(format!(
             "{}: no acquisition of lock {lock:#010x} that blocked; kicktrace locks lists the locks",
-            args.input.file
+            args.input.name()
         )));
     }
     Ok(summary)
@@ -169,6 +170,11 @@ impl<W: Write> Observe for Writer<W> {
 }
 
 fn parse_lock(text: &str) -> Result<u32, String> {
-    let hex = text.strip_prefix("0x").unwrap_or(text);
-    u32::from_str_radix(hex, 16).map_err(|_| "the low half of an address, such as 0x1040c0".into())
+    let hex = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+    let digits = !hex.is_empty() && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let address = u64::from_str_radix(hex, 16).ok().filter(|_| digits);
+    // The trace holds the low half alone.
+    address.map(|address| address as u32).ok_or_else(|| {
+        "the address of a lock in hexadecimal digits, or its low half, such as 0x1040c0".into()
+    })
 }

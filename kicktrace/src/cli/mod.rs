@@ -19,9 +19,12 @@ mod timeline;
 mod top;
 
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::Summary;
 use crate::error::Error;
@@ -80,6 +83,22 @@ impl Command {
         }
     }
 
+    /// The traces it reads.
+    fn traces(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Summary(args) => vec![args.input.file.clone()],
+            Self::Host(args) => vec![args.input.file.clone()],
+            Self::Top(args) => vec![args.file.clone()],
+            Self::Export(args) => vec![args.input.file.clone()],
+            Self::Locks(args) => vec![args.input.file.clone()],
+            Self::Timeline(args) => vec![args.input.file.clone()],
+            Self::Diff(args) => vec![args.before.clone(), args.after.clone()],
+            Self::Check(args) => vec![args.input.file.clone()],
+            Self::Dump(args) => vec![args.input.file.clone()],
+            Self::Capture(_) | Self::Generate(_) => Vec::new(),
+        }
+    }
+
     /// The options of a command that reads a trace.
     fn reading(&mut self) -> Option<&mut input::Reading> {
         match self {
@@ -104,7 +123,7 @@ enum Failure {
     Trace { name: String, source: Error },
     #[error("{name}: {source}")]
     Open { name: String, source: std::io::Error },
-    /// The figures are out; whoever reads only the exit code must learn that they are not all.
+    /// The figures are out; the exit code alone must say that they are not all.
     #[error(
         "{name}: the trace is cut at byte {}, {} bytes before its last window ends; the figures count \
          what is before it (stop xentrace with INT, and see that the disk has room)",
@@ -131,7 +150,7 @@ enum Failure {
 impl Failure {
     /// What figures need is not in the trace.
     fn missing(input: &input::Input, reading: &Reading, missing: &Finding) -> Self {
-        let (name, bytes) = (input.file.clone(), reading.bytes);
+        let (name, bytes) = (input.name(), reading.bytes);
         match missing.mask {
             Some(mask) => Self::Classes { name, bytes, what: missing.topic, mask },
             None => Self::Usage(format!("{name}: {}; {}", missing.what, missing.remedy)),
@@ -152,12 +171,18 @@ impl Failure {
     }
 }
 
+/// Writes a message to standard error. If that fails nobody is left who could read it, and the exit code
+/// stays what it is.
+fn say(message: impl Display) {
+    let _ = writeln!(io::stderr(), "kicktrace: {message}");
+}
+
 /// Refuses a correction of a pCPU that the whole trace has no record of.
 fn corrected(input: &input::Input, whole: &Reading) -> Result<(), Failure> {
     match input.reading.absent_pcpu(whole) {
         Some(cpu) => Err(Failure::Usage(format!(
             "{}: no record of pCPU {cpu}, whose TSC was to be corrected (--tsc-offset)",
-            input.file
+            input.name()
         ))),
         None => Ok(()),
     }
@@ -166,7 +191,7 @@ fn corrected(input: &input::Input, whole: &Reading) -> Result<(), Failure> {
 /// What a command ends with that told every record of its trace: success, or that the trace is cut.
 fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
     match reading.truncated {
-        Some(cut) => Err(Failure::Cut { name: input.file.clone(), cut }),
+        Some(cut) => Err(Failure::Cut { name: input.name(), cut }),
         None => Ok(()),
     }
 }
@@ -176,7 +201,7 @@ fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
 fn judged(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
     for finding in summary.found(Verdict::Doubtful) {
         let Finding { what, remedy, .. } = finding;
-        eprintln!("kicktrace: {}: doubtful: {what}; {remedy}", input.file);
+        say(format_args!("{}: doubtful: {what}; {remedy}", input.name()));
     }
     finished(input, summary)
 }
@@ -192,6 +217,18 @@ fn finished(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
     missing.map_or(Ok(()), |missing| Err(Failure::missing(input, &summary.reading, missing)))
 }
 
+/// The command line. A negative number is a value, to be refused with the option it stands behind, and no
+/// option of its own.
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let takes = !arg.is_positional() && arg.get_action().takes_values();
+            arg.allow_negative_numbers(takes)
+        })
+    });
+    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
+}
+
 /// Runs one command; `args` starts with the program's name, as [`std::env::args_os`] does. Results
 /// go to standard output, messages to standard error.
 ///
@@ -204,19 +241,29 @@ fn finished(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
 /// }
 /// ```
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let mut cli = match Cli::try_parse_from(args) {
+    let mut cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
-            let code = error.exit_code();
-            // Nowhere to tell it if even this fails.
-            let _ = error.print();
-            return ExitCode::from(code as u8);
+            let code = error.exit_code() as u8;
+            // `kicktrace --help | head` is no failure; a full disk is.
+            let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+            return match error.print().and_then(|()| io::stdout().flush()) {
+                Err(failed) if code == 0 && !closed(&failed) => {
+                    say(Failure::Output(failed));
+                    ExitCode::from(2)
+                }
+                // Nobody is left who could read it.
+                _ => ExitCode::from(code),
+            };
         }
     };
     let checked = cli.command.window().map_or(Ok(()), input::Window::check);
-    let resolved = cli.command.reading().map_or(Ok(()), input::Reading::resolve);
-    if let Err(failure) = checked.and(resolved) {
-        eprintln!("kicktrace: {failure}");
+    let traces = cli.command.traces();
+    let resolve = |reading: &mut input::Reading| reading.resolve(&traces);
+    let mut resolved = || cli.command.reading().map_or(Ok(()), resolve);
+    let refused = || sink::refuse_stdout(&traces);
+    if let Err(failure) = checked.and_then(|()| refused()).and_then(|()| resolved()) {
+        say(failure);
         return ExitCode::from(2);
     }
     let done = match cli.command {
@@ -237,8 +284,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         // `kicktrace dump | head` is no failure.
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("kicktrace: {failure}");
-            ExitCode::from(if matches!(failure, Failure::Check(_)) { 1 } else { 2 })
+            let code = if matches!(failure, Failure::Check(_)) { 1 } else { 2 };
+            say(failure);
+            ExitCode::from(code)
         }
     }
 }

@@ -23,25 +23,24 @@ const WORST: usize = 20;
 /// Intervals drawn at most: a browser stays quick, and more would be narrower than a pixel.
 const DRAWN: usize = 4_000;
 
-/// Reads the trace, writes the page and returns the summary it shows.
+/// Reads the trace, writes the page and returns the summary and the phases it shows.
 pub(super) fn write(
     input: &Input,
     window: Window,
     bounds: Bounds,
     path: &Path,
-) -> Result<Summary, Failure> {
+) -> Result<(Summary, Series), Failure> {
     // Before the trace is read, which may take long.
-    sink::refuse_inputs(path, &[&input.file])?;
+    sink::refuse_inputs(path, &input.files())?;
     // A given window can be drawn while the trace is read, if its frequency is known beforehand.
     let hz = input.clock()?;
-    let given = window.from.is_some() || window.to.is_some();
     let observer = (Seen::new(window, hz), Host::default());
     let mut series = Series::default();
     let mut told = None;
     let tell = |summary: &Summary, (_, host): &mut (Seen, Host)| told = Some(host.figures(summary));
     let (summary, (mut seen, _)) = if bounds.every.is_some() {
         let options = input.reading.options();
-        let sink = |summary, _: &mut ()| series.push(summary);
+        let sink = |summary, _: &mut ()| drop(series.push(summary));
         let mut phases = Phases::new(&options, (), bounds, sink);
         let (reading, found) = observe(input, observer, bounds, &mut phases, tell)?;
         phases.finish(reading);
@@ -54,7 +53,7 @@ pub(super) fn write(
     let mut worst: Vec<_> = std::mem::take(&mut seen.longest).into_iter().map(|l| l.0.0).collect();
     worst.sort_by_key(|wait| Reverse(rank(wait)));
     let mut drawn = seen.window.to;
-    if !given && input.is_rereadable() {
+    if !window.is_given() && input.is_rereadable() {
         // A few typical waits around a kick from the middle of the trace.
         let seconds = |ticks: u64| ticks as f64 / hz.unwrap_or(1.0);
         let waits = summary.domains.iter().map(|domain| domain.latencies.wait.p50).max();
@@ -68,10 +67,10 @@ pub(super) fn write(
         drawn = observe(input, seen, all, &mut Nothing, |_, _| {})?.1.1.window.to;
     }
     let parts = Parts { title: input.title(), window: drawn, worst, series, host };
-    let mut file = sink::create(path, sink::Kind::Text, &[&input.file])?;
+    let mut file = sink::create(path, sink::Kind::Text, &input.files())?;
     html::write(&mut file, &summary, &parts)?;
     file.flush()?;
-    Ok(summary)
+    Ok((summary, parts.series))
 }
 
 /// Reads the trace for the summary of a window, and for `beside`. When the summary is made, `tell`

@@ -6,9 +6,10 @@
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Failure;
+use super::input::is_dash;
 
 /// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,14 +20,9 @@ pub(super) enum Kind {
     Binary,
 }
 
-/// Whether this path is standard output.
-pub(super) fn is_stdout(path: &Path) -> bool {
-    path.as_os_str() == "-"
-}
-
 /// Opens `path` for writing, beside the files that are `read`.
-pub(super) fn create(path: &Path, kind: Kind, read: &[&str]) -> Result<Box<dyn Write>, Failure> {
-    if is_stdout(path) {
+pub(super) fn create(path: &Path, kind: Kind, read: &[&Path]) -> Result<Box<dyn Write>, Failure> {
+    if is_dash(path) {
         if kind == Kind::Binary && io::stdout().is_terminal() {
             let text = "this is no text, and standard output is a terminal: name a file, or a pipe";
             return Err(Failure::Usage(text.into()));
@@ -58,19 +54,38 @@ impl Write for Named {
     }
 }
 
+/// Refuses to write to standard output if that is one of the files that are read: `kicktrace dump FILE >> FILE`
+/// would read what it writes.
+pub(super) fn refuse_stdout(read: &[PathBuf]) -> Result<(), Failure> {
+    let output = identity(Path::new("/dev/stdout"));
+    match read.iter().find(|input| output.is_some() && identity(source(input)) == output) {
+        Some(input) => Err(Failure::Usage(format!(
+            "{}: standard output is the trace that is read: name another file",
+            input.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// What tells one file from another, whatever its names. Pipes and devices keep nothing that could be
+/// destroyed.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// Where an input comes from.
+fn source(input: &Path) -> &Path {
+    if is_dash(input) { Path::new("/dev/stdin") } else { input }
+}
+
 /// Refuses a path that is one of the files that are read, by whatever name or link.
-pub(super) fn refuse_inputs(path: &Path, read: &[&str]) -> Result<(), Failure> {
-    // Pipes and devices keep nothing that could be destroyed.
-    let identity = |path: &Path| {
-        let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
-        Some((meta.dev(), meta.ino()))
-    };
+pub(super) fn refuse_inputs(path: &Path, read: &[&Path]) -> Result<(), Failure> {
     let Some(output) = identity(path) else { return Ok(()) };
-    for input in read {
-        let name = if *input == "-" { "/dev/stdin" } else { input };
-        if identity(Path::new(name)) == Some(output) {
+    for &input in read {
+        if identity(source(input)) == Some(output) {
             return Err(Failure::Usage(format!(
-                "{}: this is the trace that is read: writing it would destroy it; name another file",
+                "{}: this file is read: writing it would destroy it; name another file",
                 path.display()
             )));
         }

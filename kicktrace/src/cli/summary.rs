@@ -5,14 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::input::{Input, Window, beyond};
-use super::sink;
-use super::{Failure, all_read, corrected, finished, judged};
+use super::input::{Input, Window, beyond, is_dash, ticks};
+use super::{Failure, corrected, finished, judged, say};
 use crate::Summary;
 use crate::analysis::{Bounds, Fixed, Observe, Phases, Whole, complete};
 use crate::output::series::Series;
 use crate::reader::read;
-use crate::summary::Verdict;
+use crate::summary::{Finding, Verdict};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -27,11 +26,11 @@ pub(super) struct Args {
     /// Also write a report for the browser
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// The part of the trace that is told, and that the report draws
+    /// The part of the trace that is reported, and that the report draws
     #[command(flatten)]
     pub(super) window: Window,
-    /// Tell phases of this length one after the other (100ms, 2s, 500us): their kicks, waits and times,
-    /// a line for each domain and phase
+    /// Report phases of this length, one after the other (100ms, 2s, 500us): a line for each domain and
+    /// phase, with its kicks, waits and times; with --html as charts too
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     every: Option<f64>,
     /// Learn from the trace how far the pCPUs' TSCs are out of step, and correct it
@@ -41,18 +40,33 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let mut input = args.input.clone();
+    // The report is what goes to standard output.
+    let only_report = args.html.as_deref().is_some_and(is_dash);
+    if only_report && (args.json || args.csv) {
+        let other = if args.json { "--json" } else { "--csv" };
+        return Err(Failure::Usage(format!(
+            "--html - and {other}: standard output holds one of them: name a file for --html"
+        )));
+    }
     if args.fix_skew {
         tell_fixed(&input.fix_skew()?, &input);
     }
     let bounds = bounds(&input, args.window, args.every)?;
     let summary = match (&args.html, args.every) {
-        (Some(path), _) => super::report::write(&input, args.window, bounds, path)?,
+        (Some(path), every) => {
+            let (summary, series) = super::report::write(&input, args.window, bounds, path)?;
+            if every.is_some() && !only_report {
+                print(args, &series)?;
+                return judged(&input, &summary);
+            }
+            summary
+        }
         (None, None) => windowed(&input, bounds)?,
         (None, Some(_)) => return series(args, &input, bounds),
     };
     let mut out = BufWriter::new(io::stdout().lock());
-    if args.html.as_deref().is_some_and(sink::is_stdout) {
-        // The report is what goes there.
+    if only_report {
+        // It is written.
     } else if args.json {
         serde_json::to_writer_pretty(&mut out, &summary)?;
         writeln!(out)?;
@@ -61,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     } else {
         match terminal_width() {
             Some(width) => write!(out, "{summary:width$}")?,
-            // No terminal: whoever reads it has room.
+            // No terminal: there is room.
             None => write!(out, "{summary}")?,
         }
     }
@@ -80,19 +94,18 @@ fn tell_fixed(fixed: &Fixed, input: &Input) {
         let open = of.open.map_or_else(String::new, |open| {
             format!("; {open} ticks more would contradict nothing either")
         });
-        eprintln!("kicktrace: TSC of pCPU {} corrected by {ticks} ticks{slope}{open}", of.cpu);
+        say(format_args!("TSC of pCPU {} corrected by {ticks} ticks{slope}{open}", of.cpu));
     }
     match (fixed.before, fixed.left) {
-        (0, _) => eprintln!("kicktrace: --fix-skew: nothing contradicts the TSCs as they are"),
-        (_, 0) => eprintln!(
-            "kicktrace: --fix-skew: no contradiction is left; figures that span pCPUs stay inferred (~): \
-             they are off by what the corrections leave open"
+        (0, _) => say("--fix-skew: nothing contradicts the TSCs as they are"),
+        (_, 0) => say(
+            "--fix-skew: no contradiction is left; figures that span pCPUs stay inferred (~): they are off \
+             by what the corrections leave open",
         ),
-        (before, left) => eprintln!(
-            "kicktrace: --fix-skew failed: {left} of {before} contradictions are left, so figures that \
-             span pCPUs may be wrong; the reason is no offset with a slope, or records are missing \
-             (kicktrace check)"
-        ),
+        (before, left) => say(format_args!(
+            "--fix-skew failed: {left} of {before} contradictions are left, so figures that span pCPUs may \
+             be wrong; the reason is no offset with a slope, or records are missing (kicktrace check)"
+        )),
     }
 }
 
@@ -111,16 +124,12 @@ pub(super) fn bounds(input: &Input, window: Window, every: Option<f64>) -> Resul
         return Err(Failure::Usage(format!(
             "{}: --from, --to and --every are in seconds, and the TSC frequency of {} is not known \
              beforehand: give --cpu-hz or --xl-dmesg",
-            input.file,
+            input.name(),
             if input.is_rereadable() { "this trace" } else { "a pipe" }
         )));
     };
-    let ticks = |seconds: f64| (seconds * hz).round() as u64;
-    Ok(Bounds {
-        from: window.from.map_or(0, ticks),
-        to: window.to.map(ticks),
-        every: every.map(|every| ticks(every).max(1)),
-    })
+    let (from, to) = window.ticks(hz);
+    Ok(Bounds { from, to, every: every.map(|every| ticks(every, hz).max(1)) })
 }
 
 /// The summary of one window, or of the whole trace.
@@ -151,16 +160,27 @@ pub(super) fn phases<O: Observe, F: FnMut(Summary, &mut O)>(
 
 fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
     let mut series = Series::default();
-    let (mut told, mut missing) = (false, None);
-    let sink = |summary: Summary, _: &mut ()| {
-        told = true;
-        // What was captured shows by the end at the latest.
-        missing = summary.found(Verdict::Missing).next().cloned();
-        series.push(summary);
-    };
+    let mut last = None;
+    let sink = |summary: Summary, _: &mut ()| last = Some(series.push(summary));
     let options = input.reading.options();
-    let (_, Whole { reading, clock, .. }) = phases(input, Phases::new(&options, (), bounds, sink))?;
-    series.set_clock(clock);
+    let (_, whole) = phases(input, Phases::new(&options, (), bounds, sink))?;
+    series.set_clock(whole.clock.clone());
+    let mut last = last.ok_or_else(|| beyond(input, bounds))?;
+    // What was captured shows by the end at the latest.
+    complete(&mut last, whole);
+    // The last phase has those of the whole trace too: records out of order, a cut.
+    series.doubt(last.found(Verdict::Doubtful));
+    print(args, &series)?;
+    let all = series.phases().len();
+    for (Finding { what, remedy, .. }, phases) in series.doubts() {
+        let name = input.name();
+        say(format_args!("{name}: doubtful in {phases} of {all} phases: {what}; {remedy}"));
+    }
+    finished(input, &last)
+}
+
+/// The phases, as they are asked for.
+fn print(args: &Args, series: &Series) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &series)?;
@@ -170,12 +190,7 @@ fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
     } else {
         series.table(&mut out, terminal_width())?;
     }
-    out.flush()?;
-    all_read(input, &reading)?;
-    if !told {
-        return Err(beyond(input, bounds));
-    }
-    missing.map_or(Ok(()), |missing| Err(Failure::missing(input, &reading, &missing)))
+    Ok(out.flush()?)
 }
 
 /// A length of time: a number with a unit, or of seconds.

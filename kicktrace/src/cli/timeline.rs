@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window};
+use super::summary::terminal_width;
 use super::{Failure, judged, sink};
 use crate::analysis::{AcquisitionStory, Analyser, Interval, Observe, WaitStory};
 use crate::output::perfetto::Perfetto;
@@ -25,10 +26,14 @@ pub(super) struct Args {
     /// Print intervals and waits as JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// Columns of the chart
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(20..=1000))]
-    width: u16,
+    /// Columns of time in the chart; as many as the terminal has room for by default, 100 without one
+    #[arg(long, value_name = "COLUMNS", conflicts_with_all = ["json", "perfetto"],
+          value_parser = clap::value_parser!(u16).range(20..=1000))]
+    width: Option<u16>,
 }
+
+/// Columns of the chart beside those of time: names and borders.
+const NAMES: usize = 11;
 
 /// Perfetto knows nanoseconds only.
 const NO_CLOCK: &str = "a Perfetto trace is in nanoseconds, and the frequency is unknown: give --cpu-hz or \
@@ -36,9 +41,10 @@ const NO_CLOCK: &str = "a Perfetto trace is in nanoseconds, and the frequency is
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let hz = args.input.clock()?;
+    args.window.unit(hz, &args.input);
     if let Some(path) = &args.perfetto {
         let hz = hz.ok_or_else(|| Failure::Usage(NO_CLOCK.into()))?;
-        let file = sink::create(path, sink::Kind::Binary, &[&args.input.file])?;
+        let file = sink::create(path, sink::Kind::Binary, &args.input.files())?;
         let perfetto = Perfetto::new(file, hz);
         let (summary, perfetto) = observe(args, Windowed::new(args.window, Some(hz), perfetto))?;
         perfetto.finish()?;
@@ -59,7 +65,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (summary, story) = observe(args, Windowed::new(args.window, hz, story))?;
     let clock = Clock::known(hz);
     let mut out = BufWriter::new(io::stdout().lock());
-    gantt::write(&mut out, &story, &clock, usize::from(args.width))?;
+    let room = terminal_width().map_or(100, |columns| columns.saturating_sub(NAMES).max(20));
+    let width = args.width.map_or(room, usize::from);
+    gantt::write(&mut out, &story, &clock, width)?;
     out.flush()?;
     told(args, &summary, hz)
 }
@@ -67,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 /// What the command ends with.
 fn told(args: &Args, summary: &Summary, hz: Option<f64>) -> Result<(), Failure> {
     judged(&args.input, summary)?;
-    args.window.reached(summary.ticks, hz, &args.input.file)
+    args.window.reached(summary.ticks, hz, &args.input.name())
 }
 
 fn observe<O: Observe>(args: &Args, observer: Windowed<O>) -> Result<(Summary, O), Failure> {
@@ -107,9 +115,9 @@ impl<O> Windowed<O> {
 
 impl<O: Observe> Observe for Windowed<O> {
     fn start(&mut self, tsc: u64) {
-        let at = |seconds: f64| tsc.saturating_add((seconds * self.hz) as u64);
-        self.from = self.window.from.map_or(0, at);
-        self.end = self.window.to.map_or(u64::MAX, at);
+        let (from, to) = self.window.ticks(self.hz);
+        self.from = tsc.saturating_add(from);
+        self.end = to.map_or(u64::MAX, |to| tsc.saturating_add(to));
         self.to.start(tsc.max(self.from));
     }
 

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -26,7 +27,7 @@ use crate::reader::read;
 pub(super) struct Args {
     /// The trace; `-`, standard input, by default
     #[arg(default_value = "-")]
-    file: String,
+    pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) reading: Reading,
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns formats only: nothing here counts or decides.
 
+pub mod columns;
 pub mod csv;
 pub mod export;
 pub mod gantt;

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::csv::{self, Figures};
 use super::table::mark;
-use crate::summary::{Certainty, Clock, Distribution, Domain, SCHEMA, Summary, Window};
+use crate::summary::{
+    Certainty, Clock, Distribution, Domain, Finding, SCHEMA, Summary, Verdict, Window,
+};
 
 /// Phases in order of time.
 #[derive(Clone, Debug, Serialize)]
@@ -28,8 +30,10 @@ pub struct Phase {
     pub coverage_percent: f64,
     /// Records lost in gaps that begin in this phase.
     pub lost_records: u64,
-    /// The domains, without their vCPUs, locks and histograms: a window's summary tells these.
+    /// The domains, without their vCPUs, locks and histograms: a window's summary has these.
     pub domains: Vec<Domain>,
+    /// What makes the figures of this phase doubtful.
+    pub doubts: Vec<Finding>,
 }
 
 impl Default for Series {
@@ -39,10 +43,10 @@ impl Default for Series {
 }
 
 impl Series {
-    /// Adds a phase that is over.
-    pub fn push(&mut self, summary: Summary) {
-        self.clock = Some(summary.clock);
-        let mut domains = summary.domains;
+    /// Adds a phase that is over; returns its summary without the domains.
+    pub fn push(&mut self, mut summary: Summary) -> Summary {
+        self.clock = Some(summary.clock.clone());
+        let mut domains = std::mem::take(&mut summary.domains);
         for domain in &mut domains {
             (domain.vcpus, domain.locks) = (Vec::new(), Vec::new());
             let of = &mut domain.latencies;
@@ -57,10 +61,35 @@ impl Series {
             coverage_percent: summary.coverage_percent,
             lost_records: summary.reading.lost_records(),
             domains,
+            doubts: summary.found(Verdict::Doubtful).cloned().collect(),
         });
+        summary
     }
 
-    /// Tells times by this clock from now on.
+    /// Adds to the last phase what only the whole trace shows.
+    pub fn doubt<'a>(&mut self, findings: impl Iterator<Item = &'a Finding>) {
+        let Some(last) = self.phases.last_mut() else { return };
+        for finding in findings {
+            if last.doubts.iter().all(|of| of.topic != finding.topic) {
+                last.doubts.push(finding.clone());
+            }
+        }
+    }
+
+    /// What makes figures doubtful: of each topic the first finding, and in how many phases there is one.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<(&Finding, usize)> {
+        let mut found: Vec<(&Finding, usize)> = Vec::new();
+        for doubt in self.phases.iter().flat_map(|phase| &phase.doubts) {
+            match found.iter_mut().find(|(of, _)| of.topic == doubt.topic) {
+                Some((_, phases)) => *phases += 1,
+                None => found.push((doubt, 1)),
+            }
+        }
+        found
+    }
+
+    /// Shows times by this clock from now on.
     pub fn set_clock(&mut self, clock: Clock) {
         self.clock = Some(clock);
     }
