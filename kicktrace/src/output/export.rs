@@ -112,6 +112,8 @@ pub const DOMAINS: Table = Table {
     name: "domains",
     columns: &[
         ("domain", Number),
+        ("life", Number),
+        ("ended_ns", Maybe),
         ("vcpus", Number),
         ("waits_certainty", Word),
         ("kicks_certainty", Word),
@@ -226,6 +228,10 @@ impl Export {
             let word = |certainty: Certainty| Cell::Word(certainty.name());
             self.domains.row(&[
                 Cell::Number(domain.id.into()),
+                Cell::Number(domain.life.into()),
+                domain.ended.map_or(Cell::Nothing, |ended| {
+                    length(ended.saturating_sub(self.start), self.hz)
+                }),
                 Cell::Number(domain.vcpus.len() as i64),
                 word(domain.latencies.wait.certainty),
                 word(domain.counts.waking_kicks.certainty),

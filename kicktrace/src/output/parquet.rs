@@ -85,8 +85,15 @@ impl Parquet {
     }
 }
 
+/// The operating system's reason, if that is what it is.
 fn failed(error: ParquetError) -> io::Error {
-    io::Error::other(error)
+    match error {
+        ParquetError::External(source) => match source.downcast::<io::Error>() {
+            Ok(reason) => *reason,
+            Err(other) => io::Error::other(other),
+        },
+        other => io::Error::other(other),
+    }
 }
 
 impl Rows for Parquet {
