@@ -72,6 +72,48 @@ fn the_table_fits_the_terminal() {
     assert!(narrow.contains("(and 1 vCPUs more") && !narrow.contains("p99.9"));
 }
 
+/// Numbers wider than their columns move what is behind them, and touch nothing.
+#[test]
+fn wide_numbers_do_not_touch() {
+    let trace = std::fs::File::open(TWICE).unwrap();
+    let mut summary = kicktrace::summarise(trace, &kicktrace::Options::default()).unwrap();
+    let cells = |summary: &kicktrace::Summary| -> Vec<Vec<String>> {
+        let text = format!("{summary:200}");
+        let lines = text.lines().filter(|line| {
+            ["  0x0016f080", "  block to run"].iter().any(|begin| line.starts_with(begin))
+        });
+        lines.map(|line| line.split_whitespace().map(String::from).collect()).collect()
+    };
+    let before = cells(&summary);
+    assert!(before.len() >= 4, "{before:?}");
+    for domain in &mut summary.domains {
+        for of in domain.locks.iter_mut().map(|of| &mut of.wait).chain([&mut domain.latencies.wait])
+        {
+            (of.p50, of.p90, of.p99, of.p999, of.max) =
+                (1 << 50, 1 << 51, 1 << 52, 1 << 53, 1 << 54);
+        }
+        domain.locks.iter_mut().for_each(|of| of.waits = 123_456_789_012);
+    }
+    let after = cells(&summary);
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(before.len(), after.len(), "{after:?}");
+    }
+}
+
+/// What has no room in a page is counted there.
+#[test]
+fn a_report_says_how_much_it_leaves_out() {
+    let (trace, page) = (temporary("many.bin"), temporary("many.html"));
+    good(&["generate", "--vcpus", "20", "--domains", "1", "--markers", "-o", &trace]);
+    good(&["summary", "--html", &page, &trace]);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("4 more vCPUs"));
+    // The names of hypercalls are whole, and who has no room on a pCPU is counted.
+    let host = good(&["host", TWICE]);
+    assert!(host.contains("hypercall update_va_mapping ") && host.contains("math_state_restore "));
+    let pcpu = host.lines().find(|line| line.starts_with("p1 ")).unwrap();
+    assert!(pcpu.ends_with("+6"), "{pcpu}");
+}
+
 #[test]
 fn what_cannot_be_meant_is_refused_before_reading() {
     let folder = bad(&["summary", env!("CARGO_TARGET_TMPDIR")], 2);

@@ -93,3 +93,61 @@ fn a_pipe_needs_a_frequency_for_its_windows() {
     let read = json(&["summary", "--json", "--from", "1.5", "--to", "1.7", TWICE]);
     assert_eq!(waits(&piped), waits(&read));
 }
+
+/// A part is shown by the clock of the whole trace, so its own short measure is no doubt.
+#[test]
+fn the_frequency_of_a_part_is_that_of_the_whole() {
+    for args in [&["summary", "--to", "0.5"][..], &["summary", "--every", "500ms"]] {
+        let out = kicktrace(&[args, &[TWICE]].concat());
+        let text = [out.stdout, out.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        assert!(!text.contains("frequency 2."), "{args:?}: {text}");
+    }
+    let part = json(&["summary", "--json", "--to", "0.5", TWICE]);
+    let whole = json(&["summary", "--json", TWICE]);
+    let frequency = |of: &serde_json::Value| {
+        let findings = of["findings"].as_array().unwrap().clone();
+        findings.into_iter().filter(|of| of["topic"] == "frequency").collect::<Vec<_>>()
+    };
+    assert_eq!(frequency(&part), frequency(&whole));
+}
+
+/// A number that a second domain got stands for two domains in phases too.
+#[test]
+fn phases_keep_the_domains_of_one_number_apart() {
+    let trace = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cases/03_domid_reuse.bin");
+    // Both are in this one phase.
+    let table = good(&["summary", "--every", "1s", trace]);
+    assert!(
+        table.contains("\nd5\n") && table.contains("\nd5, domain 2 of this number\n"),
+        "{table}"
+    );
+    let csv = good(&["summary", "--every", "1s", "--csv", trace]);
+    let lives: Vec<_> = csv.lines().map(|line| line.split(',').nth(5).unwrap()).collect();
+    assert_eq!(lives, ["life", "0", "1"]);
+    let page = format!("{}/lives.html", env!("CARGO_TARGET_TMPDIR"));
+    good(&["summary", "--every", "1s", "--html", &page, trace]);
+    let page = std::fs::read_to_string(page).unwrap();
+    // Of the summary, and of the phases.
+    assert_eq!(page.matches("Domain 5, domain 2 of this number").count(), 2);
+}
+
+/// A narrow terminal shows the lost records, and says which figure has no room.
+#[test]
+fn a_narrow_table_of_phases_says_what_it_leaves_out() {
+    let options = kicktrace::Options::default();
+    let mut series = kicktrace::output::series::Series::default();
+    let bounds = kicktrace::analysis::Bounds { every: Some(1 << 30), ..Default::default() };
+    let sink = |phase, _: &mut ()| drop(series.push(phase));
+    let mut phases = kicktrace::analysis::Phases::new(&options, (), bounds, sink);
+    let trace = std::fs::File::open(TWICE).unwrap();
+    let reading = kicktrace::reader::read(trace, &options.read, &mut phases).unwrap();
+    phases.finish(reading);
+    for columns in [60, 80, 200] {
+        let mut text = Vec::new();
+        series.table(&mut text, Some(columns)).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.lines().all(|line| line.len() <= columns.max(66)), "{columns}: {text}");
+        assert!(text.contains("lost"), "{text}");
+        assert_eq!(text.contains("no room for wait p50"), columns == 60, "{text}");
+    }
+}

@@ -47,6 +47,7 @@ pub use locks::MAX_LOCKS;
 pub use observe::{AcquisitionStory, Change, Interval, KickStory, Observe, On, VcpuId, WaitStory};
 pub use phases::{Both, Bounds, MAX_PHASES, Nothing, Phases};
 pub use skew::{Fixed, fix_skew};
+pub(crate) use verdict::WHOLE_ONLY;
 pub use verdict::{Whole, complete};
 
 /// vCPUs told one by one, those of ended domains too: each costs memory.

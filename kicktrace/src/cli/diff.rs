@@ -8,7 +8,7 @@ use clap::Args as ClapArgs;
 use super::input::{Input, Reading, is_dash};
 use super::{Failure, judged, say};
 use crate::compare::{Change, Estimate, RankTest, compare};
-use crate::output::columns::{Side, aligned};
+use crate::output::columns::{aligned, left, right};
 use crate::summary::Certainty;
 
 #[derive(Debug, ClapArgs)]
@@ -139,8 +139,8 @@ fn table(out: &mut dyn Write, changes: &[Change]) -> io::Result<()> {
         let changed = format!("{} ({bounds}){verdict}", change(of.percent.value));
         rows.push([of.name.into(), before, before_error, after, after_error, changed]);
     }
-    let sides = [Side::Left, Side::Right, Side::Left, Side::Right, Side::Left, Side::Left];
-    let lines = aligned(&rows, &sides);
+    let columns = [left(0, 0), right(2, 0), left(1, 0), right(2, 0), left(1, 0), left(2, 0)];
+    let lines = aligned(&rows, &columns);
     // Below a latency's median stands the test of all its values.
     let (head, lines) = lines.split_first().map_or(("", &[][..]), |(head, rest)| (head, rest));
     writeln!(out, "{head}")?;

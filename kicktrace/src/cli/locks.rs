@@ -12,6 +12,7 @@ use super::{Failure, judged};
 use crate::Clock;
 use crate::analysis::{AcquisitionStory, Analyser, Observe};
 use crate::output::locks::{self, Acquisitions, Lines};
+use crate::output::table::of_its_number;
 use crate::reader::read;
 use crate::summary::{Certainty, Lock, SCHEMA};
 
@@ -47,6 +48,7 @@ struct Document<'a> {
 #[derive(Serialize)]
 struct OfDomain<'a> {
     id: u16,
+    life: u32,
     locks: &'a [Lock],
 }
 
@@ -59,7 +61,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let summary = windowed(&args.input, bounds)?;
         if args.json {
             let domains = summary.domains.iter().filter(|domain| !domain.locks.is_empty());
-            let domains = domains.map(|of| OfDomain { id: of.id, locks: &of.locks }).collect();
+            let domains =
+                domains.map(|of| OfDomain { id: of.id, life: of.life, locks: &of.locks }).collect();
             let document = Document { schema: SCHEMA, clock: &summary.clock, domains };
             serde_json::to_writer_pretty(&mut out, &document)?;
             writeln!(out)?;
@@ -72,7 +75,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 let exact = domain.locks.iter().all(|of| of.certainty == Certainty::Exact);
                 let trust =
                     if exact { "every figure is exact" } else { "figures are inferred (~)" };
-                writeln!(out, "d{}: {trust}, from the guest's marks", domain.id)?;
+                let number = of_its_number(domain.life);
+                writeln!(out, "d{}{number}: {trust}, from the guest's marks", domain.id)?;
                 write!(
                     out,
                     "{}",

@@ -1,13 +1,15 @@
 //! What the hypervisor did: table and CSV.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use super::columns::{aligned, left, right};
 use super::table::{mark, wrap};
 use crate::analysis::{Cause, Entry, HostDomain, HostPcpu, HostSummary, Runnable};
 use crate::summary::{Certainty, Clock, Count, Distribution};
 
-/// vCPUs told of each pCPU, hypercalls, traps and exits of each domain, and events of the trace, in the
-/// table; JSON and CSV have all.
+/// vCPUs of each pCPU, hypercalls, traps and exits of each domain, and events of the trace that the table
+/// shows; it says how many there are more, and JSON and CSV have all.
 const WHO: usize = 4;
 const ENTRIES: usize = 16;
 const EVENTS: usize = 16;
@@ -43,31 +45,40 @@ pub fn table(out: &mut dyn Write, host: &HostSummary, columns: Option<usize>) ->
 }
 
 fn pcpus(out: &mut dyn Write, host: &HostSummary, columns: usize) -> io::Result<()> {
-    let head = format!(
-        "{:<6}{:>8}{:>8}{:>9}{:>8}{:>9}  who was on it",
-        "pCPU", "busy", "idle", "unknown", "runs", "moved in"
-    );
-    writeln!(out, "\n{}", head.chars().take(columns).collect::<String>())?;
+    let head = ["pCPU", "busy", "idle", "unknown", "runs", "moved in", "who was on it"];
+    let mut rows = vec![head.map(String::from).to_vec()];
     for of in &host.pcpus {
         let HostPcpu { cpu, busy, idle, unknown, .. } = of;
         let m = mark(of.certainty);
         let share = |ticks: u64| format!("{m}{:.1} %", percent(ticks, host.ticks));
-        let mut line = format!(
-            "p{cpu:<5}{:>8}{:>8}{:>9}{:>8}{:>9} ",
+        rows.push(vec![
+            format!("p{cpu}"),
             share(*busy),
             share(*idle),
             share(*unknown),
-            of.runs,
-            of.migrations
-        );
-        for (number, who) in of.vcpus.iter().enumerate() {
-            let more = format!(" {} {:.0} %", who.vcpu, percent(who.ticks, host.ticks));
-            if number == WHO || line.chars().count() + more.len() > columns {
-                break;
+            of.runs.to_string(),
+            of.migrations.to_string(),
+        ]);
+    }
+    let shape =
+        [left(0, 6), right(0, 8), right(1, 7), right(1, 8), right(1, 7), right(1, 8), left(2, 0)];
+    let mut lines = aligned(&rows, &shape).into_iter();
+    writeln!(out, "\n{}", wrap(&lines.next().unwrap_or_default(), columns, 6))?;
+    for (line, of) in lines.zip(&host.pcpus) {
+        let names = |most: usize| {
+            let mut text = String::new();
+            for who in of.vcpus.iter().take(most) {
+                let _ = write!(text, " {} {:.0} %", who.vcpu, percent(who.ticks, host.ticks));
             }
-            line += &more;
-        }
-        writeln!(out, "{line}")?;
+            match of.vcpus.len().saturating_sub(most) {
+                0 => text,
+                more => format!("{text} +{more}"),
+            }
+        };
+        // As many as there is room for; how many more there are always stands there.
+        let room = columns.saturating_sub(line.chars().count() + 1);
+        let fit = (0..=WHO).rev().map(names).find(|text| text.len() <= room);
+        writeln!(out, "{line} {}", fit.unwrap_or_default())?;
         if of.lost_records > 0 {
             writeln!(out, "      {} records lost here", of.lost_records)?;
         }
@@ -105,8 +116,8 @@ fn domain(
     let quantiles = |of: &Distribution| quantiles(of, clock, columns);
     let head: &[&str] = if columns < 78 { &["p50", "p99"] } else { &["p50", "p90", "p99", "max"] };
     let unit = format!("  until it runs, {unit}");
-    write!(out, "{unit:<22}{:>9}{:>9}", "count", "of time")?;
-    writeln!(out, "{}", head.iter().map(|name| format!("{name:>10}")).collect::<String>())?;
+    let mut rows = vec![vec![unit, "count".into(), "of time".into()]];
+    rows[0].extend(head.iter().map(|&name| name.into()));
     let time = host.ticks.saturating_mul(domain.vcpus.len() as u64);
     for Runnable { cause, count, ticks, ticks_certainty, to_run } in &domain.runnable {
         let name = match cause {
@@ -117,14 +128,18 @@ fn domain(
             continue;
         }
         let share = format!("{}{:.2} %", mark(*ticks_certainty), percent(*ticks, time));
-        writeln!(out, "    {name:<18}{count:>9}{share:>9}{}", quantiles(to_run))?;
+        rows.push(vec![format!("    {name}"), count.to_string(), share]);
+        rows.last_mut().into_iter().for_each(|row| row.extend(quantiles(to_run)));
     }
     if domain.poll_to_wake.count > 0 {
         let m = mark(domain.poll_to_wake.certainty);
         let count = format!("{m}{}", domain.poll_to_wake.count);
-        let name = "poll to wake";
-        writeln!(out, "    {name:<18}{count:>9}{:>9}{}", "", quantiles(&domain.poll_to_wake))?;
+        let mut row = vec!["    poll to wake".into(), count, String::new()];
+        row.extend(quantiles(&domain.poll_to_wake));
+        rows.push(row);
     }
+    let shape = [[left(0, 22)].as_slice(), &[right(1, 8); 2], &[right(1, 9); 4]].concat();
+    aligned(&rows, &shape).iter().try_for_each(|line| writeln!(out, "{line}"))?;
     let moved: u64 = domain.vcpus.iter().map(|of| of.migrations.value).sum();
     let runs: u64 = domain.vcpus.iter().map(|of| of.runs.value).sum();
     let certainty = domain.vcpus.first().map_or(Certainty::Exact, |of| of.runs.certainty);
@@ -134,40 +149,42 @@ fn domain(
         "  {moved} migrations between pCPUs in {} runs",
         Count { value: runs, certainty }
     )?;
-    if !domain.entries.is_empty() {
-        writeln!(
-            out,
-            "  {:<28}{:>10}{:>10}{:>9}",
-            "came into Xen by", "count", "a second", "in Xen"
-        )?;
-    }
+    let head = ["  came into Xen by", "count", "a second", "in Xen"];
+    let mut rows = vec![head.map(String::from)];
     for of in domain.entries.iter().take(ENTRIES) {
-        let name: String = entry_name(of).chars().take(26).collect();
         let in_xen = of.in_xen.map_or_else(String::new, |ticks| {
             format!("{}{:.2} %", mark(of.count.certainty), percent(ticks, time))
         });
-        writeln!(out, "    {name:<26}{:>10}{:>10}{in_xen:>9}", of.count, rate(of.count, host))?;
+        let name = format!("    {}", entry_name(of));
+        rows.push([name, of.count.to_string(), rate(of.count, host), in_xen]);
+    }
+    if rows.len() > 1 {
+        // Names are as long as they are: in a narrow terminal the columns move together.
+        let least = if columns < 78 { [0; 4] } else { [30, 9, 9, 8] };
+        let [name, count, rate, in_xen] = least;
+        let shape = [left(0, name), right(1, count), right(1, rate), right(1, in_xen)];
+        aligned(&rows, &shape).iter().try_for_each(|line| writeln!(out, "{line}"))?;
     }
     if domain.entries.len() > ENTRIES {
         writeln!(out, "    and {} more (--json, --csv)", domain.entries.len() - ENTRIES)?;
     }
-    if !domain.owners_off.is_empty() {
-        writeln!(
-            out,
-            "  {:<14}{:>9}{:>12}{:>12}{:>11}",
-            "lock", "kicks", "owner off", "in all", "longest"
-        )?;
-    }
+    let mut rows = vec![["  lock", "kicks", "owner off", "in all", "longest"].map(String::from)];
     for of in domain.owners_off.iter().take(LOCKS) {
-        writeln!(
-            out,
-            "    {:<12}{:>9}{:>12}{:>12}{:>11}",
-            format!("{:#010x}", of.lock),
-            of.kicks,
-            of.off,
+        rows.push([
+            format!("    {:#010x}", of.lock),
+            of.kicks.to_string(),
+            of.off.to_string(),
             time_text(of.ticks, clock),
-            time_text(of.each.max, clock)
-        )?;
+            time_text(of.each.max, clock),
+        ]);
+    }
+    if rows.len() > 1 {
+        let shape = [left(0, 16), right(1, 8), right(1, 11), right(1, 11), right(1, 10)];
+        aligned(&rows, &shape).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    }
+    if domain.owners_off.len() > LOCKS {
+        let more = domain.owners_off.len() - LOCKS;
+        writeln!(out, "    and {more} more locks (--json, --csv)")?;
     }
     Ok(())
 }
@@ -221,17 +238,14 @@ fn time_text(ticks: u64, clock: &Clock) -> String {
     }
 }
 
-fn quantiles(of: &Distribution, clock: &Clock, columns: usize) -> String {
+fn quantiles(of: &Distribution, clock: &Clock, columns: usize) -> Vec<String> {
     let told = [of.p50, of.p90, of.p99, of.max];
     let told = told.into_iter().enumerate().filter(|(at, _)| columns >= 78 || [0, 2].contains(at));
     let m = if of.count == 0 { "" } else { mark(of.certainty) };
-    told.map(|(_, ticks)| {
-        let text = match clock.ns(ticks) {
-            _ if of.count == 0 => "-".into(),
-            Some(ns) => format!("{m}{:.1}", ns / 1e3),
-            None => format!("{m}{ticks}"),
-        };
-        format!("{text:>10}")
+    told.map(|(_, ticks)| match clock.ns(ticks) {
+        _ if of.count == 0 => "-".into(),
+        Some(ns) => format!("{m}{:.1}", ns / 1e3),
+        None => format!("{m}{ticks}"),
     })
     .collect()
 }

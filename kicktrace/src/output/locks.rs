@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::ops::Range;
 
+use super::columns::{aligned, left, right};
 use crate::analysis::{AcquisitionStory, VcpuId};
-use crate::summary::{Clock, Distribution, Domain, Lock, Summary};
+use crate::summary::{Clock, Distribution, Domain, Lock, LongestWait, Summary};
 
 /// Columns the table needs with the histograms and the longest waits.
 const WHOLE: usize = 172;
@@ -17,26 +18,7 @@ const WHOLE: usize = 172;
 const COUNTS: usize = 104;
 
 /// The table for a terminal of 60 columns.
-fn narrow(domain: &Domain, clock: &Clock, most: usize, unit: &str) -> String {
-    let mut out = String::new();
-    let head = format!("p99 ({unit})");
-    let _ = writeln!(
-        out,
-        "  {:<12}{:>9}{:>9}{:>9}{:>13}",
-        "lock", "blocked", "kicks", "per acq.", head
-    );
-    for of in domain.locks.iter().take(most) {
-        let acquired = &of.acquisitions;
-        let each = acquired.waking_kicks_per_blocked.map_or("-".into(), |r| format!("{r:.3}"));
-        let (name, wait) = (name(of), time(of.wait.p99, clock));
-        let (blocked, kicks) = (acquired.blocked, of.waits_kicked);
-        let _ = writeln!(out, "  {name:<12}{blocked:>9}{kicks:>9}{each:>9}{wait:>13}");
-    }
-    if domain.locks.len() > most {
-        let _ = writeln!(out, "  ... and {} more (kicktrace locks)", domain.locks.len() - most);
-    }
-    out
-}
+const NARROW: [&str; 5] = ["lock", "blocked", "kicks", "per acq.", "p99"];
 
 /// A table of the locks of `domain`, `most` of them; empty if it marked none. In fewer than 172
 /// columns, if that is a limit, histograms and longest waits are left out, in fewer than 104 some counts.
@@ -53,65 +35,73 @@ pub fn table(
         return out;
     }
     let unit = if clock.hz.is_some() { "us" } else { "ticks" };
-    if columns.is_some_and(|columns| columns < COUNTS) {
-        return narrow(domain, clock, most, unit);
-    }
-    let octaves = octaves(&domain.locks);
-    let width = octaves.len().max(5);
+    let narrow = columns.is_some_and(|columns| columns < COUNTS);
     let whole = columns.is_none_or(|columns| columns >= WHOLE);
-    let _ = writeln!(
-        out,
-        "  {:<12}{:>6}{:>9}{:>9}{:>9}{:>9}{:>8}{:>13}{:>13}{:>13}{}",
-        "lock",
-        "vCPUs",
-        "blocked",
-        "waits",
-        "kicks",
-        "per acq.",
-        "twice",
-        "wait p50",
-        "p99",
-        if whole { "max".into() } else { format!("max ({unit})") },
-        if whole { format!("  {:<width$}  longest ({unit})", "waits") } else { String::new() }
-    );
+    let octaves = octaves(&domain.locks);
+    let mut heads = vec![
+        "lock", "vCPUs", "blocked", "waits", "kicks", "per acq.", "twice", "wait p50", "p99", "max",
+    ];
+    let mut shape = vec![
+        left(2, 12),
+        right(1, 5),
+        right(1, 8),
+        right(1, 8),
+        right(1, 8),
+        right(1, 8),
+        right(1, 7),
+        right(1, 12),
+        right(1, 12),
+        right(1, 12),
+    ];
+    if whole {
+        heads.extend(["waits", "longest"]);
+        shape.extend([left(2, 5), left(2, 0)]);
+    }
+    let shown = |name: &str| !narrow || NARROW.contains(&name);
+    let last = heads.iter().rposition(|name| shown(name)).unwrap_or(0);
+    let head = |(at, name): (usize, &&str)| match at == last {
+        true => format!("{name} ({unit})"),
+        false => (*name).into(),
+    };
+    let mut rows: Vec<Vec<String>> = vec![heads.iter().enumerate().map(head).collect()];
     for of in domain.locks.iter().take(most) {
         let acquired = &of.acquisitions;
-        let each = acquired.waking_kicks_per_blocked.map_or("-".into(), |r| format!("{r:.3}"));
-        let _ = write!(
-            out,
-            "  {:<12}{:>6}{:>9}{:>9}{:>9}{each:>9}{:>8}",
+        let mut row = vec![
             name(of),
-            of.vcpus,
-            acquired.blocked,
-            of.waits,
-            of.waits_kicked,
-            acquired.slept_twice
-        );
-        for ticks in [of.wait.p50, of.wait.p99, of.wait.max] {
-            let _ = write!(out, "{:>13}", time(ticks, clock));
+            of.vcpus.to_string(),
+            acquired.blocked.to_string(),
+            of.waits.to_string(),
+            of.waits_kicked.to_string(),
+            acquired.waking_kicks_per_blocked.map_or("-".into(), |each| format!("{each:.3}")),
+            acquired.slept_twice.to_string(),
+        ];
+        row.extend([of.wait.p50, of.wait.p99, of.wait.max].map(|ticks| time(ticks, clock)));
+        if whole {
+            row.push(bars(&of.wait, octaves.clone()));
+            row.push(of.longest.map_or_else(String::new, |of| longest(&of, first_tsc, clock)));
         }
-        if !whole {
-            out.push('\n');
-            continue;
-        }
-        let _ = write!(out, "  {:<width$}", bars(&of.wait, octaves.clone()));
-        if let Some(longest) = of.longest {
-            let _ = write!(out, "  v{}", longest.vcpu);
-            if let Some(ns) = clock.ns(longest.blocked.saturating_sub(first_tsc)) {
-                let _ = write!(out, " at {:.6} s", ns / 1e9);
-            }
-            let _ = match longest.kicked_by {
-                Some(by) => write!(out, ", kicked by v{by}"),
-                None => write!(out, ", not kicked"),
-            };
-        }
-        out.push('\n');
+        rows.push(row);
+    }
+    let keep: Vec<_> = (0..heads.len()).filter(|&at| shown(heads[at])).collect();
+    let kept = |row: &Vec<String>| keep.iter().map(|&at| row[at].clone()).collect::<Vec<_>>();
+    let rows: Vec<_> = rows.iter().map(kept).collect();
+    let shape: Vec<_> = keep.iter().map(|&at| shape[at]).collect();
+    for line in aligned(&rows, &shape) {
+        let _ = writeln!(out, "{line}");
     }
     if domain.locks.len() > most {
         let more = domain.locks.len() - most;
         let _ = writeln!(out, "  ... and {more} more locks (kicktrace locks)");
     }
     out
+}
+
+/// Whose wait was the longest, when, and who ended it.
+fn longest(of: &LongestWait, first_tsc: u64, clock: &Clock) -> String {
+    let at = clock.ns(of.blocked.saturating_sub(first_tsc));
+    let at = at.map_or_else(String::new, |ns| format!(" at {:.6} s", ns / 1e9));
+    let by = of.kicked_by.map_or("not kicked".into(), |by| format!("kicked by v{by}"));
+    format!("v{}{at}, {by}", of.vcpu)
 }
 
 /// The doublings of time that hold all waits of these locks.
@@ -158,7 +148,7 @@ pub fn name(of: &Lock) -> String {
 pub fn csv(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     writeln!(
         out,
-        "domain,lock,certainty,unit,vcpus,blocked_acquisitions,waits,waits_kicked,waking_kicks,\
+        "domain,life,lock,certainty,unit,vcpus,blocked_acquisitions,waits,waits_kicked,waking_kicks,\
          kicked_0,kicked_1,kicked_2,kicked_3_or_more,slept_twice,kicked_again_by_same_sender,\
          kicked_again_by_other_sender,wait_p50,wait_p90,wait_p99,wait_p999,wait_max,longest_vcpu,\
          longest_at,longest_kicked_by"
@@ -170,6 +160,7 @@ pub fn csv(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
             let [k0, k1, k2, k3] = acquired.by_waking_kicks;
             let mut cells = vec![
                 domain.id.to_string(),
+                domain.life.to_string(),
                 of.lock.map_or_else(String::new, |lock| format!("{lock:#010x}")),
                 of.wait.certainty.name().into(),
                 if clock.hz.is_some() { "ns" } else { "ticks" }.into(),

@@ -15,5 +15,5 @@ pub mod perfetto;
 pub mod record;
 pub mod series;
 pub mod story;
-mod table;
+pub(crate) mod table;
 pub mod top;

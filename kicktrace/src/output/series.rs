@@ -7,11 +7,11 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use super::columns::{Column, aligned, right};
 use super::csv::{self, Figures};
 use super::table::mark;
-use crate::summary::{
-    Certainty, Clock, Distribution, Domain, Finding, SCHEMA, Summary, Verdict, Window,
-};
+use crate::analysis::WHOLE_ONLY;
+use crate::summary::{Clock, Distribution, Domain, Finding, SCHEMA, Summary, Verdict, Window};
 
 /// Phases in order of time.
 #[derive(Clone, Debug, Serialize)]
@@ -56,12 +56,14 @@ impl Series {
                 latency.histogram = Vec::new();
             }
         }
+        let doubts = summary.found(Verdict::Doubtful);
+        let doubts = doubts.filter(|of| !WHOLE_ONLY.contains(&of.topic) && !of.unproved);
         self.phases.push(Phase {
             window: summary.window.unwrap_or(Window { from: 0, to: summary.ticks }),
             coverage_percent: summary.coverage_percent,
             lost_records: summary.reading.lost_records(),
             domains,
-            doubts: summary.found(Verdict::Doubtful).cloned().collect(),
+            doubts: doubts.cloned().collect(),
         });
         summary
     }
@@ -106,10 +108,11 @@ impl Series {
         &self.phases
     }
 
-    /// Every domain seen in any phase, in order.
+    /// Every domain seen in any phase, in order: its number, and which of the domains of this number.
     #[must_use]
-    pub fn domains(&self) -> Vec<u16> {
-        let all = self.phases.iter().flat_map(|phase| &phase.domains).map(|domain| domain.id);
+    pub fn domains(&self) -> Vec<(u16, u32)> {
+        let all = self.phases.iter().flat_map(|phase| &phase.domains);
+        let all = all.map(|domain| (domain.id, domain.life));
         let mut all: Vec<_> = all.collect();
         all.sort_unstable();
         all.dedup();
@@ -123,46 +126,29 @@ impl Series {
     pub fn table(&self, out: &mut dyn Write, columns: Option<usize>) -> io::Result<()> {
         let clock = self.clock();
         writeln!(out, "marks: none exact, ~ inferred, <= at most, >= at least")?;
-        let narrow = columns.is_some_and(|columns| columns < 80);
-        let (at, wait) = match clock.hz {
-            Some(_) => ("from (s)", "wait p50 us"),
-            None => ("from (ticks)", "wait p50"),
-        };
-        for domain in self.domains() {
-            writeln!(out, "\nd{domain}")?;
-            write!(out, "{at:>12}{:>7}{:>7}{:>9}", "kicks", "waits", "per acq.")?;
-            if !narrow {
-                write!(out, "{wait:>12}")?;
+        for (id, life) in self.domains() {
+            writeln!(out, "\nd{id}{}", super::table::of_its_number(life))?;
+            let of = |phase: &Phase| {
+                let mut domains = phase.domains.iter();
+                domains.position(|of| (of.id, of.life) == (id, life))
+            };
+            let phases = self.phases.iter().filter_map(|phase| Some((phase, of(phase)?)));
+            let rows: Vec<_> =
+                phases.map(|(phase, at)| row(phase, &phase.domains[at], &clock)).collect();
+            let whole = aligned(&with_head(&rows, &clock), &COLUMNS);
+            let fits =
+                |line: &String| columns.is_none_or(|columns| line.chars().count() <= columns);
+            if whole.iter().all(fits) {
+                whole.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+                continue;
             }
-            write!(out, "{:>9}{:>8}{:>8}", "p99", "running", "stolen")?;
-            writeln!(out, "{}", if narrow { "" } else { "  lost" })?;
-            for phase in &self.phases {
-                let Some(of) = phase.domains.iter().find(|of| of.id == domain) else { continue };
-                let from = match clock.ns(phase.window.from) {
-                    Some(ns) => format!("{:.6}", ns / 1e9),
-                    None => phase.window.from.to_string(),
-                };
-                let acquired = of.marked.as_ref().unwrap_or(&of.inferred);
-                let each = acquired
-                    .waking_kicks_per_blocked
-                    .map_or("-".into(), |each| format!("{}{each:.3}", mark(acquired.certainty)));
-                write!(
-                    out,
-                    "{from:>12}{:>7}{:>7}{each:>9}",
-                    of.counts.waking_kicks, of.counts.waits
-                )?;
-                let latency = |ticks| latency(&of.latencies.wait, ticks, &clock);
-                if !narrow {
-                    write!(out, "{:>12}", latency(of.latencies.wait.p50))?;
-                }
-                write!(out, "{:>9}", latency(of.latencies.wait.p99))?;
-                let (running, stolen) = (share(of, of.times.running), share(of, of.times.stolen));
-                write!(out, "{running:>6.1} %{stolen:>6.1} %")?;
-                if !narrow {
-                    write!(out, "{:>6}", phase.lost_records)?;
-                }
-                writeln!(out)?;
-            }
+            // The median is the figure that is missed least.
+            let mut rows = with_head(&rows, &clock);
+            rows.iter_mut().for_each(|row| drop(row.remove(MEDIAN)));
+            let narrow: Vec<_> =
+                (0..COLUMNS.len()).filter(|&at| at != MEDIAN).map(|at| COLUMNS[at]).collect();
+            aligned(&rows, &narrow).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+            writeln!(out, "(no room for wait p50: --json, --csv)")?;
         }
         Ok(())
     }
@@ -182,6 +168,7 @@ impl Series {
                     ("to".into(), csv::time(phase.window.to, &clock)),
                     ("lost_records".into(), phase.lost_records.to_string()),
                     ("domain".into(), of.id.to_string()),
+                    ("life".into(), of.life.to_string()),
                     ("coverage_percent".into(), format!("{:.3}", of.coverage_percent)),
                     ("unit".into(), if clock.hz.is_some() { "ns" } else { "ticks" }.into()),
                 ];
@@ -201,6 +188,56 @@ impl Series {
     }
 }
 
+/// The table's columns, and which of them holds the median.
+const COLUMNS: [Column; 9] = [
+    right(0, 12),
+    right(1, 6),
+    right(1, 6),
+    right(1, 8),
+    right(1, 11),
+    right(1, 8),
+    right(1, 7),
+    right(1, 7),
+    right(1, 5),
+];
+const MEDIAN: usize = 4;
+
+/// The rows behind the columns' names.
+fn with_head(rows: &[Vec<String>], clock: &Clock) -> Vec<Vec<String>> {
+    let (at, median, p99) = match clock.hz {
+        Some(_) => ("from (s)", "wait p50 us", "p99 us"),
+        None => ("from (ticks)", "wait p50", "p99"),
+    };
+    let head = [at, "kicks", "waits", "per acq.", median, p99, "running", "stolen", "lost"];
+    let head = head.map(String::from).to_vec();
+    std::iter::once(head).chain(rows.iter().cloned()).collect()
+}
+
+/// A phase of a domain.
+fn row(phase: &Phase, of: &Domain, clock: &Clock) -> Vec<String> {
+    let from = match clock.ns(phase.window.from) {
+        Some(ns) => format!("{:.6}", ns / 1e9),
+        None => phase.window.from.to_string(),
+    };
+    let acquired = of.marked.as_ref().unwrap_or(&of.inferred);
+    let each = acquired
+        .waking_kicks_per_blocked
+        .map_or("-".into(), |each| format!("{}{each:.3}", mark(acquired.certainty)));
+    let latency = |ticks| latency(&of.latencies.wait, ticks, clock);
+    let percent = |ticks, certainty| format!("{}{:.1} %", mark(certainty), share(of, ticks));
+    vec![
+        from,
+        of.counts.waking_kicks.to_string(),
+        of.counts.waits.to_string(),
+        each,
+        latency(of.latencies.wait.p50),
+        latency(of.latencies.wait.p99),
+        percent(of.times.running, of.times_certainty.running),
+        percent(of.times.stolen, of.times_certainty.stolen),
+        phase.lost_records.to_string(),
+    ]
+}
+
 /// Percent of a domain's time, all its vCPUs together.
 pub(crate) fn share(of: &Domain, ticks: u64) -> f64 {
     let times = &of.times;
@@ -213,7 +250,7 @@ fn latency(of: &Distribution, ticks: u64, clock: &Clock) -> String {
     if of.count == 0 {
         return "-".into();
     }
-    let mark = if of.certainty == Certainty::Exact { "" } else { mark(of.certainty) };
+    let mark = mark(of.certainty);
     match clock.ns(ticks) {
         Some(ns) => format!("{mark}{:.1}", ns / 1e3),
         None => format!("{mark}{ticks}"),

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter, Write as _};
 
+use super::columns::{aligned, left, right};
 use crate::summary::{
     Acquisitions, Certainty, Clock, ClockSource, Count, Distribution, Domain, DomainKind, Summary,
     Verdict,
@@ -21,6 +22,11 @@ pub(super) fn mark(certainty: Certainty) -> &'static str {
         Certainty::UpperBound => "<=",
         Certainty::LowerBound => ">=",
     }
+}
+
+/// Which of the domains of its number one is, if it is not the first.
+pub(crate) fn of_its_number(life: u32) -> String {
+    if life == 0 { String::new() } else { format!(", domain {} of this number", life + 1) }
 }
 
 /// Columns where nobody says how many there are: room for the domain and eight vCPUs.
@@ -110,9 +116,7 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
         DomainKind::Hvm => "HVM or PVH",
     };
     let mut head = format!("d{} ({kind}), coverage {:.2} %", domain.id, domain.coverage_percent);
-    if domain.life > 0 {
-        head += &format!(", domain {} of this number", domain.life + 1);
-    }
+    head += &of_its_number(domain.life);
     if let Some(ended) = domain.ended {
         let after = ended.saturating_sub(summary.reading.first_tsc);
         head += &match clock.ns(after) {
@@ -171,19 +175,19 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
     let latencies = &domain.latencies;
     if latencies.wait.count > 0 {
         let unit = if clock.hz.is_some() { "latency in us" } else { "latency in ticks" };
-        write!(f, "  {unit:<22}{:>12}", "count")?;
-        for (name, _) in quantiles(&latencies.wait, width) {
-            write!(f, "{name:>12}")?;
-        }
-        writeln!(f)?;
+        let mut head = vec![unit.into(), "count".into()];
+        head.extend(quantiles(&latencies.wait, width).into_iter().map(|(name, _)| name.into()));
+        let mut rows: Vec<Vec<String>> = vec![head];
         for (name, of) in [
             ("kick to wake", &latencies.kick_to_wake),
             ("wake to run", &latencies.wake_to_run),
             ("kick to run", &latencies.kick_to_run),
             ("block to run", &latencies.wait),
         ] {
-            distribution(f, name, of, clock)?;
+            rows.push(distribution(name, of, clock, width));
         }
+        let columns = [[left(2, 22)].as_slice(), &[right(1, 11); 6]].concat();
+        aligned(&rows, &columns).iter().try_for_each(|line| writeln!(f, "{line}"))?;
     }
     f.write_str(&super::locks::table(domain, clock, summary.reading.first_tsc, LOCKS, f.width()))?;
     if let Some(marked) = &domain.marked {
@@ -223,16 +227,13 @@ fn quantiles(of: &Distribution, width: usize) -> Vec<(&'static str, u64)> {
     all.into_iter().filter(|(name, _)| told.contains(name)).collect()
 }
 
-fn distribution(f: &mut Formatter<'_>, name: &str, d: &Distribution, clock: &Clock) -> fmt::Result {
-    let name = format!("{}{name}", mark(d.certainty));
-    write!(f, "  {name:<22}{:>12}", d.count)?;
-    for (_, ticks) in quantiles(d, f.width().unwrap_or(WIDE)) {
-        match clock.ns(ticks) {
-            Some(ns) => write!(f, "{:>12.3}", ns / 1e3)?,
-            None => write!(f, "{ticks:>12}")?,
-        }
-    }
-    writeln!(f)
+fn distribution(name: &str, d: &Distribution, clock: &Clock, width: usize) -> Vec<String> {
+    let mut row = vec![format!("{}{name}", mark(d.certainty)), d.count.to_string()];
+    row.extend(quantiles(d, width).into_iter().map(|(_, ticks)| match clock.ns(ticks) {
+        Some(ns) => format!("{:.3}", ns / 1e3),
+        None => ticks.to_string(),
+    }));
+    row
 }
 
 fn acquisitions(f: &mut Formatter<'_>, title: &str, of: &Acquisitions) -> fmt::Result {

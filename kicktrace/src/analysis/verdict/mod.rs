@@ -52,6 +52,10 @@ pub struct Whole {
     pub classes: Classes,
 }
 
+/// Topics that the whole trace decides for each part of it: what a part says of them is void.
+pub(crate) const WHOLE_ONLY: [&str; 4] =
+    [records::CUT, times::ORDER, times::FREQUENCY, times::SYSTEM_TIME];
+
 /// Fills in what only the whole trace tells into the summary of a part of it.
 pub fn complete(summary: &mut Summary, whole: Whole) {
     let Whole { reading: whole, clock, classes } = whole;
@@ -67,7 +71,7 @@ pub fn complete(summary: &mut Summary, whole: Whole) {
         pcpus: std::mem::take(&mut of.pcpus),
         ..whole
     };
-    judge.0.retain(|finding| ![records::CUT, times::ORDER].contains(&finding.topic));
+    judge.0.retain(|finding| !WHOLE_ONLY.contains(&finding.topic));
     for finding in &mut judge.0 {
         if finding.unproved && classes::is_captured(finding.topic, &classes) {
             *finding = judge::none_happened(finding.topic);
@@ -75,5 +79,6 @@ pub fn complete(summary: &mut Summary, whole: Whole) {
     }
     records::file_end(&mut judge, &summary.reading);
     times::order(&mut judge, &summary.reading);
+    times::clock(&mut judge, summary);
     conclude(summary, judge);
 }

@@ -11,6 +11,10 @@ use crate::summary::{ClockSource, Summary, Verdict};
 /// The order of records.
 pub(super) const ORDER: &str = "order";
 
+/// How long a tick is.
+pub(super) const FREQUENCY: &str = "frequency";
+pub(super) const SYSTEM_TIME: &str = "system time";
+
 /// A frequency with a larger error than this (parts per million) is doubtful.
 const ROUGH_PPM: f64 = 10_000.0;
 
@@ -116,7 +120,6 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
         "missing records (see lost records and pCPUs), or TSCs that are not in step (--fix-skew)",
     );
     clock(judge, summary);
-    system_times(judge, summary);
 }
 
 /// Whether records came in the order of their times.
@@ -142,7 +145,13 @@ pub(super) fn order(judge: &mut Judge, reading: &Reading) {
     }
 }
 
-fn clock(judge: &mut Judge, summary: &Summary) {
+/// How long a tick is, and whether the pCPUs agree on it.
+pub(super) fn clock(judge: &mut Judge, summary: &Summary) {
+    frequency(judge, summary);
+    system_times(judge, summary);
+}
+
+fn frequency(judge: &mut Judge, summary: &Summary) {
     let clock = &summary.clock;
     let remedy = match clock.error_open {
         true => "use --fix-skew, or give --cpu-hz",
@@ -151,17 +160,17 @@ fn clock(judge: &mut Judge, summary: &Summary) {
     match (clock.hz, clock.error_ppm) {
         (Some(hz), _) if clock.source == ClockSource::Given => {
             let what = format!("frequency {:.6} GHz, given", hz / 1e9);
-            judge.say(Verdict::Good, "frequency", what, "");
+            judge.say(Verdict::Good, FREQUENCY, what, "");
         }
         (Some(hz), error) => {
             let told = clock.error_text().unwrap_or_else(|| "an unknown error".into());
             let what = format!("frequency {:.6} GHz, +-{told}", hz / 1e9);
             let good = error.is_some_and(|ppm| ppm <= ROUGH_PPM) && !clock.error_open;
-            judge.find("frequency", good, Verdict::Doubtful, what, remedy);
+            judge.find(FREQUENCY, good, Verdict::Doubtful, what, remedy);
         }
         (None, _) => judge.say(
             Verdict::Note,
-            "frequency",
+            FREQUENCY,
             "frequency unknown: times are in ticks".into(),
             "add 0x00028000 to the mask, or give --cpu-hz (xl dmesg: \"Detected ... MHz processor\")",
         ),
@@ -177,7 +186,7 @@ fn system_times(judge: &mut Judge, summary: &Summary) {
     let pcpus: Vec<_> = disagreeing.iter().map(|&(cpu, _)| cpu).collect();
     judge.say(
         Verdict::Doubtful,
-        "system time",
+        SYSTEM_TIME,
         format!(
             "the nanoseconds that pCPU {} counts do not agree with the others' (by up to {ppm:.0} ppm)",
             some(&pcpus)

@@ -9,8 +9,8 @@ use crate::analysis::{Cause, HostDomain, HostPcpu, HostSummary, Runnable};
 use crate::output::host::{entry_name, event_name, percent};
 use crate::summary::{Clock, Count, Distribution};
 
-/// Told of each pCPU, of each domain, of each domain, and of the trace; JSON and CSV of `kicktrace
-/// host` have all.
+/// Shown of each pCPU, of each domain, of each domain, and of the trace; JSON and CSV of `kicktrace
+/// host` have all, and the page says how many there are more.
 const WHO: usize = 4;
 const ENTRIES: usize = 16;
 const LOCKS: usize = 8;
@@ -232,6 +232,11 @@ fn owners_off(page: &mut String, domain: &HostDomain, clock: &Clock) {
         );
     }
     page.push_str("</table></div>");
+    if off.len() > LOCKS {
+        let more = off.len() - LOCKS;
+        let _ =
+            write!(page, "<p class=\"facts\">{more} more locks: see kicktrace host --json.</p>");
+    }
 }
 
 fn events(page: &mut String, host: &HostSummary) {
@@ -249,5 +254,11 @@ fn events(page: &mut String, host: &HostSummary) {
             a_second(of.records, host)
         );
     }
-    page.push_str("</table></div></details>");
+    page.push_str("</table></div>");
+    if host.events.len() > EVENTS {
+        let more = host.events.len() - EVENTS;
+        let _ =
+            write!(page, "<p class=\"facts\">{more} more events: see kicktrace host --json.</p>");
+    }
+    page.push_str("</details>");
 }

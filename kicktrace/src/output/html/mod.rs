@@ -111,8 +111,9 @@ fn domain(page: &mut String, domain: &Domain, summary: &Summary) {
     };
     let _ = write!(
         page,
-        "<section><h2>Domain {} <small>{kind}, {} vCPUs, coverage {:.2} %</small></h2>",
+        "<section><h2>Domain {}{} <small>{kind}, {} vCPUs, coverage {:.2} %</small></h2>",
         domain.id,
+        crate::output::table::of_its_number(domain.life),
         domain.vcpus.len(),
         domain.coverage_percent
     );
@@ -248,9 +249,15 @@ fn locks(page: &mut String, domain: &Domain, summary: &Summary) {
 
 fn counts(page: &mut String, domain: &Domain, clock: &Clock) {
     let vcpus = &domain.vcpus[..domain.vcpus.len().min(COLUMNS)];
-    page.push_str(
-        "<details><summary>Counts and times</summary><div class=\"wide\"><table><tr><th></th><th>domain</th>",
-    );
+    page.push_str("<details><summary>Counts and times</summary>");
+    let more = domain.vcpus.len() - vcpus.len();
+    if more > 0 {
+        let _ = write!(
+            page,
+            "<p class=\"facts\">{more} more vCPUs: see kicktrace summary --json or --csv.</p>"
+        );
+    }
+    page.push_str("<div class=\"wide\"><table><tr><th></th><th>domain</th>");
     for vcpu in vcpus {
         let _ = write!(page, "<th>v{}</th>", vcpu.id);
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::svg;
 use crate::output::series::{Phase, Series, share};
+use crate::output::table::of_its_number;
 use crate::summary::{Clock, Domain, Summary};
 
 /// Width and height of a chart, and of the numbers at its left, in its own units.
@@ -24,20 +25,24 @@ pub(super) fn write(page: &mut String, series: &Series, summary: &Summary) {
         phases.len(),
         svg::time(first.window.to - first.window.from, clock),
         if phases.iter().any(|phase| phase.lost_records > 0) {
-            "Phases with lost records are striped: their figures are of what is left."
+            "Phases with lost records are veiled in red: their figures are of what is left."
         } else {
             "No phase lost records."
         }
     );
     let span = (first.window.from, last.window.to);
-    for id in series.domains() {
-        let of = |phase: &Phase| phase.domains.iter().find(|domain| domain.id == id).cloned();
+    for (id, life) in series.domains() {
+        let of = |phase: &Phase| {
+            let mut domains = phase.domains.iter();
+            domains.find(|domain| (domain.id, domain.life) == (id, life)).cloned()
+        };
         let domains: Vec<(&Phase, Domain)> =
             phases.iter().filter_map(|phase| Some((phase, of(phase)?))).collect();
         if domains.iter().all(|(_, domain)| domain.counts.waits.value == 0) {
             continue;
         }
-        let _ = write!(page, "<h3>Domain {id}</h3><div class=\"grid\">");
+        let number = of_its_number(life);
+        let _ = write!(page, "<h3>Domain {id}{number}</h3><div class=\"grid\">");
         let mark = |certainty| super::mark(certainty);
         let values = |value: &dyn Fn(&Phase, &Domain) -> f64| -> Vec<(&Phase, f64)> {
             domains.iter().map(|(phase, domain)| (*phase, value(phase, domain))).collect()
@@ -175,7 +180,7 @@ fn close(page: &mut String, (from, to): (u64, u64), clock: &Clock) {
     page.push_str("</svg></figure>");
 }
 
-/// A phase that lost records is striped over its whole height.
+/// A phase that lost records is veiled over its whole height.
 fn lost(page: &mut String, phase: &Phase, left: f64, width: f64) {
     if phase.lost_records == 0 {
         return;

@@ -334,7 +334,12 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
     let inside = |tsc: u64| (from..=to).contains(&tsc);
     let kicks = story.waits.iter().filter_map(|wait| Some((wait, wait.kick?)));
     let kicks = kicks.filter(|(wait, kick)| inside(kick.tsc) && inside(wait.running));
-    for (wait, kick) in kicks.take(ARROWS) {
+    let mut arrows = 0;
+    for (wait, kick) in kicks {
+        arrows += 1;
+        if arrows > ARROWS {
+            continue;
+        }
         let (x1, x2) = (x(kick.tsc), x(wait.running));
         let (y1, y2) = (row(kick.by) + tall / 2.0, row(wait.vcpu) + tall / 2.0);
         let _ = write!(
@@ -348,6 +353,13 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
         );
     }
     page.push_str("</svg></div>");
+    if arrows > ARROWS {
+        let _ = write!(
+            page,
+            "<p class=\"facts\">Arrows of the first {ARROWS} of {arrows} kicks: choose a shorter part with \
+             --from and --to.</p>"
+        );
+    }
     if !story.gaps.is_empty() {
         page.push_str("<p class=\"facts\">Veiled in red: records were lost there.</p>");
     }
