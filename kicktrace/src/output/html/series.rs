@@ -12,7 +12,7 @@ const WIDTH: f64 = 560.0;
 const TALL: f64 = 84.0;
 const LEFT: f64 = 62.0;
 const TOP: f64 = 8.0;
-const FOOT: f64 = 18.0;
+const FOOT: f64 = 20.0;
 
 /// Charts of every domain that waited in any phase.
 pub(super) fn write(page: &mut String, series: &Series, summary: &Summary) {
@@ -55,12 +55,14 @@ pub(super) fn write(page: &mut String, series: &Series, summary: &Summary) {
         let per = if clock.hz.is_some() { "a second" } else { "a phase" };
         let m = certainty.max().map_or("", mark);
         let kicks = values(&|phase, domain| rate(phase, domain.counts.waking_kicks.value));
-        chart(page, &format!("{m}waking kicks {per}"), &kicks, span, clock, &plain);
+        let title = format!("{m}waking kicks {per}");
+        chart(page, &title, &kicks, span, clock, &plain, &|value, _| svg::trimmed(value));
         let certainty = domains.iter().map(|(_, domain)| domain.latencies.wait.certainty);
         let m = certainty.max().map_or("", mark);
         let waits = values(&|_, domain| domain.latencies.wait.p99 as f64);
         let time = |ticks: f64| svg::time(ticks as u64, clock);
-        chart(page, &format!("{m}block to run, 99 %"), &waits, span, clock, &time);
+        let axis = |ticks, top| svg::axis_time(ticks, top, clock);
+        chart(page, &format!("{m}block to run, 99 %"), &waits, span, clock, &time, &axis);
         let each = values(&|_, domain| {
             let of = domain.marked.as_ref().unwrap_or(&domain.inferred);
             of.waking_kicks_per_blocked.unwrap_or(0.0)
@@ -68,7 +70,8 @@ pub(super) fn write(page: &mut String, series: &Series, summary: &Summary) {
         let marked = domains.iter().all(|(_, domain)| domain.marked.is_some());
         let m = if marked { "" } else { "~" };
         let title = format!("{m}waking kicks per blocked acquisition");
-        chart(page, &title, &each, span, clock, &|value| format!("{value:.2}"));
+        let say = |value| format!("{value:.2}");
+        chart(page, &title, &each, span, clock, &say, &|value, _| svg::trimmed(value));
         states(page, &domains, span, clock);
         page.push_str("</div>");
     }
@@ -78,7 +81,8 @@ fn plain(value: f64) -> String {
     if value >= 100.0 || value == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
 }
 
-/// A bar for each phase, with round numbers at the left and below.
+/// A bar for each phase, with round numbers at the left and below. A value is named by `say`, at the axis,
+/// beside its largest number, by `axis`.
 fn chart(
     page: &mut String,
     title: &str,
@@ -86,11 +90,13 @@ fn chart(
     span: (u64, u64),
     clock: &Clock,
     say: &dyn Fn(f64) -> String,
+    axis: &dyn Fn(f64, f64) -> String,
 ) {
     let most = values.iter().map(|&(_, value)| value).fold(0.0, f64::max);
     let top = svg::round_up(most, clock_scale(title, clock));
     open(page, title);
-    for part in [0.0, 0.5, 1.0] {
+    // Where all is 0, so is the axis.
+    for &part in if top > 0.0 { &[0.0, 0.5, 1.0][..] } else { &[0.0] } {
         let y = TOP + TALL * (1.0 - part);
         let _ = write!(
             page,
@@ -98,7 +104,7 @@ fn chart(
              <text class=\"soft\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             LEFT - 4.0,
             y + 4.0,
-            say(top * part)
+            axis(top * part, top)
         );
     }
     for &(phase, value) in values {
@@ -170,11 +176,16 @@ fn open(page: &mut String, title: &str) {
 fn close(page: &mut String, (from, to): (u64, u64), clock: &Clock) {
     for (tick, label) in svg::ticks(from, to, 6, clock) {
         let x = LEFT + (tick - from) as f64 / (to - from).max(1) as f64 * (WIDTH - LEFT);
-        let anchor = if x > WIDTH - 30.0 { "end" } else { "middle" };
+        // At the corner stands the lowest number of the other axis.
+        let anchor = match x {
+            x if x > WIDTH - 30.0 => "end",
+            x if x < LEFT + 30.0 => "start",
+            _ => "middle",
+        };
         let _ = write!(
             page,
             "<text class=\"soft\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{label}</text>",
-            TOP + TALL + 14.0
+            TOP + TALL + FOOT - 3.0
         );
     }
     page.push_str("</svg></figure>");

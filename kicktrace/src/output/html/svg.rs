@@ -36,16 +36,34 @@ pub(super) fn round_up(value: f64, unit: f64) -> f64 {
     step.unwrap_or(10.0) * ten * unit
 }
 
-/// A round number of nanoseconds, or of ticks where these have no length, in its largest unit.
-fn round_time(value: f64, clock: &Clock) -> String {
-    let (unit, name) = match (clock.hz, value) {
+/// The largest unit that so many nanoseconds fill, or ticks where these have no length.
+fn unit(value: f64, clock: &Clock) -> (f64, &'static str) {
+    match (clock.hz, value) {
         (None, _) => (1.0, ""),
         (_, value) if value >= 1e9 => (1e9, " s"),
         (_, value) if value >= 1e6 => (1e6, " ms"),
         (_, value) if value >= 1e3 => (1e3, " µs"),
         _ => (1.0, " ns"),
-    };
-    format!("{}{name}", value / unit)
+    }
+}
+
+/// A round number of nanoseconds, or of ticks where these have no length, in its largest unit.
+fn round_time(value: f64, clock: &Clock) -> String {
+    let (unit, name) = unit(value, clock);
+    format!("{}{name}", trimmed(value / unit))
+}
+
+/// Ticks at an axis whose largest number is `top`, in one unit.
+pub(super) fn axis_time(ticks: f64, top: f64, clock: &Clock) -> String {
+    let ns = |ticks: f64| ticks * clock.hz.map_or(1.0, |hz| 1e9 / hz);
+    let (unit, name) = unit(ns(top), clock);
+    format!("{}{name}", trimmed(ns(ticks) / unit))
+}
+
+/// A number with the digits it needs, three behind the point at most: what is left over is noise.
+pub(super) fn trimmed(number: f64) -> String {
+    let text = format!("{number:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// Round moments of `from..=to`, about `wanted` of them, and their labels: times where the frequency is
@@ -66,10 +84,9 @@ pub(super) fn ticks(from: u64, to: u64, wanted: u32, clock: &Clock) -> Vec<(u64,
     let mut number = (begin / step).ceil();
     while number * step <= end * 1.000_000_001 && ticks.len() <= 4 * wanted as usize {
         let at = number * step;
-        // A step of 250 ms has two digits behind the point in seconds; what is left over is noise.
-        let label = format!("{:.3}", at / unit);
-        let label = label.trim_end_matches('0').trim_end_matches('.');
-        ticks.push((((at * scale).round() as u64).clamp(from, to), format!("{label}{name}")));
+        // A step of 250 ms has two digits behind the point in seconds.
+        let label = format!("{}{name}", trimmed(at / unit));
+        ticks.push((((at * scale).round() as u64).clamp(from, to), label));
         number += 1.0;
     }
     ticks
@@ -157,7 +174,7 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
     let (first, last) =
         (bars.keys().next().copied().unwrap_or(0), bars.keys().last().copied().unwrap_or(0));
     let most = bars.values().max().copied().unwrap_or(1) as f64;
-    let (width, height, foot, head) = (560.0, 130.0, 18.0, 16.0);
+    let (width, height, foot, head) = (560.0, 130.0, 20.0, 16.0);
     let bar_width = (width / f64::from(last - first + 1)).min(80.0);
     let _ = write!(page, "<svg viewBox=\"0 0 {width} {}\" role=\"img\">", height + foot);
     for (&bar, &count) in &bars {
@@ -202,7 +219,8 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
         for step in steps {
             let ticks = step * 10f64.powi(decade) * scale;
             let at = ((ticks.max(1.0)).log2() * 2.0 - f64::from(first)) * bar_width;
-            if ticks < 1.0 || !(0.0..width - 40.0).contains(&at) {
+            // A label needs its room, at the right end too.
+            if ticks < 1.0 || !(0.0..width - 64.0).contains(&at) {
                 continue;
             }
             let _ = write!(
@@ -210,7 +228,7 @@ pub(super) fn histogram(page: &mut String, name: &str, of: &Distribution, clock:
                 "<line class=\"grid-line\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{height}\" y2=\"{}\"/>\
                  <text class=\"soft\" x=\"{at:.1}\" y=\"{}\">{}</text>",
                 height + 4.0,
-                height + 14.0,
+                height + foot - 2.0,
                 round_time(step * 10f64.powi(decade), clock)
             );
         }
@@ -367,5 +385,21 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
         page.push_str(
             "<p class=\"facts\">The chart ends early: the window holds more than fits.</p>",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{axis_time, trimmed};
+    use crate::summary::Clock;
+
+    #[test]
+    fn numbers_of_an_axis_are_round_and_of_one_unit() {
+        let clock = Clock::known(Some(2e9));
+        let ms = |ms: f64| ms * 2e6;
+        let labels = [0.0, 100.0, 200.0].map(|part| axis_time(ms(part), ms(200.0), &clock));
+        assert_eq!(labels, ["0 ms", "100 ms", "200 ms"]);
+        assert_eq!(axis_time(5.0, 10.0, &Clock::known(None)), "5");
+        assert_eq!([0.1 + 0.2, 2.0].map(trimmed), ["0.3", "2"]);
     }
 }
