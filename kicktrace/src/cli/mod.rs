@@ -132,7 +132,7 @@ enum Failure {
     Cut { name: String, cut: Truncation },
     /// The figures are out, but the ones people come for are missing.
     #[error(
-        "{name}: no {what} from byte 0 to {bytes}: kicks and waits cannot be told from this trace; \
+        "{name}: no {what} from byte 0 to {bytes}: this trace shows no kicks and waits; \
          capture again with {mask:#010x} in the mask (see kicktrace capture and kicktrace check)"
     )]
     Classes { name: String, bytes: u64, what: &'static str, mask: u32 },
@@ -188,7 +188,7 @@ fn corrected(input: &input::Input, whole: &Reading) -> Result<(), Failure> {
     }
 }
 
-/// What a command ends with that told every record of its trace: success, or that the trace is cut.
+/// What a command ends with that showed every record of its trace: success, or that the trace is cut.
 fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
     match reading.truncated {
         Some(cut) => Err(Failure::Cut { name: input.name(), cut }),
@@ -196,7 +196,7 @@ fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
     }
 }
 
-/// What a command ends with that told figures of its trace: success, or that the trace is cut, or that
+/// What a command ends with that showed figures of its trace: success, or that the trace is cut, or that
 /// what figures need is not in it. The doubts, which figures alone do not show, go to standard error.
 fn judged(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
     for finding in summary.found(Verdict::Doubtful) {

@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 .into(),
         ));
     }
-    // Opened here, where a wrong name is still told on an ordinary screen.
+    // Opened here, where the message of a wrong name still stands on the ordinary screen.
     let opened = input.open()?;
     let latest = Arc::new(Mutex::new(Latest::default()));
     let found = Arc::clone(&latest);
@@ -184,7 +184,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Nobody is left to tell if this fails.
+        // If this fails nobody is left to read it.
         let _ = tcsetattr(&self.keys, OptionalActions::Now, &self.before);
         let mut out = io::stdout();
         let _ = out.write_all(b"\x1b[?25h\x1b[?1049l");

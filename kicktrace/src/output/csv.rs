@@ -38,7 +38,7 @@ pub fn write(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     Ok(())
 }
 
-/// What is told of a vCPU or of a domain.
+/// What is written of a vCPU or of a domain.
 pub(super) struct Figures<'a> {
     pub(super) counts: &'a Counts,
     pub(super) times: &'a Times,

@@ -8,7 +8,7 @@ use crate::analysis::{Interval, VcpuId, WaitStory};
 use crate::event::Runstate;
 use crate::summary::Clock;
 
-/// Waits told below the chart.
+/// Waits listed below the chart.
 const WAITS: usize = 40;
 
 /// Writes the chart, `width` columns wide.

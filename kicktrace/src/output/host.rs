@@ -65,25 +65,28 @@ fn pcpus(out: &mut dyn Write, host: &HostSummary, columns: usize) -> io::Result<
     let mut lines = aligned(&rows, &shape).into_iter();
     writeln!(out, "\n{}", wrap(&lines.next().unwrap_or_default(), columns, 6))?;
     for (line, of) in lines.zip(&host.pcpus) {
-        let names = |most: usize| {
-            let mut text = String::new();
-            for who in of.vcpus.iter().take(most) {
-                let _ = write!(text, " {} {:.0} %", who.vcpu, percent(who.ticks, host.ticks));
-            }
-            match of.vcpus.len().saturating_sub(most) {
-                0 => text,
-                more => format!("{text} +{more}"),
-            }
-        };
-        // As many as there is room for; how many more there are always stands there.
         let room = columns.saturating_sub(line.chars().count() + 1);
-        let fit = (0..=WHO).rev().map(names).find(|text| text.len() <= room);
-        writeln!(out, "{line} {}", fit.unwrap_or_default())?;
+        writeln!(out, "{line} {}", who(of, host.ticks, room))?;
         if of.lost_records > 0 {
             writeln!(out, "      {} records lost here", of.lost_records)?;
         }
     }
     Ok(())
+}
+
+/// The vCPUs that were longest on a pCPU, as many as there is room for, and how many more there are.
+pub(super) fn who(of: &HostPcpu, all: u64, room: usize) -> String {
+    let names = |most: usize| {
+        let mut text = String::new();
+        for who in of.vcpus.iter().take(most) {
+            let _ = write!(text, " {} {:.0} %", who.vcpu, percent(who.ticks, all));
+        }
+        match of.vcpus.len().saturating_sub(most) {
+            0 => text,
+            more => format!("{text} +{more}"),
+        }
+    };
+    (0..=WHO).rev().map(names).find(|text| text.len() <= room).unwrap_or_default()
 }
 
 fn domain(

@@ -7,7 +7,7 @@ use crate::event::{self, Runstate, fields, hypercall_name, vector_name};
 use crate::markers;
 use crate::reader::Record;
 
-/// Which vCPU is on each pCPU, as the records so far tell.
+/// Which vCPU is on each pCPU, as the records so far say.
 #[derive(Clone, Debug, Default)]
 pub struct WhoRuns(Vec<Option<VcpuId>>);
 
@@ -142,7 +142,7 @@ impl Display for Text<'_> {
             (_, words) => {
                 let who = self.who();
                 f.write_str(&who)?;
-                // The words that name vCPUs are told.
+                // The words that name vCPUs are written.
                 let named = match (who.is_empty(), record.event) {
                     (true, _) => 0,
                     (_, event::SWITCH) => 4,
@@ -165,7 +165,7 @@ impl Text<'_> {
     }
 }
 
-/// The payload by the names of its [`fields`]; what has no name is told as [`rest`] does.
+/// The payload by the names of its [`fields`]; what has no name is written as [`rest`] does.
 fn named(f: &mut Formatter<'_>, fields: &str, mut words: &[u32]) -> fmt::Result {
     for field in fields.split(' ') {
         let Some((&word, after)) = words.split_first() else { break };

@@ -199,7 +199,7 @@ fn domain(f: &mut Formatter<'_>, domain: &Domain, summary: &Summary) -> fmt::Res
     Ok(())
 }
 
-/// Locks told of each domain; `kicktrace locks` tells them all.
+/// Locks shown of each domain; `kicktrace locks` shows all.
 const LOCKS: usize = 8;
 
 /// What [`Times::named`](crate::summary::Times::named) is called here, in its order.
@@ -215,7 +215,7 @@ const TIMES: [&str; 9] = [
     "unknown",
 ];
 
-/// The quantiles told where there is so much room.
+/// The quantiles for which there is room.
 fn quantiles(of: &Distribution, width: usize) -> Vec<(&'static str, u64)> {
     let all =
         [("p50", of.p50), ("p90", of.p90), ("p99", of.p99), ("p99.9", of.p999), ("max", of.max)];

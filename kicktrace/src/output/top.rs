@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::columns::{aligned, left, right};
 use super::host::percent;
-use super::table::mark;
+use super::table::{mark, wrap};
 use crate::analysis::{Cause, HostDomain, HostSummary};
 use crate::summary::{Clock, Distribution, Domain, Summary};
 
@@ -62,13 +63,7 @@ pub fn screen(
         let bar = format!("{}{}", "#".repeat(full.min(20)), ".".repeat(20 - full.min(20)));
         let mut line =
             format!("p{:<4}{:>7}  {bar} ", of.cpu, format!("{}{busy:.0} %", mark(of.certainty)));
-        for who in &of.vcpus {
-            let more = format!(" {} {:.0}%", who.vcpu, percent(who.ticks, host.ticks));
-            if line.len() + more.len() > columns {
-                break;
-            }
-            line += &more;
-        }
+        line += &super::host::who(of, host.ticks, columns.saturating_sub(line.chars().count()));
         lines.push(line);
     }
     if fit < pcpus {
@@ -76,29 +71,44 @@ pub fn screen(
     }
     lines.push(String::new());
     let unit = if clock.hz.is_some() { "us" } else { "ticks" };
-    let head = ["kicks/s", "waits/s", "wait p50", "p99", "wake>run", "run", "stolen", "hazard"];
-    let head: String = head.iter().map(|name| format!("{name:>9}")).collect();
-    lines.push(format!("{:<7}{head}  ({unit})", "dom"));
+    let [p50, p99, wake] = ["wait p50", "p99", "wake>run"].map(|name| format!("{name} {unit}"));
+    let head = ["dom", "kicks/s", "waits/s", &p50, &p99, &wake, "run", "stolen", "hazard"];
+    let mut cells = vec![head.map(String::from).to_vec()];
     for domain in &summary.domains {
         let of = host.domains.iter().find(|of| of.id == domain.id);
-        lines.push(line(domain, of, host, clock, &per));
+        cells.push(row(domain, of, host, clock, &per));
+    }
+    // Whole columns, as many as there is room for.
+    let shape = [[left(0, 5)].as_slice(), &[right(1, 7); 8]].concat();
+    let mut table = aligned(&cells, &shape);
+    while cells[0].len() > 2 && table.iter().any(|line| line.chars().count() > columns) {
+        cells.iter_mut().for_each(|row| drop(row.pop()));
+        table = aligned(&cells, &shape);
+    }
+    lines.append(&mut table);
+    if cells[0].len() < head.len() {
+        let (name, last) = (head[cells[0].len()], head[head.len() - 1]);
+        let without = if name == last { name.into() } else { format!("{name} to {last}") };
+        lines.push(format!("(no room: {without})"));
     }
     for warning in &summary.warnings {
-        lines.push(format!("warning: {warning}"));
+        let warning = wrap(&format!("warning: {warning}"), columns, 2);
+        lines.extend(warning.lines().map(String::from));
     }
     cut(lines, columns, rows)
 }
 
-fn line(
+/// A domain's row of the table.
+fn row(
     domain: &Domain,
     host: Option<&HostDomain>,
     of: &HostSummary,
     clock: &Clock,
     per: &dyn Fn(u64) -> f64,
-) -> String {
-    let mut line = format!("{:<7}", format!("d{}", domain.id));
+) -> Vec<String> {
+    let mut row = vec![format!("d{}", domain.id)];
     for count in [domain.counts.waking_kicks, domain.counts.waits] {
-        let _ = write!(line, "{:>9}", format!("{}{:.0}", mark(count.certainty), per(count.value)));
+        row.push(format!("{}{:.0}", mark(count.certainty), per(count.value)));
     }
     let wait = &domain.latencies.wait;
     let wake = host.and_then(|host| host.runnable.iter().find(|of| of.cause == Cause::Woken));
@@ -108,17 +118,16 @@ fn line(
         wake.map(|of| (&of.to_run, of.to_run.p99)),
     ];
     for latency in latencies {
-        let text = latency.map_or("-".into(), |(of, ticks)| time(of, ticks, clock));
-        let _ = write!(line, "{text:>9}");
+        row.push(latency.map_or("-".into(), |(of, ticks)| time(of, ticks, clock)));
     }
     let all = of.ticks.saturating_mul(domain.vcpus.len() as u64);
     let hazard = host.map_or(0, |host| host.concurrency.hazard);
     for (ticks, all) in
         [(domain.times.running, all), (domain.times.stolen, all), (hazard, of.ticks)]
     {
-        let _ = write!(line, "{:>7.1} %", percent(ticks, all));
+        row.push(format!("{:.1} %", percent(ticks, all)));
     }
-    line
+    row
 }
 
 fn time(of: &Distribution, ticks: u64, clock: &Clock) -> String {

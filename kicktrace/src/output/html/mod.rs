@@ -198,7 +198,7 @@ fn acquisitions(page: &mut String, title: &str, of: &Acquisitions) {
     );
 }
 
-/// Locks told; the others are in the output of `kicktrace locks`.
+/// Locks shown; the others are in the output of `kicktrace locks`.
 const LOCKS: usize = 32;
 
 fn locks(page: &mut String, domain: &Domain, summary: &Summary) {
