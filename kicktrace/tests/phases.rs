@@ -113,6 +113,26 @@ fn phases_add_up_to_the_whole() {
     }
 }
 
+/// A preemption that spans hundreds of phases is one, and pushes no other out of memory.
+#[test]
+fn thousands_of_phases_add_up_to_the_whole() {
+    let whole = phases(TWICE, Bounds::default()).remove(0);
+    let all = phases(TWICE, Bounds { every: Some(whole.ticks / 9_000), ..Bounds::default() });
+    assert!(all.len() >= 9_000);
+    let sum = |id: u16, of: &dyn Fn(&Domain) -> u64| -> u64 {
+        all.iter().flat_map(|phase| &phase.domains).filter(|domain| domain.id == id).map(of).sum()
+    };
+    for domain in &whole.domains {
+        for (at, (name, ticks, _)) in
+            domain.times.named(&domain.times_certainty).into_iter().enumerate()
+        {
+            let parts = sum(domain.id, &|of| of.times.named(&of.times_certainty)[at].1);
+            assert_eq!(parts, ticks, "d{}: {name}", domain.id);
+        }
+        assert_eq!(sum(domain.id, &|of| of.counts.waits.value), domain.counts.waits.value);
+    }
+}
+
 #[test]
 fn a_window_is_its_phase() {
     for trace in traces() {

@@ -325,6 +325,12 @@ impl Vcpu {
         let woken = self.woken;
         let ended = self.close_account(tsc, gaps);
         self.woken = woken;
+        // However many phases it spans, it is one preemption to remember.
+        let behind = self.preempted.pop_back();
+        match (self.preempted.back_mut(), behind) {
+            (Some((_, end)), Some((start, to))) if *end == start => *end = to,
+            (_, behind) => self.preempted.extend(behind),
+        }
         // Its sleep in a poll counts where it is spent.
         let blocked_to = match self.poll {
             Poll::Blocked => tsc,
