@@ -687,3 +687,29 @@ fn what_aborts_a_poll_is_judged_as_what_ends_one() {
     assert_ne!(in_part.waking_kicks.certainty, Certainty::Exact);
     assert_ne!(in_part.waits_kicked.certainty, Certainty::Exact);
 }
+
+/// A trace may begin while a vCPU runs, which its first BLOCK tells: what it did before that is in no
+/// count.
+#[test]
+fn what_a_vcpu_did_before_it_is_known_leaves_a_bound() {
+    let call = |number: u32| 1 << 20 | number;
+    for (calls, certainty) in [(1, Certainty::LowerBound), (0, Certainty::Exact)] {
+        let mut all = base();
+        for number in 0..calls {
+            let kick = [call(event::HYPERCALL_EVENT_CHANNEL_OP), 4];
+            all.push(Rec::new(2, START + 1_000 + number, event::PV_HYPERCALL, &kick));
+        }
+        let poll = [call(event::HYPERCALL_SCHED_OP), event::SCHEDOP_POLL];
+        all.push(Rec::new(2, START + 2_000, event::PV_HYPERCALL, &poll));
+        all.push(Rec::new(2, START + 2_100, event::BLOCK, &[2, 0]));
+        all.push(Rec::new(2, START + 2_200, event::RUNSTATE_CHANGE | 2 << 4, &[2 << 16]));
+        all.push(Rec::new(2, START + 2_300, event::RUNSTATE_CHANGE | 1 << 8, &[2 << 16 | 1]));
+        all.push(Rec::new(2, START + 2_400, event::PV_HYPERCALL, &[24]));
+        let summary = told(&all);
+        let other = summary.domains.iter().find(|domain| domain.id == 2).expect("the domain");
+        let counts = &other.vcpus[0].counts;
+        assert_eq!(counts.evtchn_ops.value, 0);
+        assert_eq!(counts.evtchn_ops.certainty, certainty, "{calls} calls");
+        assert_eq!(counts.polls.value, 1);
+    }
+}

@@ -378,6 +378,10 @@ impl<O: Observe> Analyser<O> {
                 pcpu.unattributed = pcpu.unattributed.saturating_sub(1);
                 self.poll_begins(index, begun);
             }
+            let missed = std::mem::take(&mut self.pcpu(cpu).unattributed) > 0;
+            if missed && index != NOBODY {
+                self.vcpus[index as usize].missed = true;
+            }
         }
         if index != NOBODY {
             // Where the trace shows no call of it at all, nobody knows in which one it blocks.
