@@ -188,3 +188,25 @@ fn every_event_of_xens_public_header_has_a_name() {
     let unnamed: Vec<_> = events.concat().into_iter().filter(nameless).collect();
     assert!(unnamed.is_empty(), "{unnamed:#x?}");
 }
+
+/// Small rings are emptied often. A pCPU that is held up between reading its TSC and writing the record,
+/// for milliseconds in an emulator, writes it passes later.
+#[test]
+fn a_record_that_is_written_late_has_its_place_all_the_same() {
+    let mut words = Vec::new();
+    let mut window = |cpu: u32, tsc: u32| {
+        words.extend([0x2001_f003, cpu, 16, CONTINUES | 1 << 31 | 1 << 28, tsc, 0]);
+        words.push(0x7fff << 16 | cpu);
+    };
+    for pass in 10..100 {
+        window(0, pass * 1_000_000);
+        if pass % 8 == 0 {
+            // It read its TSC seven passes ago.
+            window(1, (pass - 7) * 1_000_000 + 500_000);
+        }
+        window(2, pass * 1_000_000 + 100_000);
+    }
+    let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    let summary = summarise(&bytes[..], &Options::default()).expect("a sound trace");
+    assert_eq!(summary.reading.late_records, 0);
+}

@@ -114,6 +114,10 @@ const OUTSTANDING: u64 = QUIET;
 /// taken, however long the trace: `xentrace` itself wakes ten times a second.
 const UNEXPLAINED: u64 = 1 << 31;
 
+/// Ticks for which a pCPU may be held up between reading its TSC and writing the record: some
+/// milliseconds. Small rings are emptied more often than that.
+const HELD_UP: u64 = 1 << 25;
+
 pub(super) struct Merge<'v, V> {
     streams: Vec<Stream>,
     next: Tournament,
@@ -180,8 +184,8 @@ impl<'v, V: Visit> Merge<'v, V> {
         if last {
             let final_up_to = self.passes.window(cpu, max_tsc);
             // A pCPU can be held up between reading its TSC and writing the record (an emulator's can
-            // for milliseconds): wait twice as long while that costs little.
-            let lag = self.passes.latest.saturating_sub(final_up_to);
+            // for milliseconds): wait twice as long, and so long at least, while that costs little.
+            let lag = self.passes.latest.saturating_sub(final_up_to).max(HELD_UP);
             let patience = if self.buffer.held < PATIENT_BELOW { lag } else { 0 };
             self.deliver(final_up_to.saturating_sub(patience))?;
         } else {
