@@ -713,3 +713,14 @@ fn what_a_vcpu_did_before_it_is_known_leaves_a_bound() {
         assert_eq!(counts.polls.value, 1);
     }
 }
+
+/// Between two sessions in one file vCPUs move without a record. That is no scheduling by cores.
+#[test]
+fn joined_sessions_are_not_taken_for_core_scheduling() {
+    let moved = shifted(&base(), 5_000_000_000);
+    let moved = moved.into_iter().map(|rec| Rec { cpu: 1 - rec.cpu, ..rec });
+    let summary = told(&base().into_iter().chain(moved).collect::<Vec<_>>());
+    assert!(found(&summary, "silence").is_some(), "{:?}", summary.findings);
+    assert_eq!(found(&summary, "cores"), None);
+    assert_ne!(guest(&summary).counts.waits.certainty, Certainty::Exact);
+}

@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 
+use super::evidence::is_joined;
 use super::judge::{Judge, some};
 use crate::analysis::{Analyser, MAX_VCPUS};
 use crate::summary::{DomainKind, Summary, Verdict};
@@ -15,7 +16,9 @@ const MISTAKEN: u64 = 20;
 /// What the figures rest on.
 pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analyser<O>) {
     let classes = &summary.classes;
-    if analyser.shared_cores > 0 {
+    // Where two sessions meet, who is where changes without a record.
+    let joined = is_joined(&summary.reading);
+    if analyser.shared_cores > 0 && !joined {
         judge.say(
             Verdict::Doubtful,
             "cores",
@@ -79,7 +82,7 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
         );
     }
     // Without changes of runstates nobody knows who wrote a mark.
-    if analyser.bad_markers > 0 && classes.runstates {
+    if analyser.bad_markers > 0 && classes.runstates && !joined {
         judge.say(
             Verdict::Doubtful,
             "malformed marks",
