@@ -118,8 +118,10 @@ impl Calibration {
         ratios.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
         let Some(hz) = quantile(&ratios, 0.5) else { return Clock::known(None) };
         let spread = |of: f64| quantile(&ratios, of).map_or(0.0, |at| (at - hz).abs());
-        // Half of what the runs weigh lies between the quartiles.
-        let mut error = ((spread(0.25) + spread(0.75)) / 2.0 / hz).max(end_error(&ratios, hz));
+        // Half of what the runs weigh lies between the quartiles. Where one run weighs nearly as much, one
+        // of them is the middle itself.
+        let apart = spread(0.25).max(spread(0.75));
+        let mut error = (apart / hz).max(end_error(&ratios, hz));
         let (disagreeing, apart) = disagreeing(&ratios, hz);
         error = error.max(apart).max(outweighed(&ratios, hz));
         let time = |ratios: &mut dyn Iterator<Item = &Ratio>| ratios.map(|of| of.ns).sum::<f64>();
@@ -364,6 +366,10 @@ mod tests {
         runs.push(long);
         let error = of(&[&runs]).error_ppm.unwrap();
         assert!((error - 500.0).abs() < 1.0, "{error}");
+        // Where it weighs nearly as much as they, it is one of the quartiles.
+        let sound = (300_000_000, 300_000_000);
+        let error = of(&[&[sound, sound, (400_400_000, 400_000_000)]]).error_ppm.unwrap();
+        assert!(error > 990.0, "{error}");
         // Short ones whose ends are off say nothing against it.
         let mut runs: Vec<_> = (0..50).map(|n| (10_000 + 4 * n, 10_000)).collect();
         runs.push((3_000_000_000, 3_000_000_000));
