@@ -46,7 +46,9 @@ pub(super) fn findings<O>(judge: &mut Judge, summary: &Summary, analyser: &Analy
         let beside = some(&there);
         let where_ = match out_of_sight(summary) {
             Some(some) => format!("{some}, or a pCPU beside {beside} has none at all"),
-            None => format!("a pCPU beside {beside} has no records, or not all"),
+            None => format!(
+                "a pCPU beside {beside} has no records, or not all (another xentrace may have read some)"
+            ),
         };
         judge.say(
             Verdict::Doubtful,
