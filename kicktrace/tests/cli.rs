@@ -454,7 +454,12 @@ fn a_window_behind_the_end_is_an_error_everywhere() {
         let message = bad(&[command, "--to", "0", TWICE], 2);
         assert!(message.contains("where the trace begins"), "{command}: {message}");
     }
-    assert!(bad(&["summary", "--to", "1e-12", TWICE], 2).contains("shorter than a tick"));
+    for command in ["summary", "host", "timeline", "dump", "locks"] {
+        let message = bad(&[command, "--to", "1e-12", TWICE], 2);
+        assert!(message.contains("shorter than a tick"), "{command}: {message}");
+        // In the unit it was given in.
+        assert!(bad(&[command, "--from", "99.5", TWICE], 2).contains("ends before --from 99.5"));
+    }
     assert!(bad(&["locks", "--each", "--from", "99", TWICE], 2).contains("ends before --from"));
 }
 

@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         )));
     }
     let clock = if needless { None } else { args.input.clock()? };
-    args.window.unit(clock, &args.input);
+    args.window.unit(clock, &args.input)?;
     let mut lines = Lines {
         args,
         clock,

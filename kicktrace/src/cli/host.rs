@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let options = input.reading.options();
     let (_, whole) = phases(input, Phases::new(&options, Host::default(), bounds, sink))?;
-    let (mut summary, mut host) = told.ok_or_else(|| beyond(input, bounds))?;
+    let (mut summary, mut host) = told.ok_or_else(|| beyond(input, args.window, bounds))?;
     // Those of the summary stand first.
     let before = summary.warnings.len();
     complete(&mut summary, whole);

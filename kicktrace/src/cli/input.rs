@@ -249,8 +249,13 @@ impl Window {
         self.from.is_some() || self.to.is_some()
     }
 
-    /// Says so if it is in ticks, for a command that takes it so.
-    pub(super) fn unit(&self, hz: Option<f64>, input: &Input) {
+    /// Refuses a window that holds no tick, and says so if it is in ticks, for a command that takes it so.
+    pub(super) fn unit(&self, hz: Option<f64>, input: &Input) -> Result<(), Failure> {
+        if let (from, Some(to)) = self.ticks(hz.unwrap_or(1.0))
+            && to <= from
+        {
+            return Err(Failure::Usage(TOO_SHORT.into()));
+        }
         if self.is_given() && hz.is_none() {
             say(format_args!(
                 "{}: the TSC frequency is not known: --from and --to count ticks (--cpu-hz or --xl-dmesg \
@@ -258,6 +263,7 @@ impl Window {
                 input.name()
             ));
         }
+        Ok(())
     }
 }
 
@@ -322,16 +328,15 @@ pub(super) fn parse_vcpu(text: &str) -> Result<VcpuId, String> {
 }
 
 /// A window that begins behind the end of the trace.
-pub(super) fn beyond(input: &Input, bounds: Bounds) -> Failure {
+pub(super) fn beyond(input: &Input, window: Window, bounds: Bounds) -> Failure {
     if bounds.to.is_some_and(|to| to <= bounds.from) {
-        return Failure::Usage("the window is shorter than a tick of the TSC".into());
+        return Failure::Usage(TOO_SHORT.into());
     }
-    Failure::Usage(format!(
-        "{}: the trace ends before --from ({} ticks after its first record)",
-        input.name(),
-        bounds.from
-    ))
+    let (name, from) = (input.name(), window.from.unwrap_or(0.0));
+    Failure::Usage(format!("{name}: the trace ends before --from {from}"))
 }
+
+const TOO_SHORT: &str = "--from and --to: the window is shorter than a tick of the TSC";
 
 #[cfg(test)]
 mod tests {

@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         each(args, &mut out)?
     } else {
         let bounds = bounds(&args.input, args.window, None)?;
-        let summary = windowed(&args.input, bounds)?;
+        let summary = windowed(&args.input, args.window, bounds)?;
         if args.json {
             let domains = summary.domains.iter().filter(|domain| !domain.locks.is_empty());
             let domains =
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 fn each(args: &Args, out: impl Write) -> Result<crate::Summary, Failure> {
     let clock = Clock::known(args.input.clock()?);
-    args.window.unit(clock.hz, &args.input);
+    args.window.unit(clock.hz, &args.input)?;
     let lines = match (args.json, args.csv) {
         (true, _) => Lines::Json,
         (_, true) => Lines::Csv,

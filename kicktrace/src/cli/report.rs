@@ -42,12 +42,12 @@ pub(super) fn write(
         let options = input.reading.options();
         let sink = |summary, _: &mut ()| drop(series.push(summary));
         let mut phases = Phases::new(&options, (), bounds, sink);
-        let (reading, found) = observe(input, observer, bounds, &mut phases, tell)?;
+        let (reading, found) = observe(input, observer, (window, bounds), &mut phases, tell)?;
         phases.finish(reading);
         series.set_clock(found.0.clock.clone());
         found
     } else {
-        observe(input, observer, bounds, &mut Nothing, tell)?.1
+        observe(input, observer, (window, bounds), &mut Nothing, tell)?.1
     };
     let host = told.map(|host| HostSummary { clock: summary.clock.clone(), ..host });
     let mut worst: Vec<_> = std::mem::take(&mut seen.longest).into_iter().map(|l| l.0.0).collect();
@@ -64,7 +64,7 @@ pub(super) fn write(
         let window = Window { from: Some((at - half).max(0.0)), to: Some(at + half) };
         let seen = Seen::new(window, hz);
         let all = Bounds::default();
-        drawn = observe(input, seen, all, &mut Nothing, |_, _| {})?.1.1.window.to;
+        drawn = observe(input, seen, (window, all), &mut Nothing, |_, _| {})?.1.1.window.to;
     }
     let parts = Parts { title: input.title(), window: drawn, worst, series, host };
     let mut file = sink::create(path, sink::Kind::Text, &input.files())?;
@@ -78,7 +78,7 @@ pub(super) fn write(
 fn observe<O: Observe>(
     input: &Input,
     observer: O,
-    bounds: Bounds,
+    (window, bounds): (Window, Bounds),
     beside: &mut impl Visit,
     mut tell: impl FnMut(&Summary, &mut O),
 ) -> Result<(Reading, (Summary, O)), Failure> {
@@ -101,7 +101,7 @@ fn observe<O: Observe>(
     let reading = read(input.open()?, &options.read, &mut Both(&mut phases, beside))
         .map_err(|source| input.failure(source))?;
     let (observer, whole) = phases.finish(reading.clone());
-    let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
+    let mut summary = told.ok_or_else(|| beyond(input, window, bounds))?;
     complete(&mut summary, whole);
     Ok((reading, (summary, observer)))
 }

@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             }
             summary
         }
-        (None, None) => windowed(&input, bounds)?,
+        (None, None) => windowed(&input, args.window, bounds)?,
         (None, Some(_)) => return series(args, &input, bounds),
     };
     let mut out = BufWriter::new(io::stdout().lock());
@@ -133,7 +133,7 @@ pub(super) fn bounds(input: &Input, window: Window, every: Option<f64>) -> Resul
 }
 
 /// The summary of one window, or of the whole trace.
-pub(super) fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure> {
+pub(super) fn windowed(input: &Input, window: Window, bounds: Bounds) -> Result<Summary, Failure> {
     if bounds == Bounds::default() {
         return input.summarise();
     }
@@ -141,7 +141,7 @@ pub(super) fn windowed(input: &Input, bounds: Bounds) -> Result<Summary, Failure
     let sink = |summary, _: &mut ()| told = Some(summary);
     let options = input.reading.options();
     let (_, whole) = phases(input, Phases::new(&options, (), bounds, sink))?;
-    let mut summary = told.ok_or_else(|| beyond(input, bounds))?;
+    let mut summary = told.ok_or_else(|| beyond(input, window, bounds))?;
     complete(&mut summary, whole);
     Ok(summary)
 }
@@ -165,7 +165,7 @@ fn series(args: &Args, input: &Input, bounds: Bounds) -> Result<(), Failure> {
     let options = input.reading.options();
     let (_, whole) = phases(input, Phases::new(&options, (), bounds, sink))?;
     series.set_clock(whole.clock.clone());
-    let mut last = last.ok_or_else(|| beyond(input, bounds))?;
+    let mut last = last.ok_or_else(|| beyond(input, args.window, bounds))?;
     // What was captured shows by the end at the latest.
     complete(&mut last, whole);
     // The last phase has those of the whole trace too: records out of order, a cut.

@@ -41,7 +41,7 @@ const NO_CLOCK: &str = "a Perfetto trace is in nanoseconds, and the frequency is
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let hz = args.input.clock()?;
-    args.window.unit(hz, &args.input);
+    args.window.unit(hz, &args.input)?;
     if let Some(path) = &args.perfetto {
         let hz = hz.ok_or_else(|| Failure::Usage(NO_CLOCK.into()))?;
         let file = sink::create(path, sink::Kind::Binary, &args.input.files())?;
