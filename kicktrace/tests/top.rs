@@ -99,10 +99,12 @@ fn it_draws_resizes_and_quits() {
     assert!(screen.lines().all(|line| line.chars().count() <= 80));
     terminal.wait(|screen| screen.contains("no news for"));
     terminal.tmux(&["resize-window", "-x", "50", "-y", "12"]);
-    let narrow = terminal.wait(|screen| !screen.contains("hazard") && screen.contains("kicks/s"));
+    // Whole columns go, and the screen says which.
+    let narrow = terminal.wait(|screen| screen.contains("to hazard)"));
+    assert!(narrow.contains("kicks/s"), "{narrow}");
     assert!(narrow.lines().all(|line| line.chars().count() <= 50), "{narrow}");
     terminal.tmux(&["resize-window", "-x", "100", "-y", "30"]);
-    terminal.wait(|screen| screen.contains("hazard"));
+    terminal.wait(|screen| screen.contains("hazard") && !screen.contains("no room"));
     terminal.keys("q");
     terminal.tmux(&["resize-window", "-x", "80", "-y", "24"]);
     // The shell still waits for the pipe's other end.
