@@ -34,6 +34,7 @@ impl<O: Observe> Analyser<O> {
     }
 
     /// What `current` did in Xen, `op`, is over.
+    #[inline]
     pub(super) fn closed(&mut self, current: Current, op: Op) {
         let Some(index) = current.of_interest() else { return };
         let vcpu = &mut self.vcpus[index as usize];
@@ -110,32 +111,25 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    /// The stay of an HVM or PVH guest in Xen is over, or a new one begins.
-    fn returns(&mut self, cpu: u32) {
-        self.close(cpu);
-        let due = std::mem::take(&mut self.pcpu(cpu).call_due);
-        self.unseen.calls += u64::from(due);
-    }
-
     pub(super) fn hvm(&mut self, cpu: u32, tsc: u64, event: u32, words: &[u32]) {
         if event::is_vmexit(event) {
             self.classes.hvm_exits = true;
-            self.returns(cpu);
-            let pcpu = self.pcpu(cpu);
-            pcpu.exit_tsc = tsc;
-            pcpu.call_due = words.first().is_some_and(|&of| event::is_call_exit(event, of));
+            self.close(cpu);
+            self.pcpu(cpu).exit_tsc = tsc;
+            let for_call = words.first().is_some_and(|&of| event::is_call_exit(event, of));
+            self.unseen.call_exits += u64::from(for_call);
             if let Some(index) = self.current(cpu) {
                 self.vcpus[index as usize].kind = DomainKind::Hvm;
             }
         } else if event::is_vmentry(event) {
-            self.returns(cpu);
+            self.close(cpu);
         } else if event & event::GROUP_MASK == event::HVM_HANDLER {
             self.classes.hvm_handlers = true;
             if event != event::VMMCALL {
                 return;
             }
             self.classes.hvm_hypercalls = true;
-            self.pcpu(cpu).call_due = false;
+            self.unseen.call_numbers += 1;
             let (index, tsc) = (self.current(cpu), self.pcpu(cpu).exit_tsc);
             match words.first() {
                 Some(&event::HYPERCALL_EVENT_CHANNEL_OP) => {

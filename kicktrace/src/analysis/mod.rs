@@ -148,8 +148,19 @@ struct Unseen {
     entries: u64,
     /// One blocked that was not running, or had blocked before and not left.
     changes: u64,
-    /// A guest exited for a hypercall, and no record tells its number.
-    calls: u64,
+    /// A guest exited for a hypercall.
+    call_exits: u64,
+    /// A record told the number of one.
+    call_numbers: u64,
+}
+
+impl Unseen {
+    /// Hypercalls whose number no record tells: each of so many pCPUs may be between exit and number at
+    /// either end.
+    fn calls(&self, pcpus: usize) -> u64 {
+        let less = self.call_exits.saturating_sub(self.call_numbers);
+        if less > pcpus as u64 { less } else { 0 }
+    }
 }
 
 /// A WAKE whose effect is not seen yet.
@@ -177,8 +188,6 @@ struct Pcpu {
     op: Op,
     /// The last exit of the current vCPU: the time of the records without one that follow.
     exit_tsc: u64,
-    /// That exit was for a hypercall, whose number is still to come.
-    call_due: bool,
     /// The last WAKE written here, until the change it makes.
     wake: Option<Wake>,
     /// The WAKE before it, whose change an interrupt that wakes another vCPU keeps waiting; there

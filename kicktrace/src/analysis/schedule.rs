@@ -163,7 +163,7 @@ impl<O: Observe> Analyser<O> {
             pcpu.current = Current::Unknown;
             if matches!(op, Op::Evtchn { .. }) {
                 pcpu.seen = Seen::Entered;
-                self.closed(here, op);
+                self.closed_by_leaving(here, op);
             }
         } else if pcpu.current == Current::Unknown && key >> 16 != event::DOMID_IDLE {
             pcpu.began_mid |= !scheduled;
@@ -173,6 +173,12 @@ impl<O: Observe> Analyser<O> {
                 self.vcpus[index as usize].missed = true;
             }
         }
+    }
+
+    /// A sender that leaves its pCPU inside an operation is seldom.
+    #[cold]
+    fn closed_by_leaving(&mut self, current: Current, op: Op) {
+        self.closed(current, op);
     }
 
     pub(super) fn continue_running(&mut self, cpu: u32, tsc: u64, key: u32) {
@@ -284,7 +290,7 @@ impl<O: Observe> Analyser<O> {
             pcpu.outer_wake = pcpu.wake.filter(|outer| outer.target != target);
         }
         pcpu.wake = Some(wake);
-        let (open, known) = self.vcpus[target as usize].wake_early(wake);
+        let (open, known) = self.vcpus[target as usize].wake_early(&wake);
         if open && by.is_some() {
             self.op_wakes(cpu);
         }
@@ -346,6 +352,7 @@ impl<O: Observe> Analyser<O> {
     }
 
     /// `wake` woke its target out of a poll.
+    #[inline]
     fn polls_no_more(&mut self, wake: &Wake) {
         let Some(Kick { by, marked, .. }) = wake.by else { return };
         let raw = &mut self.vcpus[by as usize].raw;
@@ -483,7 +490,7 @@ impl<O: Observe> Analyser<O> {
         self.calibration.forget(cpu);
         let pcpu = self.pcpu(cpu);
         (pcpu.op, pcpu.wake, pcpu.outer_wake) = (Op::None, None, None);
-        (pcpu.seen, pcpu.scheduled, pcpu.call_due) = (Seen::Nothing, true, false);
+        (pcpu.seen, pcpu.scheduled) = (Seen::Nothing, true);
         let current = self.current(cpu);
         for index in self.exposed.taint(cpu, current, &mut self.vcpus) {
             let vcpu = &mut self.vcpus[index as usize];

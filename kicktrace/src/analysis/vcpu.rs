@@ -497,6 +497,18 @@ impl Vcpu {
         }
         self.poll = Poll::None;
         self.raw.polls_immediate += 1;
+        self.woken_in_vain()
+    }
+
+    /// The kick of an early wake, if there was one.
+    #[inline]
+    fn woken_in_vain(&mut self) -> Option<Kick> {
+        // Asked first, because there mostly is none.
+        if self.early_wake.is_some() { self.take_early_kick() } else { None }
+    }
+
+    #[cold]
+    fn take_early_kick(&mut self) -> Option<Kick> {
         self.early_wake.take()?.kick()
     }
 
@@ -517,10 +529,19 @@ impl Vcpu {
 
     /// A WAKE that names it while it is on its pCPU, or has left it without blocking. Returns whether it
     /// may have kept it from sleeping in a poll, and whether that is known.
-    pub(super) fn wake_early(&mut self, wake: Wake) -> (bool, bool) {
+    #[inline]
+    pub(super) fn wake_early(&mut self, wake: &Wake) -> (bool, bool) {
+        match self.poll {
+            Poll::Entered | Poll::Blocking => self.wake_polling(wake),
+            _ => (false, false),
+        }
+    }
+
+    #[cold]
+    fn wake_polling(&mut self, wake: &Wake) -> (bool, bool) {
         match (self.poll, self.state) {
             (Poll::Blocking, Some(Runstate::Runnable | Runstate::Offline)) => {
-                self.abort(&wake);
+                self.abort(wake);
                 (true, true)
             }
             // One that is an operation's is sure to be meant.
@@ -529,7 +550,7 @@ impl Vcpu {
                     .early_wake
                     .is_none_or(|early| early.kick().is_none() && wake.kick().is_some()) =>
             {
-                self.early_wake = Some(wake);
+                self.early_wake = Some(*wake);
                 (true, false)
             }
             _ => (false, false),
@@ -543,6 +564,11 @@ impl Vcpu {
         if self.poll != Poll::Blocking {
             return None;
         }
+        self.goes_on_polling()
+    }
+
+    #[cold]
+    fn goes_on_polling(&mut self) -> Option<Wake> {
         let wake = self.early_wake.take()?;
         self.abort(&wake);
         Some(wake)
@@ -652,7 +678,7 @@ impl Vcpu {
         }
         self.poll = Poll::Blocked;
         self.left_tsc = tsc;
-        self.early_wake.take()?.kick()
+        self.woken_in_vain()
     }
 
     /// It did an event channel operation: what it waited for before is over.

@@ -73,7 +73,13 @@ pub(super) fn unseen<O>(analyser: &Analyser<O>, reading: &Reading) -> Vec<(&'sta
         ("wakes", classes.wakes, of.wakes, "were woken", "a WAKE"),
         ("blocks", classes.wakes && who_runs, of.blocks, "went to sleep", "a BLOCK"),
         ("entries", who_runs, entries, "blocked", "the call or the exit they did it in"),
-        ("calls", classes.hvm_handlers, of.calls, "called Xen", "the call's number"),
+        (
+            "calls",
+            classes.hvm_handlers,
+            of.calls(analyser.pcpus.len()),
+            "called Xen",
+            "the call's number",
+        ),
         ("changes", who_runs, of.changes, "blocked", "a change that set them running"),
     ];
     let found = all.into_iter().filter(|&(_, sure, times, ..)| sure && times > 0);
