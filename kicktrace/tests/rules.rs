@@ -210,3 +210,22 @@ fn a_record_that_is_written_late_has_its_place_all_the_same() {
     let summary = summarise(&bytes[..], &Options::default()).expect("a sound trace");
     assert_eq!(summary.reading.late_records, 0);
 }
+
+/// vCPU 1 sleeps since before the trace began: in a poll or not.
+#[test]
+fn a_kick_of_a_vcpu_that_slept_before_the_trace_makes_waking_kicks_a_lower_bound() {
+    let mut hand = Hand::default();
+    hand.at(10, 0, RUNS, &[V0]).at(105, 0, HYPERCALL, &EVTCHN_OP);
+    hand.at(110, 0, WAKE, &[1, 1]).at(112, 0, WAKES_UP, &[V1]).at(120, 1, RUNS, &[V1]);
+    hand.at(200, 0, HYPERCALL, &HVM_OP).at(200, 1, HYPERCALL, &HVM_OP);
+    let kicks = |hand: &Hand| hand.domain().vcpus[0].counts.waking_kicks;
+    let before = kicks(&hand);
+    assert_eq!((before.value, before.certainty), (0, Certainty::LowerBound));
+    // A second kick, of a poll that the trace shows, is counted.
+    hand.at(300, 1, HYPERCALL, &POLL).at(310, 1, BLOCK, &[1, 1]).at(320, 1, BLOCKS, &[V1]);
+    hand.at(400, 0, HYPERCALL, &EVTCHN_OP).at(410, 0, WAKE, &[1, 1]).at(412, 0, WAKES_UP, &[V1]);
+    hand.at(420, 1, RUNS, &[V1]).at(500, 0, HYPERCALL, &HVM_OP);
+    let both = kicks(&hand);
+    assert_eq!(both.value, 1);
+    assert_ne!(both.certainty, Certainty::Exact);
+}

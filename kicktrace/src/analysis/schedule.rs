@@ -347,7 +347,8 @@ impl<O: Observe> Analyser<O> {
                 }
             }
             (Woke::Idle, Some(by)) => self.vcpus[by.by as usize].raw.idle_kicks += 1,
-            _ => {}
+            (Woke::Unknown, Some(by)) => self.vcpus[by.by as usize].raw.woke_unknown += 1,
+            (_, None) => {}
         }
     }
 

@@ -173,7 +173,9 @@ impl Trust {
             } else {
                 Certainty::Exact
             },
-            kicks: inferred_if(raw.unmarked_waking > 0 || raw.marks_in_part()).max(order),
+            kicks: inferred_if(raw.unmarked_waking > 0 || raw.marks_in_part())
+                .max(order)
+                .and(if raw.woke_unknown > 0 { Certainty::LowerBound } else { Certainty::Exact }),
             polls,
             waits: inferred_if(raw.kicked_unmarked > 0 || raw.woken_in_part())
                 .max(polls)
