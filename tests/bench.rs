@@ -1,5 +1,5 @@
-//! `pvlab bench` as people use it, without Xen: lists of commands, GNU parallel over them, folders collected from anywhere.
-//! The experiment itself takes hours and has a command of its own.
+//! `pvlab bench` as people use it, without Xen: lists of commands, GNU parallel over them, folders
+//! collected from anywhere. The experiment itself takes hours and has a command of its own.
 
 use std::fs;
 use std::path::Path;
@@ -85,7 +85,8 @@ fn folders_of_different_ways_to_run_are_not_mixed() {
     assert!(text(&output.stderr).contains("not mixed"), "{}", text(&output.stderr));
 }
 
-/// GNU parallel runs the commands of a list; here each ends at once, because its cell is there already.
+/// GNU parallel runs the commands of a list; here each ends at once, because its cell is there
+/// already.
 #[test]
 fn gnu_parallel_runs_a_list() {
     if Command::new("parallel").arg("--version").output().is_err() {

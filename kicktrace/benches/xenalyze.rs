@@ -1,10 +1,10 @@
 //! `kicktrace summary` beside `xenalyze --summary`: whole processes on the same files, in turns.
 //!
 //! `cargo bench -p kicktrace --bench xenalyze` makes two traces, of 8 and of 64 pCPUs, in the
-//! target directory (`KICKTRACE_BENCH_MB` megabytes each, 500 by default) and prints the time and the
-//! rate of each program. xenalyze is taken from `$XENALYZE` or the `PATH`; without
-//! it only kicktrace is measured. Medians of seven turns are printed, and the range of the CPU times
-//! (a program that takes longer than ten seconds gets two turns); the CPU time is user and system.
+//! target directory (`KICKTRACE_BENCH_MB` megabytes each, 500 by default) and prints the time and
+//! the rate of each program. xenalyze is taken from `$XENALYZE` or the `PATH`; without it only
+//! kicktrace is measured. Medians of seven turns are printed, and the range of the CPU times (a
+//! program that takes longer than ten seconds gets two turns); the CPU time is user and system.
 
 use std::fs::File;
 use std::io::BufWriter;

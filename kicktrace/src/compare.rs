@@ -3,8 +3,8 @@
 //! Owns the statistics. Every figure comes with its 95 % interval: a mean's from its standard
 //! deviation, a rate's from its count, a quantile's from the ranks around it. A change is the ratio
 //! of two figures; its interval goes from the lowest to the highest ratio the two intervals allow,
-//! so it is wide rather than narrow. Latencies are compared as a whole too, by the rank test of Mann
-//! and Whitney: whether one of them tends to be longer, whatever their distribution.
+//! so it is wide rather than narrow. Latencies are compared as a whole too, by the rank test of
+//! Mann and Whitney: whether one of them tends to be longer, whatever their distribution.
 
 use serde::Serialize;
 
@@ -18,8 +18,8 @@ const Z: f64 = 1.96;
 pub struct Estimate {
     /// The figure.
     pub value: f64,
-    /// Lower end; `None` where nothing shows how far chance moves the figure: it is a share of the whole
-    /// trace, or has too few values.
+    /// Lower end; `None` where nothing shows how far chance moves the figure: it is a share of the
+    /// whole trace, or has too few values.
     pub low: Option<f64>,
     /// Upper end, likewise.
     pub high: Option<f64>,
@@ -44,8 +44,8 @@ pub struct Change {
     pub before: Estimate,
     /// In the second.
     pub after: Estimate,
-    /// Change from first to second, in percent of the first: infinite (null in JSON) for what rose from
-    /// nothing. An end of the interval is `None` where it is open.
+    /// Change from first to second, in percent of the first: infinite (null in JSON) for what rose
+    /// from nothing. An end of the interval is `None` where it is open.
     pub percent: Estimate,
     /// How far to trust the figures themselves.
     pub certainty: Certainty,
@@ -111,8 +111,8 @@ struct Together {
 #[derive(Default)]
 struct Pooled(Vec<(u64, u64)>);
 
-/// Compares the guests (all domains but dom0) of two traces. A figure that one of them lacks is left
-/// out, and there is none if one of them has no guest.
+/// Compares the guests (all domains but dom0) of two traces. A figure that one of them lacks is
+/// left out, and there is none if one of them has no guest.
 #[must_use]
 pub fn compare(before: &Summary, after: &Summary) -> Vec<Change> {
     let (mut before_side, mut after_side) = (Side::new(before), Side::new(after));
@@ -357,8 +357,8 @@ impl Pooled {
     }
 }
 
-/// How likely a standard normal value is at least `z` away from 0 (Abramowitz and Stegun 7.1.26, off
-/// by 1.5e-7 at most).
+/// How likely a standard normal value is at least `z` away from 0 (Abramowitz and Stegun 7.1.26,
+/// off by 1.5e-7 at most).
 fn two_sided(z: f64) -> f64 {
     let x = z / std::f64::consts::SQRT_2;
     let t = 1.0 / (1.0 + 0.327_591_1 * x);
@@ -368,8 +368,8 @@ fn two_sided(z: f64) -> f64 {
     (polynomial * (-x * x).exp()).clamp(0.0, 1.0)
 }
 
-/// Half of the interval of a mean of `count` values with this variance. Fewer than [`FEW`] have none;
-/// values that are all alike leave open that three in `count` are not (the rule of three).
+/// Half of the interval of a mean of `count` values with this variance. Fewer than [`FEW`] have
+/// none; values that are all alike leave open that three in `count` are not (the rule of three).
 fn mean_error(variance: f64, count: f64) -> Option<f64> {
     (count >= FEW && variance.is_finite()).then(|| (Z * (variance / count).sqrt()).max(3.0 / count))
 }

@@ -155,8 +155,8 @@ pub const fn is_vmexit(event: u32) -> bool {
     matches!(event & !0x500, 0x0008_1002 | 0x0008_1003)
 }
 
-/// Whether an exit with this reason is for a hypercall: VMCALL of Intel, VMMCALL of AMD. A nested guest's
-/// is not Xen's.
+/// Whether an exit with this reason is for a hypercall: VMCALL of Intel, VMMCALL of AMD. A nested
+/// guest's is not Xen's.
 #[must_use]
 pub const fn is_call_exit(event: u32, reason: u32) -> bool {
     const VMX_VMCALL: u32 = 18;
@@ -216,7 +216,8 @@ impl Runstate {
 #[must_use]
 #[inline]
 pub const fn runstate_change(event: u32) -> Option<(Runstate, Runstate)> {
-    // 0x21<old><new>1: bits 10..11 and 6..7 are part of the pattern, so states above 3 do not match.
+    // 0x21<old><new>1: bits 10..11 and 6..7 are part of the pattern, so states above 3 do not
+    // match.
     if event & 0x0fff_fccf == RUNSTATE_CHANGE {
         Some((Runstate::from_bits(event >> 8), Runstate::from_bits(event >> 4)))
     } else {
@@ -224,8 +225,8 @@ pub const fn runstate_change(event: u32) -> Option<(Runstate, Runstate)> {
     }
 }
 
-/// The widths of a PV hypercall's arguments stand in its first word from bit 20 on, two bits each: 1
-/// is one word, 2 is two. Returns the low word of argument 0, if it was recorded.
+/// The widths of a PV hypercall's arguments stand in its first word from bit 20 on, two bits each:
+/// 1 is one word, 2 is two. Returns the low word of argument 0, if it was recorded.
 #[must_use]
 #[inline]
 pub fn hypercall_arg0(words: &[u32]) -> Option<u32> {

@@ -1,8 +1,8 @@
 //! The marks a guest writes into the trace with `HVMOP_xentrace`.
 //!
-//! Owns their numbers and layouts as this crate reads them. The guest repeats the numbers; a test of
-//! the workspace asserts that both agree. Every word is 32 bits, little endian; `lock` is the low
-//! half of the lock's address. See `docs/markers.md`.
+//! Owns their numbers and layouts as this crate reads them. The guest repeats the numbers; a test
+//! of the workspace asserts that both agree. Every word is 32 bits, little endian; `lock` is the
+//! low half of the lock's address. See `docs/markers.md`.
 
 /// The bits every guest record's event has beside its 12-bit number (Xen public/trace.h).
 #[doc(alias = "TRC_GUEST")]

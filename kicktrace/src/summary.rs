@@ -161,15 +161,15 @@ pub struct Summary {
     pub classes: Classes,
     /// Domains, idle left out, by number.
     pub domains: Vec<Domain>,
-    /// Corrections of pCPUs' TSCs, in ticks to add, that contradictions in the trace call for, on top
-    /// of those given; empty when the TSCs are in step.
+    /// Corrections of pCPUs' TSCs, in ticks to add, that contradictions in the trace call for, on
+    /// top of those given; empty when the TSCs are in step.
     pub tsc_offsets: Vec<(u32, i64)>,
     /// The worst of `findings`.
     pub verdict: Verdict,
     /// Everything the trace was judged by, good or bad.
     pub findings: Vec<Finding>,
-    /// What a reader should know before believing a figure: the findings that are doubtful or worse, as
-    /// sentences.
+    /// What a reader should know before believing a figure: the findings that are doubtful or
+    /// worse, as sentences.
     pub warnings: Vec<String>,
     /// What figures beside these must heed too.
     #[serde(skip)]
@@ -225,13 +225,13 @@ pub struct Clock {
     pub hz: Option<f64>,
     /// Where the frequency comes from.
     pub source: ClockSource,
-    /// How far the frequency may be off, in parts per million: the largest of half the distance of the
-    /// quartiles of its runs, each weighed by its length, of what the ends of the longest run leave open, and
-    /// of the distance of pCPUs that disagree; and besides what TSCs that are out of step, or the
-    /// corrections of them, leave open. Never 0.
+    /// How far the frequency may be off, in parts per million: the largest of half the distance of
+    /// the quartiles of its runs, each weighed by its length, of what the ends of the longest run
+    /// leave open, and of the distance of pCPUs that disagree; and besides what TSCs that are out
+    /// of step, or the corrections of them, leave open. Never 0.
     pub error_ppm: Option<f64>,
-    /// The error may be larger: TSCs are out of step, and some pCPUs have no runs that would tell how fast
-    /// theirs is.
+    /// The error may be larger: TSCs are out of step, and some pCPUs have no runs that would tell
+    /// how fast theirs is.
     pub error_open: bool,
     /// Runs of vCPUs the calibration could choose from.
     pub runs: u64,
@@ -288,8 +288,8 @@ pub struct Classes {
     pub hvm_hypercalls: bool,
     /// The guest's marks of pvlock (see [`crate::markers`]).
     pub markers: bool,
-    /// Any event of the group of wakes and blocks, which shows that the group was captured: Xen selects
-    /// groups, not events.
+    /// Any event of the group of wakes and blocks, which shows that the group was captured: Xen
+    /// selects groups, not events.
     pub scheduler: bool,
     /// Any entry of a PV domain into Xen, likewise.
     pub pv_entries: bool,
@@ -383,8 +383,8 @@ pub struct Domain {
 /// One lock of a domain, as the guest's marks name it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Lock {
-    /// How far to trust the figures: exact unless a kick is not marked, or the order of different pCPUs'
-    /// records is not certain.
+    /// How far to trust the figures: exact unless a kick is not marked, or the order of different
+    /// pCPUs' records is not certain.
     pub certainty: Certainty,
     /// Low half of its address; `None` for all locks beyond the first
     /// [`MAX_LOCKS`](crate::analysis::MAX_LOCKS) of the trace, told together.
@@ -490,7 +490,8 @@ counts! {
     polls_unresolved,
     /// Blocked otherwise: idle, not a lock.
     idle_blocks,
-    /// Blocked in a call begun before the trace, or in a gap: in none of the figures of polls and idling.
+    /// Blocked in a call begun before the trace, or in a gap: in none of the figures of polls and
+    /// idling.
     blocks_unknown,
     /// Gave up the pCPU.
     yields,

@@ -1,5 +1,6 @@
-//! docs/kicktrace.md and the program: every field of every JSON output stands in the chapter on JSON, every
-//! field the chapter names is in an output, and the outputs the book prints are the program's.
+//! docs/kicktrace.md and the program: every field of every JSON output stands in the chapter on
+//! JSON, every field the chapter names is in an output, and the outputs the book prints are the
+//! program's.
 
 use std::collections::BTreeSet;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Small traces, each with one property that a real host's trace may have (data/cases): what is right
-//! for each. The kinds behind them are tested on generated traces in `kinds.rs`.
+//! Small traces, each with one property that a real host's trace may have (data/cases): what is
+//! right for each. The kinds behind them are tested on generated traces in `kinds.rs`.
 
 use kicktrace::summary::{Domain, Verdict};
 use kicktrace::{Certainty, Options, Summary, fix_skew, summarise};

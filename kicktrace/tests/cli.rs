@@ -372,7 +372,8 @@ fn a_full_disk_is_told_with_the_file_that_found_no_room() {
     }
 }
 
-/// Whatever name an output has, and whatever links lead to it, the trace that is read stays as it is.
+/// Whatever name an output has, and whatever links lead to it, the trace that is read stays as it
+/// is.
 #[test]
 fn no_output_overwrites_its_input() {
     let trace = std::fs::read(TWICE).unwrap();
@@ -594,7 +595,8 @@ fn timeline_as_chart_json_and_perfetto() {
     check_perfetto(&std::fs::read(&path).unwrap());
 }
 
-/// Walks the packets: every one well formed, as many slices end as begin, each flow starts and ends.
+/// Walks the packets: every one well formed, as many slices end as begin, each flow starts and
+/// ends.
 fn check_perfetto(mut trace: &[u8]) {
     let (mut begins, mut ends, mut flows, mut ended) = (0, 0, Vec::new(), Vec::new());
     while !trace.is_empty() {
@@ -829,8 +831,8 @@ fn frequency_from_the_log_of_xen() {
     assert!(bad(&["summary", "--xl-dmesg", "/nonexistent", TWICE], 2).contains("/nonexistent"));
 }
 
-/// The lines below are read while the writer holds its end of the pipe open. A program that waits for
-/// the end would block for ever: it is killed after a minute, and the lines are missing.
+/// The lines below are read while the writer holds its end of the pipe open. A program that waits
+/// for the end would block for ever: it is killed after a minute, and the lines are missing.
 #[test]
 fn a_live_pipe_is_told_while_it_is_written() {
     let trace = std::fs::read(TWICE).unwrap();

@@ -1,4 +1,5 @@
-//! Damaged, cut and wrong input: a clear error with its byte, or a tail that is told; never a panic.
+//! Damaged, cut and wrong input: a clear error with its byte, or a tail that is told; never a
+//! panic.
 
 use kicktrace::summary::Verdict;
 use kicktrace::synth::{Guest, Plan, generate};

@@ -1,11 +1,11 @@
-//! Thousands of hostile traces: an error that names a byte, or a summary that can be printed in every
-//! form; never a panic, never much memory.
+//! Thousands of hostile traces: an error that names a byte, or a summary that can be printed in
+//! every form; never a panic, never much memory.
 //!
 //! Two sources, both from one seed: sound traces with damage done to them, and files put together
 //! from the format's grammar with absurd contents. Each round has a number; a failure names it.
 //!
-//! `KICKTRACE_FUZZ_ROUNDS` sets how many rounds (1,500 of each by default, the same ones each time),
-//! `KICKTRACE_FUZZ_SEED` where they start: with the seed a failure names, it is the first.
+//! `KICKTRACE_FUZZ_ROUNDS` sets how many rounds (1,500 of each by default, the same ones each
+//! time), `KICKTRACE_FUZZ_SEED` where they start: with the seed a failure names, it is the first.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

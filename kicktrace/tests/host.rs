@@ -1,4 +1,5 @@
-//! What `kicktrace host` tells: against the summary, which counts by other rules, and against the records.
+//! What `kicktrace host` tells: against the summary, which counts by other rules, and against the
+//! records.
 
 use std::collections::BTreeMap;
 
@@ -60,16 +61,16 @@ fn host_and_summary_agree() {
             });
             let called: u64 = called.map(|of| of.count.value).sum();
             assert_eq!(called, domain.counts.evtchn_ops.value);
-            // Every instant of its life is one of the kinds: from the start of the trace, or from when
-            // the domain begins.
+            // Every instant of its life is one of the kinds: from the start of the trace, or from
+            // when the domain begins.
             let Concurrency { all_run, some_run, hazard, none_runs, none_wants, unknown, .. } =
                 of.concurrency;
             let sum = all_run + some_run + hazard + none_runs + none_wants + unknown;
             let lived = domain.vcpus.iter().map(|vcpu| vcpu.ticks).max().unwrap_or(0);
             assert!((lived..=summary.ticks).contains(&sum), "{sum} of {lived}");
             assert!(domain.id > 0 || sum == summary.ticks || domain.ended.is_some());
-            // The sum over the numbers of running vCPUs is their running time, at least as much as is
-            // told of them since they were first seen.
+            // The sum over the numbers of running vCPUs is their running time, at least as much as
+            // is told of them since they were first seen.
             let by_running = &of.concurrency.by_running;
             let ran: u64 = by_running.iter().enumerate().map(|(n, ticks)| n as u64 * ticks).sum();
             assert!(ran >= domain.times.running, "{ran} of {}", domain.times.running);

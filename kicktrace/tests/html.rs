@@ -1,8 +1,8 @@
 //! The HTML report in a real browser, headless: it paints, in light and in dark, and at 1280 pixels
 //! and at 390 (a telephone's) nothing runs off the page.
 //!
-//! Chromium or Chrome is taken from `$CHROMIUM` or the `PATH`. Where there is none these tests say so
-//! and look at nothing.
+//! Chromium or Chrome is taken from `$CHROMIUM` or the `PATH`. Where there is none these tests say
+//! so and look at nothing.
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -1,4 +1,5 @@
-//! Memory does not grow with the trace: pipes of different lengths, and the most memory kicktrace had.
+//! Memory does not grow with the trace: pipes of different lengths, and the most memory kicktrace
+//! had.
 //!
 //! `KICKTRACE_MEMORY_MB` sets the length of the longer one (90 by default; 2000 is what the book
 //! quotes).

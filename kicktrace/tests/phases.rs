@@ -72,8 +72,8 @@ fn sums(domain: &Domain) -> Vec<(String, u64)> {
 #[test]
 fn phases_add_up_to_the_whole() {
     for trace in traces() {
-        // Not by `summarise`, which does not wait for each record's place among all: what a gap makes
-        // doubtful depends on it.
+        // Not by `summarise`, which does not wait for each record's place among all: what a gap
+        // makes doubtful depends on it.
         let whole = phases(&trace, Bounds::default()).remove(0);
         for every in [whole.ticks / 7, whole.ticks / 101, whole.ticks * 2] {
             let told = phases(&trace, Bounds { every: Some(every), ..Bounds::default() });

@@ -198,8 +198,8 @@ proptest! {
         prop_assert_eq!(found(whole), found(pieced));
     }
 
-    /// With an observer every change of a runstate waits for its turn, without one those that nothing
-    /// can come between do not: nothing else may differ.
+    /// With an observer every change of a runstate waits for its turn, without one those that
+    /// nothing can come between do not: nothing else may differ.
     #[test]
     fn an_observer_makes_no_difference(trace in simulated()) {
         prop_assert_eq!(heard(&trace), unheard(&trace));
@@ -226,7 +226,8 @@ proptest! {
         }
     }
 
-    /// No figure of a part exceeds that of the whole: cut anywhere, a trace loses and never invents.
+    /// No figure of a part exceeds that of the whole: cut anywhere, a trace loses and never
+    /// invents.
     #[test]
     fn a_longer_trace_has_no_fewer_events(trace in simulated(), at in 0.05..1.0f64) {
         let cut = (trace.len() as f64 * at) as usize;

@@ -102,8 +102,8 @@ fn what_a_marking_guest_does_not_mark_is_no_kick() {
     assert_eq!((marked.marked_kicks.value, marked.kicks_without_wake.value), (1, 1));
 }
 
-/// vCPU 1 sleeps from 120 on; vCPU 0 begins a marked kick of it at 150, the pCPU is held up in Xen, and
-/// the wake comes milliseconds later, behind `between`.
+/// vCPU 1 sleeps from 120 on; vCPU 0 begins a marked kick of it at 150, the pCPU is held up in Xen,
+/// and the wake comes milliseconds later, behind `between`.
 fn a_kick_that_is_held_up(slept_before: bool, between: Option<u32>) -> Domain {
     const LATER: u32 = 4_400_000;
     let mut hand = polling();
@@ -142,8 +142,8 @@ fn a_marked_kick_of_a_sleeper_wakes_it_however_long_it_takes() {
     assert_eq!(kicked(&a_kick_that_is_held_up(false, Some(IRQ_HANDLED)))[0].0, 0);
 }
 
-/// vCPU 1 of domain 1 polls again and again, and its timer, on a pCPU that has been idle ever since the
-/// trace began and so writes no change of its own, wakes it.
+/// vCPU 1 of domain 1 polls again and again, and its timer, on a pCPU that has been idle ever since
+/// the trace began and so writes no change of its own, wakes it.
 #[test]
 fn a_pcpu_that_is_idle_all_the_time_wakes_vcpus_too() {
     const TURN: u32 = 5_000_000;
@@ -189,8 +189,8 @@ fn every_event_of_xens_public_header_has_a_name() {
     assert!(unnamed.is_empty(), "{unnamed:#x?}");
 }
 
-/// Small rings are emptied often. A pCPU that is held up between reading its TSC and writing the record,
-/// for milliseconds in an emulator, writes it passes later.
+/// Small rings are emptied often. A pCPU that is held up between reading its TSC and writing the
+/// record, for milliseconds in an emulator, writes it passes later.
 #[test]
 fn a_record_that_is_written_late_has_its_place_all_the_same() {
     let mut words = Vec::new();

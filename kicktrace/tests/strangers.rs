@@ -1,8 +1,8 @@
-//! Variations of one sound trace, each with something that a stranger's trace may have and that is in none
-//! of the given cases. What is right was written down before the program was asked.
+//! Variations of one sound trace, each with something that a stranger's trace may have and that is
+//! in none of the given cases. What is right was written down before the program was asked.
 //!
-//! The sound one (`00_base`): v0 stays on pCPU 0 and kicks v1 fifty times, every 100 us, out of a poll on
-//! pCPU 1. Its TSC has 1 GHz and starts at 1000 s.
+//! The sound one (`00_base`): v0 stays on pCPU 0 and kicks v1 fifty times, every 100 us, out of a
+//! poll on pCPU 1. Its TSC has 1 GHz and starts at 1000 s.
 
 #[path = "common/records.rs"]
 mod records;
@@ -100,7 +100,8 @@ fn what_is_left_from_before_is_told_as_silence() {
     assert!(found(&summary, "silence").is_some(), "{:?}", summary.warnings);
 }
 
-/// TSCs may start again by a little only: the same file twice, or a session that began shortly before.
+/// TSCs may start again by a little only: the same file twice, or a session that began shortly
+/// before.
 #[test]
 fn sessions_that_overlap_are_told_apart() {
     for back in [0, 100_000_000, 1_000_000_000] {
@@ -205,7 +206,8 @@ fn a_class_that_ends_half_way_leaves_nothing_exact() {
     }
 }
 
-/// The guest's mark of a kick of vCPU `target` by `by`, a microsecond before each operation of `kicks`.
+/// The guest's mark of a kick of vCPU `target` by `by`, a microsecond before each operation of
+/// `kicks`.
 fn marked(kicks: std::ops::Range<usize>, by: u32, target: u32) -> Summary {
     let mut all = Vec::new();
     let mut seen = 0;
@@ -252,8 +254,8 @@ fn marks_that_the_hypervisor_contradicts_are_doubtful() {
     assert_eq!(doubts(&marked(0..50, 1, 1)), ["malformed marks"], "v0 speaks for v1");
 }
 
-/// With core scheduling the change that ends a wait may come before the records that begin it: that is
-/// no wait of no length.
+/// With core scheduling the change that ends a wait may come before the records that begin it: that
+/// is no wait of no length.
 #[test]
 fn no_wait_ends_before_it_begins() {
     let mut all = base();
@@ -284,7 +286,8 @@ fn no_uncertainty_is_zero() {
     // The longest run has 52 us, whose ends may be off by 100 ns.
     assert!((1_900.0..2_000.0).contains(&clock.error_ppm.unwrap()), "{clock:?}");
     assert_eq!(clock.error_text().unwrap(), "1914 ppm");
-    // The TSC of pCPU 1 runs away by 1 in 1000; of pCPU 0 no run ends, so nothing tells whose is right.
+    // The TSC of pCPU 1 runs away by 1 in 1000; of pCPU 0 no run ends, so nothing tells whose is
+    // right.
     let drifting: Vec<Rec> = (0..10)
         .flat_map(|n| shifted(&base(), n * 5_000_000))
         .map(|rec| {
@@ -313,8 +316,8 @@ fn a_domain_that_ends_takes_no_wake_with_it() {
     assert_eq!(doubts(&summary), Vec::<&str>::new(), "{:?}", summary.warnings);
 }
 
-/// vCPUs that are preempted and moved, and woken by nobody: a TSC that is ahead shows them running before
-/// they have left, and no record is missing.
+/// vCPUs that are preempted and moved, and woken by nobody: a TSC that is ahead shows them running
+/// before they have left, and no record is missing.
 #[test]
 fn a_move_that_seems_to_come_early_is_no_missing_record() {
     let change = |old: u32, new: u32| event::RUNSTATE_CHANGE | old << 8 | new << 4;
@@ -337,7 +340,8 @@ fn a_move_that_seems_to_come_early_is_no_missing_record() {
     }
 }
 
-/// Beside the guest, a PVH guest (d2) on pCPU 2 that calls Xen ten times, sleeps and is woken each time.
+/// Beside the guest, a PVH guest (d2) on pCPU 2 that calls Xen ten times, sleeps and is woken each
+/// time.
 fn beside_pvh() -> Vec<Rec> {
     let change = |old: u32, new: u32| event::RUNSTATE_CHANGE | old << 8 | new << 4;
     let mut all = base();
@@ -459,7 +463,8 @@ fn instants(host: &HostSummary) -> [u64; 6] {
     [of.all_run, of.some_run, of.hazard, of.none_runs, of.none_wants, of.unknown]
 }
 
-/// Nobody sleeps in a domain that is no more, and another one of its number begins with no vCPU known.
+/// Nobody sleeps in a domain that is no more, and another one of its number begins with no vCPU
+/// known.
 #[test]
 fn a_domain_that_ended_has_no_time_on_the_host() {
     let length = base().last().unwrap().tsc.unwrap() - START;
@@ -627,8 +632,8 @@ fn parts_hold_what_the_whole_holds() {
     assert_eq!(parts.iter().map(|(_, host)| in_xen(host)).sum::<u64>(), in_xen(&host));
 }
 
-/// Beside the guest, d2v0 polls ten times on pCPU 2 and goes on each time before it has left it, woken by
-/// what `wake` gives for the number of the poll and its TSC.
+/// Beside the guest, d2v0 polls ten times on pCPU 2 and goes on each time before it has left it,
+/// woken by what `wake` gives for the number of the poll and its TSC.
 fn aborted_polls(wake: impl Fn(u32, u64) -> Vec<Rec>) -> Summary {
     let comes = event::RUNSTATE_CHANGE | 1 << 8;
     let poll = [1 << 20 | event::HYPERCALL_SCHED_OP, event::SCHEDOP_POLL];
@@ -644,8 +649,8 @@ fn aborted_polls(wake: impl Fn(u32, u64) -> Vec<Rec>) -> Summary {
     told(&all)
 }
 
-/// A poll that a WAKE ends before its vCPU has left its pCPU is like any other: what is not seen of the wake
-/// is not known, and what its sender marks not is no kick.
+/// A poll that a WAKE ends before its vCPU has left its pCPU is like any other: what is not seen of
+/// the wake is not known, and what its sender marks not is no kick.
 #[test]
 fn what_aborts_a_poll_is_judged_as_what_ends_one() {
     let counts = |summary: &Summary| {
@@ -688,8 +693,8 @@ fn what_aborts_a_poll_is_judged_as_what_ends_one() {
     assert_ne!(in_part.waits_kicked.certainty, Certainty::Exact);
 }
 
-/// A trace may begin while a vCPU runs, which its first BLOCK tells: what it did before that is in no
-/// count.
+/// A trace may begin while a vCPU runs, which its first BLOCK tells: what it did before that is in
+/// no count.
 #[test]
 fn what_a_vcpu_did_before_it_is_known_leaves_a_bound() {
     let call = |number: u32| 1 << 20 | number;

@@ -1,6 +1,6 @@
-//! `kicktrace top` in a real terminal, that of tmux: it draws, follows the terminal's size, and gives the
-//! terminal back as it was on `q`, Ctrl-C and the end of its input. Where there is no tmux these tests say
-//! so and look at nothing.
+//! `kicktrace top` in a real terminal, that of tmux: it draws, follows the terminal's size, and
+//! gives the terminal back as it was on `q`, Ctrl-C and the end of its input. Where there is no
+//! tmux these tests say so and look at nothing.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

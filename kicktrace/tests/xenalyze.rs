@@ -2,8 +2,8 @@
 //! block and hypercall must be in both, at the same time.
 //!
 //! xenalyze is a separate program (Debian's xen-utils). It is looked for in `$XENALYZE`, in the
-//! `PATH`, and among the packages pvlab has unpacked into its cache. Where there is none these tests
-//! say so and compare nothing.
+//! `PATH`, and among the packages pvlab has unpacked into its cache. Where there is none these
+//! tests say so and compare nothing.
 
 #[path = "common/filter.rs"]
 mod filter;
@@ -165,7 +165,8 @@ fn synthetic_traces() {
 /// What `xenalyze --summary` tells of a vCPU: by the name of a figure how often and how many ticks.
 type Figures = BTreeMap<String, (u64, u64)>;
 
-/// At 1 GHz its averages are ticks; sums of seconds have too few digits, so count times average is taken.
+/// At 1 GHz its averages are ticks; sums of seconds have too few digits, so count times average is
+/// taken.
 fn summarised_by_xenalyze(program: &Path, trace: &Path) -> BTreeMap<(u16, u16), Figures> {
     let out = Command::new(program)
         .args(["--summary", "--cpu-hz=1000000000"])
@@ -203,9 +204,9 @@ fn summarised_by_xenalyze(program: &Path, trace: &Path) -> BTreeMap<(u16, u16), 
     vcpus
 }
 
-/// Wake to run, runstates and hypercalls of every vCPU, as both programs sum them up. xenalyze counts
-/// intervals that have ended, we count time up to the trace's end; it drops what comes before it knows who
-/// runs on a pCPU, and its averages are cut to whole ticks.
+/// Wake to run, runstates and hypercalls of every vCPU, as both programs sum them up. xenalyze
+/// counts intervals that have ended, we count time up to the trace's end; it drops what comes
+/// before it knows who runs on a pCPU, and its averages are cut to whole ticks.
 fn compare_summaries(name: &str, trace: &[u8]) {
     use kicktrace::analysis::{Analyser, Cause, EntryKind, Host};
 
@@ -245,8 +246,8 @@ fn compare_summaries(name: &str, trace: &[u8]) {
             for (figure, time) in [("running", vcpu.times.running), ("blocked", vcpu.times.blocked)]
             {
                 let (count, ticks) = their(figure);
-                // The interval under way at the end is ours alone. At the start xenalyze takes a vCPU for
-                // running a few microseconds before its first runstate change.
+                // The interval under way at the end is ours alone. At the start xenalyze takes a
+                // vCPU for running a few microseconds before its first runstate change.
                 let most = time + count + 1 + time / 1_000;
                 assert!(most >= ticks, "{who}: {figure} {time}, xenalyze {ticks}");
                 assert!(

@@ -1,6 +1,7 @@
 //! The command line of `pvlab bench`.
 //!
-//! Owns its options and what goes to standard output. Running and reporting are its neighbours' business.
+//! Owns its options and what goes to standard output. Running and reporting are its neighbours'
+//! business.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,15 +36,16 @@ pub struct Arguments {
     /// A topology; may be given several times. Without it: all.
     #[arg(long = "topology", value_name = "NAME")]
     topologies: Vec<String>,
-    /// A lock; may be given several times. Without it: all of the guest's, linux, linux-nopvspin, linux-50us.
+    /// A lock; may be given several times. Without it: all of the guest's, linux, linux-nopvspin,
+    /// linux-50us.
     #[arg(long = "lock", value_name = "LOCK")]
     locks: Vec<Lock>,
     /// What each mechanism of adaptive is worth: adaptive, all its variants, and kick-at-unlock;
     /// besides them the locks that --lock names.
     #[arg(long)]
     ablation: bool,
-    /// Work inside and outside the lock in microseconds, such as 2/4; may be given several times. Without it: 0.2/0.4,
-    /// 2/4, 20/40, 500/100.
+    /// Work inside and outside the lock in microseconds, such as 2/4; may be given several times.
+    /// Without it: 0.2/0.4, 2/4, 20/40, 500/100.
     #[arg(long = "section", value_name = "IN/OUT")]
     sections: Vec<Section>,
     /// A seed; may be given several times. Without it: 1, 2, 3.
@@ -52,8 +54,9 @@ pub struct Arguments {
     /// One seed, one- and two-pCPU topologies.
     #[arg(long)]
     quick: bool,
-    /// Emulate in parallel, each pCPU on a core of this machine: noisy, with real concurrency. Without it, on a machine
-    /// that is no Xen host, instructions are counted, and the same command gives the same figures.
+    /// Emulate in parallel, each pCPU on a core of this machine: noisy, with real concurrency.
+    /// Without it, on a machine that is no Xen host, instructions are counted, and the same command
+    /// gives the same figures.
     #[arg(long)]
     parallel: bool,
     /// In repeatable mode: an instruction lasts 2^SHIFT nanoseconds of virtual time.
@@ -62,8 +65,8 @@ pub struct Arguments {
     /// In repeatable mode: the longest turn of a pCPU, in microseconds of virtual time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = SLICE_US, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     slice: u64,
-    /// In repeatable mode: how many hosts are emulated at once; the figures are the same. Without it: one for each core
-    /// of this machine.
+    /// In repeatable mode: how many hosts are emulated at once; the figures are the same. Without
+    /// it: one for each core of this machine.
     #[arg(long, value_name = "N", conflicts_with = "parallel", value_parser = clap::value_parser!(u8).range(1..))]
     jobs: Option<u8>,
     /// Xen's scheduler in the lab, such as credit. Without it: Xen's own choice.
@@ -107,7 +110,8 @@ pub struct Arguments {
     /// With --linux-kernel: the tree to build its modules in, as in /lib/modules/VERSION/build.
     #[arg(long, value_name = "DIR", requires = "linux_kernel")]
     linux_tree: Option<PathBuf>,
-    /// A folder of scenarios to use instead of the built-in ones; a topology NAME is its scenario bench-NAME.
+    /// A folder of scenarios to use instead of the built-in ones; a topology NAME is its scenario
+    /// bench-NAME.
     #[arg(long, value_name = "DIR")]
     configs: Option<PathBuf>,
 }
@@ -256,7 +260,8 @@ fn command(cell: &Cell, setup: &Setup, arguments: &Arguments) -> String {
     text
 }
 
-/// `pvlab bench-host`: what `bench` does inside the lab. What is told goes to standard output, line by line.
+/// `pvlab bench-host`: what `bench` does inside the lab. What is told goes to standard output, line
+/// by line.
 ///
 /// # Errors
 ///

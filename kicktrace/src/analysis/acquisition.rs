@@ -120,7 +120,8 @@ impl Tally {
         self.disagreements += other.disagreements;
     }
 
-    /// As told, for acquisitions as marked: exact if every kick is marked, and if `order` is certain.
+    /// As told, for acquisitions as marked: exact if every kick is marked, and if `order` is
+    /// certain.
     pub(super) fn of_marks(&self, order: Certainty) -> Acquisitions {
         let kicks = if self.unmarked > 0 { Certainty::Inferred } else { Certainty::Exact };
         self.summary(kicks.max(order))
@@ -265,9 +266,9 @@ impl Marked {
         Some(lock)
     }
 
-    /// The vCPU got `lock`; `polls` and `kicked` are the guest's own counts: how often it polled for
-    /// it, and how many of those polls found the port pending. Returns the acquisition if it blocked
-    /// and all of it is in the trace.
+    /// The vCPU got `lock`; `polls` and `kicked` are the guest's own counts: how often it polled
+    /// for it, and how many of those polls found the port pending. Returns the acquisition if it
+    /// blocked and all of it is in the trace.
     pub(super) fn acquired(&mut self, lock: u32, polls: u32, kicked: u32) -> Option<Acquired> {
         let found = self.open.iter().position(|open| open.lock == lock);
         let Some(open) = found.map(|at| self.open.swap_remove(at)) else {

@@ -2,9 +2,9 @@
 //!
 //! Owns the calibration. The file does not hold the frequency, but the scheduler writes how many
 //! nanoseconds a vCPU ran (SWITCH_INFPREV), and the TSC tells when it came (SWITCH_INFNEXT) and
-//! when it left. The time stamps are not taken at the same instruction as the nanoseconds, so a run is
-//! worth the more the longer it is; and each pCPU's nanoseconds come from its own system time, so one
-//! pCPU may disagree with the others.
+//! when it left. The time stamps are not taken at the same instruction as the nanoseconds, so a run
+//! is worth the more the longer it is; and each pCPU's nanoseconds come from its own system time,
+//! so one pCPU may disagree with the others.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,7 +20,8 @@ use crate::summary::{Clock, ClockSource};
 const KEEP: usize = 64;
 /// Runs shorter than this many ns say little.
 const SHORTEST_NS: u32 = 1_000;
-/// The nanoseconds are cut to 32 bits, which no run of fewer ticks fills: no TSC is slower than 250 MHz.
+/// The nanoseconds are cut to 32 bits, which no run of fewer ticks fills: no TSC is slower than 250
+/// MHz.
 const SURELY_WHOLE: u64 = 1 << 30;
 /// Ticks a nanosecond that a TSC may have when nothing but runs that filled 32 bits tell.
 const PLAUSIBLE: std::ops::RangeInclusive<f64> = 0.8..=6.0;
@@ -35,8 +36,8 @@ const LITTLE: f64 = 0.02;
 /// A disagreement over this share of the measured time makes the frequency itself doubtful.
 const MINORITY: f64 = 0.25;
 
-/// Nanoseconds by which the time stamp and the nanoseconds of an end of a run may be apart, though all
-/// runs agree: Xen reads them one after the other.
+/// Nanoseconds by which the time stamp and the nanoseconds of an end of a run may be apart, though
+/// all runs agree: Xen reads them one after the other.
 const ENDS_NS: f64 = 100.0;
 
 /// Nanoseconds by which an end of a run may be off that something comes between the two.
@@ -118,8 +119,8 @@ impl Calibration {
         ratios.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
         let Some(hz) = quantile(&ratios, 0.5) else { return Clock::known(None) };
         let spread = |of: f64| quantile(&ratios, of).map_or(0.0, |at| (at - hz).abs());
-        // Half of what the runs weigh lies between the quartiles. Where one run weighs nearly as much, one
-        // of them is the middle itself.
+        // Half of what the runs weigh lies between the quartiles. Where one run weighs nearly as
+        // much, one of them is the middle itself.
         let apart = spread(0.25).max(spread(0.75));
         let mut error = (apart / hz).max(end_error(&ratios, hz));
         let (disagreeing, apart) = disagreeing(&ratios, hz);
@@ -202,8 +203,8 @@ fn only_plausible(runs: &[Run]) -> Option<f64> {
     found.filter(|_| most <= 64)
 }
 
-/// The ratio below which the share `q` of what sorted runs weigh lies. The error of a run's ratio falls
-/// with its length, so its weight is the square of that.
+/// The ratio below which the share `q` of what sorted runs weigh lies. The error of a run's ratio
+/// falls with its length, so its weight is the square of that.
 fn quantile(sorted: &[Ratio], q: f64) -> Option<f64> {
     let weight = |of: &Ratio| of.ns * of.ns;
     let all: f64 = sorted.iter().map(weight).sum();
@@ -215,8 +216,8 @@ fn quantile(sorted: &[Ratio], q: f64) -> Option<f64> {
     found.or(sorted.last()).map(|of| of.ratio)
 }
 
-/// The part by which the ratio of the longest run may be off: its ends are as uncertain as those of the
-/// other runs, whose distance from the common ratio shows that, and by [`ENDS_NS`] at least.
+/// The part by which the ratio of the longest run may be off: its ends are as uncertain as those of
+/// the other runs, whose distance from the common ratio shows that, and by [`ENDS_NS`] at least.
 fn end_error(runs: &[Ratio], ratio: f64) -> f64 {
     let mut off: Vec<_> = runs.iter().map(|of| (of.ratio - ratio).abs() * of.ns).collect();
     off.sort_by(f64::total_cmp);
@@ -225,8 +226,8 @@ fn end_error(runs: &[Ratio], ratio: f64) -> f64 {
     seen.max(ENDS_NS) / longest
 }
 
-/// Where one run weighs more than all others together, the quartiles are its own: the part by which the
-/// others tell another frequency, beyond what their ends leave open.
+/// Where one run weighs more than all others together, the quartiles are its own: the part by which
+/// the others tell another frequency, beyond what their ends leave open.
 fn outweighed(sorted: &[Ratio], hz: f64) -> f64 {
     let Some(at) = (0..sorted.len()).max_by(|&a, &b| sorted[a].ns.total_cmp(&sorted[b].ns)) else {
         return 0.0;
@@ -240,8 +241,8 @@ fn outweighed(sorted: &[Ratio], hz: f64) -> f64 {
     if weight < longest.ns * longest.ns && by > open { by } else { 0.0 }
 }
 
-/// pCPUs whose own runs tell another frequency, and by how many parts per million; and the largest part
-/// by which one differs that is not told so.
+/// pCPUs whose own runs tell another frequency, and by how many parts per million; and the largest
+/// part by which one differs that is not told so.
 fn disagreeing(sorted: &[Ratio], hz: f64) -> (Vec<(u32, f64)>, f64) {
     let mut pcpus: Vec<_> = sorted.iter().map(|of| of.cpu).collect();
     pcpus.sort_unstable();

@@ -2,8 +2,8 @@
 //!
 //! Owns the union of all pCPUs' gaps as a running total, so that "how much of this interval lies in
 //! a gap" is one subtraction. A gap is known from its start on (the reader delivers a lost record
-//! at the start of its gap). Owns too which vCPUs a gap may concern, so that one costs what it makes
-//! doubtful and not a look at every vCPU of the host.
+//! at the start of its gap). Owns too which vCPUs a gap may concern, so that one costs what it
+//! makes doubtful and not a look at every vCPU of the host.
 
 use crate::analysis::vcpu::Vcpu;
 use crate::event::Runstate;
@@ -71,8 +71,8 @@ impl Exposed {
         }
     }
 
-    /// A gap on `cpu`, whose current vCPU is `current`: makes doubtful what other vCPUs than those that
-    /// run elsewhere do. Returns those that run on `cpu`.
+    /// A gap on `cpu`, whose current vCPU is `current`: makes doubtful what other vCPUs than those
+    /// that run elsewhere do. Returns those that run on `cpu`.
     pub(super) fn taint(&mut self, cpu: u32, current: Option<u32>, vcpus: &mut [Vcpu]) -> Vec<u32> {
         if !std::mem::replace(&mut self.watched, true) {
             self.open = (0..vcpus.len() as u32).collect();
@@ -165,8 +165,8 @@ mod tests {
         assert_eq!(analyser.exposed.looked, VCPUS as usize + GAPS as usize);
     }
 
-    /// A vCPU that runs beside the current one of its pCPU, however that came about, is in a gap of this
-    /// pCPU too.
+    /// A vCPU that runs beside the current one of its pCPU, however that came about, is in a gap of
+    /// this pCPU too.
     #[test]
     fn a_gap_concerns_all_that_run_there() {
         let (a, b, idle) = ([1 << 16], [1 << 16 | 1], [event::DOMID_IDLE << 16]);

@@ -25,8 +25,8 @@ impl<O: Observe> Analyser<O> {
         current
     }
 
-    /// Xen served an interrupt: what the operation under way does from here on could not be told from what
-    /// the interrupt does.
+    /// Xen served an interrupt: what the operation under way does from here on could not be told
+    /// from what the interrupt does.
     pub(super) fn interrupted(&mut self, cpu: u32) {
         if let Op::Evtchn { interrupted, .. } = &mut self.pcpu(cpu).op {
             *interrupted = true;

@@ -1,7 +1,8 @@
 //! Distributions of times.
 //!
-//! Owns the classes in which times are counted while a trace is read: those of an HDR histogram with
-//! two digits, found by one shift, because this happens four times a wait. Quantiles are left to
+//! Owns the classes in which times are counted while a trace is read: those of an HDR histogram
+//! with two digits, found by one shift, because this happens four times a wait. Quantiles are left
+//! to
 //! [`hdrhistogram`], to which the classes are handed over in the end.
 
 use hdrhistogram::Histogram;
@@ -29,8 +30,9 @@ const fn shortest(class: usize) -> u64 {
     ((class - (doubling << BITS)) as u64) << doubling
 }
 
-/// A distribution. The last few times are kept one by one. So a host's many vCPUs that hardly wait take
-/// little memory; and where many do, their counters, which lie all over the memory, are fetched all at once.
+/// A distribution. The last few times are kept one by one. So a host's many vCPUs that hardly wait
+/// take little memory; and where many do, their counters, which lie all over the memory, are
+/// fetched all at once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Latency {
     /// Classes of the last times.

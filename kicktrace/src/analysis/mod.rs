@@ -1,11 +1,11 @@
 //! Records to meaning: which polls slept, which operation woke them.
 //!
 //! Owns the rules that join records of different vCPUs (`hypercall.rs`: what the current vCPU of a
-//! pCPU does in Xen; `schedule.rs`: who wakes, runs and blocks). The main one: a WAKE of a vCPU that polls,
-//! written on a pCPU whose current vCPU, of the same domain, has an event channel operation open
-//! there, is that operation's effect: Xen wakes a poller inside the sender's hypercall, on the
-//! sender's pCPU. An operation is open from its hypercall record to the next entry into Xen, exit
-//! to the guest, or change of the sender's runstate.
+//! pCPU does in Xen; `schedule.rs`: who wakes, runs and blocks). The main one: a WAKE of a vCPU
+//! that polls, written on a pCPU whose current vCPU, of the same domain, has an event channel
+//! operation open there, is that operation's effect: Xen wakes a poller inside the sender's
+//! hypercall, on the sender's pCPU. An operation is open from its hypercall record to the next
+//! entry into Xen, exit to the guest, or change of the sender's runstate.
 
 mod acquisition;
 mod clock;
@@ -155,8 +155,8 @@ struct Unseen {
 }
 
 impl Unseen {
-    /// Hypercalls whose number no record tells: each of so many pCPUs may be between exit and number at
-    /// either end.
+    /// Hypercalls whose number no record tells: each of so many pCPUs may be between exit and
+    /// number at either end.
     fn calls(&self, pcpus: usize) -> u64 {
         let less = self.call_exits.saturating_sub(self.call_numbers);
         if less > pcpus as u64 { less } else { 0 }
@@ -400,9 +400,9 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    /// Ends a phase at `tsc`: tells what was found since the last one, and begins again with all that
-    /// is under way. What has an end (a wait, an acquisition, a latency) counts in the phase it ends
-    /// in; time counts where it is spent.
+    /// Ends a phase at `tsc`: tells what was found since the last one, and begins again with all
+    /// that is under way. What has an end (a wait, an acquisition, a latency) counts in the phase
+    /// it ends in; time counts where it is spent.
     fn cut(&mut self, tsc: u64, reading: reader::Reading) -> Summary {
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| !vcpu.is_over()) {
             let ended = vcpu.end_phase(tsc, &self.gaps);
@@ -421,8 +421,8 @@ impl<O: Observe> Analyser<O> {
 }
 
 impl<O> Analyser<O> {
-    /// The clock, after `ticks` of the trace. TSCs that are out of step may run at different rates: where
-    /// pCPUs have no runs of their own to tell theirs, that is part of its error.
+    /// The clock, after `ticks` of the trace. TSCs that are out of step may run at different rates:
+    /// where pCPUs have no runs of their own to tell theirs, that is part of its error.
     fn clock(&self, ticks: u64) -> Clock {
         let mut clock = self.calibration.clock(self.options.cpu_hz);
         let scheduled = self.pcpus.iter().zip(0..).filter(|(pcpu, _)| pcpu.scheduled);
@@ -469,8 +469,8 @@ impl<O: Observe> Visit for Analyser<O> {
     }
 
     /// Xen writes a WAKE and the change that follows it, and the two changes of a switch, with the
-    /// second vCPU already in its hands: a vCPU known to be blocked cannot change but by this WAKE, and
-    /// one known to be runnable was chosen before the other one left.
+    /// second vCPU already in its hands: a vCPU known to be blocked cannot change but by this WAKE,
+    /// and one known to be runnable was chosen before the other one left.
     #[inline]
     fn goes_on(&self, before: u32, event: u32, first: Option<u32>) -> bool {
         // An observer is told everything in the order of time.

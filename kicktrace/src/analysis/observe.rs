@@ -134,8 +134,9 @@ pub trait Observe {
     /// Whether it wants every single record: see [`record`](Self::record).
     const RECORDS: bool = false;
 
-    /// Every record, before the analyser takes it in, and who is on its pCPU before it. Those of one
-    /// pCPU come in their order; of different pCPUs only those that can change what a vCPU does.
+    /// Every record, before the analyser takes it in, and who is on its pCPU before it. Those of
+    /// one pCPU come in their order; of different pCPUs only those that can change what a vCPU
+    /// does.
     fn record(&mut self, record: &Record<'_>, on: On) {
         let _ = (record, on);
     }

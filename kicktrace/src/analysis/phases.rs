@@ -1,8 +1,8 @@
 //! A trace cut into phases, or one window of it.
 //!
-//! Owns the moments at which the analysis is told and begins again. Counts nothing itself. The figures
-//! of a phase are those of a trace that the analyser had followed from its very start: who runs, who
-//! sleeps and who marks is known when a phase begins.
+//! Owns the moments at which the analysis is told and begins again. Counts nothing itself. The
+//! figures of a phase are those of a trace that the analyser had followed from its very start: who
+//! runs, who sleeps and who marks is known when a phase begins.
 
 use crate::analysis::{Analyser, Observe, Options, Whole};
 use crate::error::{Error, ErrorKind};
@@ -23,8 +23,8 @@ pub struct Bounds {
     pub every: Option<u64>,
 }
 
-/// Follows all vCPUs through a trace and hands a [`Summary`] of each phase to a closure, as soon as the
-/// phase is over. A [`Visit`]or, as [`Analyser`] is.
+/// Follows all vCPUs through a trace and hands a [`Summary`] of each phase to a closure, as soon as
+/// the phase is over. A [`Visit`]or, as [`Analyser`] is.
 ///
 /// # Example
 /// ```
@@ -96,8 +96,8 @@ impl<O: Observe, F: FnMut(Summary, &mut O)> Phases<O, F> {
         }
     }
 
-    /// Phases of a second each, for as long as the trace goes on: of 2^28 ticks until its frequency is
-    /// known.
+    /// Phases of a second each, for as long as the trace goes on: of 2^28 ticks until its frequency
+    /// is known.
     pub fn seconds(options: &Options, observer: O, sink: F) -> Self {
         let ticks = options.cpu_hz.map_or(1 << 28, |hz| hz as u64);
         let bounds = Bounds { every: Some(ticks), ..Bounds::default() };

@@ -12,14 +12,14 @@ use crate::reader::Lost;
 use crate::summary::DomainKind;
 
 /// An event channel operation is over after so many ticks (a few milliseconds), whatever the trace
-/// shows: a kick takes microseconds, some more in an emulator. Only a marked kick of a vCPU that slept
-/// before it began is not, however long its pCPU is held up: that kick wakes it.
+/// shows: a kick takes microseconds, some more in an emulator. Only a marked kick of a vCPU that
+/// slept before it began is not, however long its pCPU is held up: that kick wakes it.
 const LONGEST_OPERATION: u64 = 1 << 22;
 
 impl Pcpu {
-    /// A WAKE is written here at `tsc`, and nobody knows who is on the pCPU. Whether it is sure that no
-    /// operation is under way: none that the trace shows, and none from before it. So it is on a pCPU
-    /// that is idle ever since the trace began.
+    /// A WAKE is written here at `tsc`, and nobody knows who is on the pCPU. Whether it is sure
+    /// that no operation is under way: none that the trace shows, and none from before it. So it is
+    /// on a pCPU that is idle ever since the trace began.
     fn is_quiet(&mut self, tsc: u64) -> bool {
         let since = *self.unknown_since.get_or_insert(tsc);
         let begun = match self.op {
@@ -134,8 +134,8 @@ impl<O: Observe> Analyser<O> {
         pcpu.seen = Seen::Came;
     }
 
-    /// The vCPU `key` is set running by `cpu`, where the vCPU at `other` is current. Returns whether it
-    /// runs on another pCPU.
+    /// The vCPU `key` is set running by `cpu`, where the vCPU at `other` is current. Returns
+    /// whether it runs on another pCPU.
     #[cold]
     fn comes_beside(&mut self, cpu: u32, key: u32, here: Current, other: u32) -> bool {
         let stays = self.runs_on(cpu, other);
@@ -299,8 +299,8 @@ impl<O: Observe> Analyser<O> {
         }
     }
 
-    /// The operation that a wake of `target`, written now on `cpu`, is the effect of, and whether that is
-    /// a kick.
+    /// The operation that a wake of `target`, written now on `cpu`, is the effect of, and whether
+    /// that is a kick.
     fn waker(&mut self, cpu: u32, tsc: u64, target: u32) -> (Option<Kick>, bool) {
         let waker = self.current(cpu);
         let op = self.pcpu(cpu).op;

@@ -1,10 +1,11 @@
 //! TSCs that are not in step.
 //!
-//! Owns the evidence and what follows from it. A vCPU's runstates alternate, whichever pCPUs write the
-//! changes: what leaves a state comes after what entered it. While a trace is analysed only the
+//! Owns the evidence and what follows from it. A vCPU's runstates alternate, whichever pCPUs write
+//! the changes: what leaves a state comes after what entered it. While a trace is analysed only the
 //! contradictions are noted ([`Skew`]). To correct them the trace is read once more for its
-//! runstate changes alone ([`learn_skew`]): each hand-over of a vCPU from one pCPU to another bounds
-//! the difference of their TSCs from one side, at its time, so that an offset and a slope follow.
+//! runstate changes alone ([`learn_skew`]): each hand-over of a vCPU from one pCPU to another
+//! bounds the difference of their TSCs from one side, at its time, so that an offset and a slope
+//! follow.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -27,7 +28,8 @@ pub(super) struct Skew {
 }
 
 impl Skew {
-    /// On `later` something has TSC `tsc_later` that followed what `earlier` wrote at `tsc_earlier`.
+    /// On `later` something has TSC `tsc_later` that followed what `earlier` wrote at
+    /// `tsc_earlier`.
     pub(super) fn note(&mut self, later: u32, tsc_later: u64, earlier: u32, tsc_earlier: u64) {
         let ticks = tsc_earlier.saturating_sub(tsc_later);
         if later != earlier && (1..ABSURD).contains(&ticks) {
@@ -80,8 +82,8 @@ pub struct Fixed {
 }
 
 /// Learns from the hand-overs of vCPUs how the pCPUs' TSCs are to be corrected, and adds that to
-/// `options`. It reads the trace, which `open` opens, several times: with a first correction records
-/// come in a better order, and what bounds the next one becomes tighter.
+/// `options`. It reads the trace, which `open` opens, several times: with a first correction
+/// records come in a better order, and what bounds the next one becomes tighter.
 ///
 /// # Errors
 /// Whatever `open` returns, and what `fail` makes of errors of reading.
@@ -102,8 +104,8 @@ pub fn fix_skew<R: Read, E>(
         if fixed.left == 0 {
             break;
         }
-        // The hand-overs may have been joined wrongly where records are far out of order: of several
-        // readings of the evidence the one that leaves fewest contradictions is right.
+        // The hand-overs may have been joined wrongly where records are far out of order: of
+        // several readings of the evidence the one that leaves fewest contradictions is right.
         let mut best: Option<(Learner, Options, Vec<Correction>)> = None;
         for reading in Evidence::READINGS {
             let found = learner.corrections(reading);
@@ -169,7 +171,8 @@ const SLICES: usize = 64;
 /// Changes of a vCPU that wait for their counterpart: more are of a trace that lacks records.
 const WAITING: usize = 4096;
 
-/// What bounds the difference of two TSCs: the least distance seen of each kind, in each slice of time.
+/// What bounds the difference of two TSCs: the least distance seen of each kind, in each slice of
+/// time.
 #[derive(Clone, Copy, Debug)]
 struct Bound {
     /// When the least was seen.
@@ -490,8 +493,8 @@ impl Line {
         (slope.abs() < STEEPEST).then_some(Self { base: edge[0].1 - slope * edge[0].0, slope })
     }
 
-    /// Whether a slope is needed: no constant satisfies all bounds, or the bounds lie far nearer to the
-    /// line than to a constant.
+    /// Whether a slope is needed: no constant satisfies all bounds, or the bounds lie far nearer to
+    /// the line than to a constant.
     fn explains(&self, low: &[(f64, f64)], floor: f64, ceiling: f64) -> bool {
         let off = |at: &dyn Fn(f64) -> f64| {
             let mut off: Vec<_> = low.iter().map(|p| at(p.0) - p.1).collect();

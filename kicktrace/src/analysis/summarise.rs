@@ -1,7 +1,7 @@
 //! From the analyser's counters to the [`Summary`]: sums, quantiles, certainties.
 //!
-//! Owns which figure is exact, inferred or a bound, from the evidence of each. Counts nothing itself;
-//! what is to be said of the trace as a whole is judged in the folder `verdict`.
+//! Owns which figure is exact, inferred or a bound, from the evidence of each. Counts nothing
+//! itself; what is to be said of the trace as a whole is judged in the folder `verdict`.
 
 use crate::analysis::Analyser;
 use crate::analysis::acquisition::Tally;
@@ -143,8 +143,8 @@ struct Trust {
     own: Certainty,
     /// Whether its operations are kicks: exact if it marked those that woke somebody.
     kicks: Certainty,
-    /// Whether its calls are polls: a PVH guest's `sched_op` does not show its command. It is a poll
-    /// unless it yields, or unless the guest marks its waits.
+    /// Whether its calls are polls: a PVH guest's `sched_op` does not show its command. It is a
+    /// poll unless it yields, or unless the guest marks its waits.
     polls: Certainty,
     /// What ended its waits: exact if each kick that did is marked.
     waits: Certainty,

@@ -145,8 +145,8 @@ pub(super) struct Vcpu {
     /// When its runstate changed for the wake: Xen may be held up in between.
     unblocked_tsc: u64,
     aborted: bool,
-    /// A wake of the vCPU on its pCPU, between its poll and its leaving: whether it woke it is seen by
-    /// what follows. Xen writes WAKE for a vCPU that stays blocked too (a domain is unpaused).
+    /// A wake of the vCPU on its pCPU, between its poll and its leaving: whether it woke it is seen
+    /// by what follows. Xen writes WAKE for a vCPU that stays blocked too (a domain is unpaused).
     early_wake: Option<Wake>,
     kicked_by: Option<Kick>,
     /// What woke it is not in the trace.
@@ -369,8 +369,8 @@ impl Vcpu {
         VcpuId { domain: self.domain, vcpu: self.id }
     }
 
-    /// A runstate change on `cpu`: notes what it proves about the pCPUs' TSCs. Returns the state the
-    /// vCPU is really in afterwards.
+    /// A runstate change on `cpu`: notes what it proves about the pCPUs' TSCs. Returns the state
+    /// the vCPU is really in afterwards.
     #[inline]
     pub(super) fn compare_clocks(
         &mut self,
@@ -387,7 +387,8 @@ impl Vcpu {
         }
     }
 
-    /// A change on `cpu` leaves another state than `state`, in which it seems to be, or the one before did.
+    /// A change on `cpu` leaves another state than `state`, in which it seems to be, or the one
+    /// before did.
     #[cold]
     fn contradicted(
         &mut self,
@@ -410,8 +411,8 @@ impl Vcpu {
                 self.raw.skipped += 1;
                 new
             }
-            // A vCPU comes to a pCPU and leaves it in that pCPU's order: what leaves it without having
-            // come was lost on the way, not early.
+            // A vCPU comes to a pCPU and leaves it in that pCPU's order: what leaves it without
+            // having come was lost on the way, not early.
             unexplained => {
                 let early = Early { cpu, tsc, old, before: state };
                 self.odd = Some(early).filter(|_| old != Runstate::Running);
@@ -458,7 +459,8 @@ impl Vcpu {
         self.ran_before.saturating_add(self.times.running).saturating_add(now)
     }
 
-    /// Ticks of `from..to` in which this vCPU was preempted, and whether all of them are remembered.
+    /// Ticks of `from..to` in which this vCPU was preempted, and whether all of them are
+    /// remembered.
     pub(super) fn preempted_between(&self, from: u64, to: u64) -> (u64, bool) {
         let overlap = |&(start, end): &(u64, u64)| end.min(to).saturating_sub(start.max(from));
         let ticks =
@@ -490,8 +492,8 @@ impl Vcpu {
         }
     }
 
-    /// The vCPU runs guest code again after a hypercall. Returns a kick that came while it decided not
-    /// to sleep: it woke nobody.
+    /// The vCPU runs guest code again after a hypercall. Returns a kick that came while it decided
+    /// not to sleep: it woke nobody.
     #[inline]
     pub(super) fn back_in_guest(&mut self) -> Option<Kick> {
         if self.poll != Poll::Entered {
@@ -529,8 +531,8 @@ impl Vcpu {
         }
     }
 
-    /// A WAKE that names it while it is on its pCPU, or has left it without blocking. Returns whether it
-    /// may have kept it from sleeping in a poll, and whether that is known.
+    /// A WAKE that names it while it is on its pCPU, or has left it without blocking. Returns
+    /// whether it may have kept it from sleeping in a poll, and whether that is known.
     #[inline]
     pub(super) fn wake_early(&mut self, wake: &Wake) -> (bool, bool) {
         match self.poll {
@@ -584,8 +586,8 @@ impl Vcpu {
         self.wake_unseen = !wake.seen;
     }
 
-    /// It is blocked no more: when it was woken and when its runstate changed; `kick` if it was one, and
-    /// whether the WAKE was `seen`.
+    /// It is blocked no more: when it was woken and when its runstate changed; `kick` if it was
+    /// one, and whether the WAKE was `seen`.
     pub(super) fn woken(
         &mut self,
         (tsc, changed): (u64, u64),
@@ -672,8 +674,8 @@ impl Vcpu {
         Wait { kick: None, block_tsc: self.block_tsc, wake_tsc: tsc, tainted: true, unwoken }
     }
 
-    /// It left its pCPU to block. Returns the kick of a wake that came before, which woke nobody: it
-    /// sleeps.
+    /// It left its pCPU to block. Returns the kick of a wake that came before, which woke nobody:
+    /// it sleeps.
     pub(super) fn descheduled(&mut self, tsc: u64) -> Option<Kick> {
         if self.poll != Poll::Blocking {
             return None;

@@ -123,8 +123,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Xen keeps the rings' page numbers in a table with 16-bit offsets (xen/common/trace.c), whose head
-/// is sized for 256 pCPUs.
+/// Xen keeps the rings' page numbers in a table with 16-bit offsets (xen/common/trace.c), whose
+/// head is sized for 256 pCPUs.
 fn most_pages(pcpus: u64) -> u64 {
     match pcpus {
         1 => 65_535 - 129,

@@ -19,8 +19,8 @@ pub(super) struct Args {
     pub(super) after: PathBuf,
     #[command(flatten)]
     pub(super) reading: Reading,
-    /// End with exit code 1 if a figure rose ('NAME>PERCENT') or fell ('NAME<-PERCENT') by more than so
-    /// many percent, with its whole 95 % interval (may be repeated)
+    /// End with exit code 1 if a figure rose ('NAME>PERCENT') or fell ('NAME<-PERCENT') by more
+    /// than so many percent, with its whole 95 % interval (may be repeated)
     #[arg(long, value_name = "GATE", value_parser = parse_gate)]
     fail_if: Vec<Gate>,
     /// Print the comparison as JSON
@@ -69,7 +69,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             if hz.is_none() { first } else { second }.name()
         )),
     }
-    // All that is to be said is said, and what is wrong with the traces comes before what they show.
+    // All that is to be said is said, and what is wrong with the traces comes before what they
+    // show.
     let gates = judge(&args.fail_if, &changes);
     let done = [judged(first, &before), judged(second, &after), gates];
     let mut failed = done.into_iter().filter_map(Result::err);

@@ -1,4 +1,5 @@
-//! `kicktrace export`: every run, wait, kick and acquisition as rows, for DuckDB, Polars and their like.
+//! `kicktrace export`: every run, wait, kick and acquisition as rows, for DuckDB, Polars and their
+//! like.
 
 use std::io;
 use std::path::{Path, PathBuf};

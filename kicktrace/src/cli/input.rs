@@ -240,7 +240,8 @@ impl Window {
         }
     }
 
-    /// Where it begins and ends, in ticks after the first record: what is at its end is no part of it.
+    /// Where it begins and ends, in ticks after the first record: what is at its end is no part of
+    /// it.
     pub(super) fn ticks(&self, hz: f64) -> (u64, Option<u64>) {
         (self.from.map_or(0, |from| ticks(from, hz)), self.to.map(|to| ticks(to, hz)))
     }
@@ -249,7 +250,8 @@ impl Window {
         self.from.is_some() || self.to.is_some()
     }
 
-    /// Refuses a window that holds no tick, and says so if it is in ticks, for a command that takes it so.
+    /// Refuses a window that holds no tick, and says so if it is in ticks, for a command that takes
+    /// it so.
     pub(super) fn unit(&self, hz: Option<f64>, input: &Input) -> Result<(), Failure> {
         if let (from, Some(to)) = self.ticks(hz.unwrap_or(1.0))
             && to <= from

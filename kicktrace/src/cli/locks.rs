@@ -23,7 +23,8 @@ pub(super) struct Args {
     /// Each acquisition that blocked, one a line, instead of sums
     #[arg(long)]
     each: bool,
-    /// Only acquisitions of this lock: its address, 0x1040c0; only the low half counts (with --each)
+    /// Only acquisitions of this lock: its address, 0x1040c0; only the low half counts (with
+    /// --each)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_lock, requires = "each")]
     lock: Option<u32>,
     /// The part of the trace whose acquisitions are shown

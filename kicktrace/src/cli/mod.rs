@@ -171,8 +171,8 @@ impl Failure {
     }
 }
 
-/// Writes a message to standard error. If that fails nobody is left who could read it, and the exit code
-/// stays what it is.
+/// Writes a message to standard error. If that fails nobody is left who could read it, and the exit
+/// code stays what it is.
 fn say(message: impl Display) {
     let _ = writeln!(io::stderr(), "kicktrace: {message}");
 }
@@ -188,7 +188,8 @@ fn corrected(input: &input::Input, whole: &Reading) -> Result<(), Failure> {
     }
 }
 
-/// What a command ends with that showed every record of its trace: success, or that the trace is cut.
+/// What a command ends with that showed every record of its trace: success, or that the trace is
+/// cut.
 fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
     match reading.truncated {
         Some(cut) => Err(Failure::Cut { name: input.name(), cut }),
@@ -196,8 +197,9 @@ fn all_read(input: &input::Input, reading: &Reading) -> Result<(), Failure> {
     }
 }
 
-/// What a command ends with that showed figures of its trace: success, or that the trace is cut, or that
-/// what figures need is not in it. The doubts, which figures alone do not show, go to standard error.
+/// What a command ends with that showed figures of its trace: success, or that the trace is cut, or
+/// that what figures need is not in it. The doubts, which figures alone do not show, go to standard
+/// error.
 fn judged(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
     for finding in summary.found(Verdict::Doubtful) {
         let Finding { what, remedy, .. } = finding;
@@ -217,8 +219,8 @@ fn finished(input: &input::Input, summary: &Summary) -> Result<(), Failure> {
     missing.map_or(Ok(()), |missing| Err(Failure::missing(input, &summary.reading, missing)))
 }
 
-/// The command line. A negative number is a value, to be refused with the option it stands behind, and no
-/// option of its own.
+/// The command line. A negative number is a value, to be refused with the option it stands behind,
+/// and no option of its own.
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let command = Cli::command().mut_subcommands(|command| {
         command.mut_args(|arg| {

@@ -54,8 +54,8 @@ impl Write for Named {
     }
 }
 
-/// Refuses to write to standard output if that is one of the files that are read: `kicktrace dump FILE >> FILE`
-/// would read what it writes.
+/// Refuses to write to standard output if that is one of the files that are read: `kicktrace dump
+/// FILE >> FILE` would read what it writes.
 pub(super) fn refuse_stdout(read: &[PathBuf]) -> Result<(), Failure> {
     let output = identity(Path::new("/dev/stdout"));
     match read.iter().find(|input| output.is_some() && identity(source(input)) == output) {
@@ -67,8 +67,8 @@ pub(super) fn refuse_stdout(read: &[PathBuf]) -> Result<(), Failure> {
     }
 }
 
-/// What tells one file from another, whatever its names. Pipes and devices keep nothing that could be
-/// destroyed.
+/// What tells one file from another, whatever its names. Pipes and devices keep nothing that could
+/// be destroyed.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     Some((meta.dev(), meta.ino()))

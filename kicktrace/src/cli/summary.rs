@@ -29,8 +29,8 @@ pub(super) struct Args {
     /// The part of the trace that is reported, and that the report draws
     #[command(flatten)]
     pub(super) window: Window,
-    /// Report phases of this length, one after the other (100ms, 2s, 500us): a line for each domain and
-    /// phase, with its kicks, waits and times; with --html as charts too
+    /// Report phases of this length, one after the other (100ms, 2s, 500us): a line for each domain
+    /// and phase, with its kicks, waits and times; with --html as charts too
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     every: Option<f64>,
     /// Learn from the trace how far the pCPUs' TSCs are out of step, and correct it

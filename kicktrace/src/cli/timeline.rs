@@ -26,7 +26,8 @@ pub(super) struct Args {
     /// Print intervals and waits as JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// Columns of time in the chart; as many as the terminal has room for by default, 100 without one
+    /// Columns of time in the chart; as many as the terminal has room for by default, 100 without
+    /// one
     #[arg(long, value_name = "COLUMNS", conflicts_with_all = ["json", "perfetto"],
           value_parser = clap::value_parser!(u16).range(20..=1000))]
     width: Option<u16>,

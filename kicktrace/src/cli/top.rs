@@ -1,7 +1,8 @@
 //! `xentrace ... | kicktrace top`: the last second, in a terminal.
 //!
-//! Owns the terminal while it runs: raw keys, the second screen, and that both are given back whatever ends
-//! it. One thread reads the trace; this one draws, and looks at keys, signals and the terminal's size.
+//! Owns the terminal while it runs: raw keys, the second screen, and that both are given back
+//! whatever ends it. One thread reads the trace; this one draws, and looks at keys, signals and the
+//! terminal's size.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};

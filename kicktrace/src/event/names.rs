@@ -1,8 +1,9 @@
-//! Names of events, hypercalls, vectors and exit reasons, and the fields of the schedulers' own records.
+//! Names of events, hypercalls, vectors and exit reasons, and the fields of the schedulers' own
+//! records.
 //!
 //! Owns words only. Events are those of Xen public/trace.h and of the `formats` file that came with
-//! `xentrace` up to Xen 4.18; hypercalls those of public/xen.h; exit reasons those of Intel's and AMD's
-//! manuals. Fields are told in a small language, see [`fields`].
+//! `xentrace` up to Xen 4.18; hypercalls those of public/xen.h; exit reasons those of Intel's and
+//! AMD's manuals. Fields are told in a small language, see [`fields`].
 
 use super::{
     BLOCK, CONTINUE_RUNNING, CPU_CHANGE, HLT, LOST_RECORDS, PV_HYPERCALL, PV_SUBCALL, SHUTDOWN,
@@ -214,10 +215,10 @@ pub(super) const EVENTS: &[(u32, &str, &str)] = &[
     (markers::GUEST | markers::ACQUIRED_AFTER_BLOCK, "mark_acquired", ""),
 ];
 
-/// The fields of an event's payload, separated by spaces; empty when they are not told so. A field is a
-/// word with a sign; `vcpu` is a domain (high half) and a vCPU; `name/64` are two words, the low one
-/// first; `a|b` are two halves of a word, `a|b|c` a half and two bytes, `a|b|c|d` four bytes, the lowest
-/// first; `padding` holds garbage.
+/// The fields of an event's payload, separated by spaces; empty when they are not told so. A field
+/// is a word with a sign; `vcpu` is a domain (high half) and a vCPU; `name/64` are two words, the
+/// low one first; `a|b` are two halves of a word, `a|b|c` a half and two bytes, `a|b|c|d` four
+/// bytes, the lowest first; `padding` holds garbage.
 #[must_use]
 pub fn fields(event: u32) -> &'static str {
     EVENTS.iter().find(|(number, ..)| *number == event).map_or("", |(_, _, fields)| fields)

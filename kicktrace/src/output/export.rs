@@ -1,7 +1,7 @@
 //! Rows for other tools: runs, waits, kicks and acquisitions as tables with typed columns.
 //!
-//! Owns the columns (docs/kicktrace.md repeats them) and the CSV files. Parquet is written in `parquet.rs`,
-//! which is there with the feature `parquet`.
+//! Owns the columns (docs/kicktrace.md repeats them) and the CSV files. Parquet is written in
+//! `parquet.rs`, which is there with the feature `parquet`.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

@@ -8,8 +8,8 @@ use super::table::{mark, wrap};
 use crate::analysis::{Cause, Entry, HostDomain, HostPcpu, HostSummary, Runnable};
 use crate::summary::{Certainty, Clock, Count, Distribution};
 
-/// vCPUs of each pCPU, hypercalls, traps and exits of each domain, and events of the trace that the table
-/// shows; it says how many there are more, and JSON and CSV have all.
+/// vCPUs of each pCPU, hypercalls, traps and exits of each domain, and events of the trace that the
+/// table shows; it says how many there are more, and JSON and CSV have all.
 const WHO: usize = 4;
 const ENTRIES: usize = 16;
 const EVENTS: usize = 16;
@@ -74,7 +74,8 @@ fn pcpus(out: &mut dyn Write, host: &HostSummary, columns: usize) -> io::Result<
     Ok(())
 }
 
-/// The vCPUs that were longest on a pCPU, as many as there is room for, and how many more there are.
+/// The vCPUs that were longest on a pCPU, as many as there is room for, and how many more there
+/// are.
 pub(super) fn who(of: &HostPcpu, all: u64, room: usize) -> String {
     let names = |most: usize| {
         let mut text = String::new();
@@ -253,9 +254,9 @@ fn quantiles(of: &Distribution, clock: &Clock, columns: usize) -> Vec<String> {
     .collect()
 }
 
-/// Writes one figure a line: `scope` (`pcpu`, `domain`, `vcpu`, `lock`, `host`), `domain`, `vcpu`, `pcpu`,
-/// `figure`, `value`, `unit` (`ns`, or `ticks` when the frequency is unknown; `count`) and `certainty`. What
-/// does not apply is empty.
+/// Writes one figure a line: `scope` (`pcpu`, `domain`, `vcpu`, `lock`, `host`), `domain`, `vcpu`,
+/// `pcpu`, `figure`, `value`, `unit` (`ns`, or `ticks` when the frequency is unknown; `count`) and
+/// `certainty`. What does not apply is empty.
 ///
 /// # Errors
 /// Whatever `out` returns.

@@ -21,7 +21,8 @@ const COUNTS: usize = 104;
 const NARROW: [&str; 5] = ["lock", "blocked", "kicks", "per acq.", "p99"];
 
 /// A table of the locks of `domain`, `most` of them; empty if it marked none. In fewer than 172
-/// columns, if that is a limit, histograms and longest waits are left out, in fewer than 104 some counts.
+/// columns, if that is a limit, histograms and longest waits are left out, in fewer than 104 some
+/// counts.
 #[must_use]
 pub fn table(
     domain: &Domain,

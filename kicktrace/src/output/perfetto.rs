@@ -1,9 +1,9 @@
 //! A trace for the Perfetto UI: TrackEvent protobuf, written as it comes.
 //!
 //! Owns the encoding of the handful of messages it needs (Perfetto protos/perfetto/trace,
-//! Apache-2.0): one track for each pCPU with who runs there, one for each vCPU with its runstate and
-//! its waits, and a flow arrow from each kick to the run it caused. The messages are few and flat,
-//! and the file is written in one pass in constant memory.
+//! Apache-2.0): one track for each pCPU with who runs there, one for each vCPU with its runstate
+//! and its waits, and a flow arrow from each kick to the run it caused. The messages are few and
+//! flat, and the file is written in one pass in constant memory.
 
 use std::collections::HashSet;
 use std::io::{self, Write};

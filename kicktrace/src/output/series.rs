@@ -1,7 +1,7 @@
 //! A trace in phases: one line for each phase of each domain, as table, JSON and CSV.
 //!
-//! Owns which figures of a [`Summary`] a series keeps. A phase's figures follow the rules of the whole
-//! trace's; see [`Phases`](crate::analysis::Phases).
+//! Owns which figures of a [`Summary`] a series keeps. A phase's figures follow the rules of the
+//! whole trace's; see [`Phases`](crate::analysis::Phases).
 
 use std::io::{self, Write};
 
@@ -78,7 +78,8 @@ impl Series {
         }
     }
 
-    /// What makes figures doubtful: of each topic the first finding, and in how many phases there is one.
+    /// What makes figures doubtful: of each topic the first finding, and in how many phases there
+    /// is one.
     #[must_use]
     pub fn doubts(&self) -> Vec<(&Finding, usize)> {
         let mut found: Vec<(&Finding, usize)> = Vec::new();
@@ -108,7 +109,8 @@ impl Series {
         &self.phases
     }
 
-    /// Every domain seen in any phase, in order: its number, and which of the domains of this number.
+    /// Every domain seen in any phase, in order: its number, and which of the domains of this
+    /// number.
     #[must_use]
     pub fn domains(&self) -> Vec<(u16, u32)> {
         let all = self.phases.iter().flat_map(|phase| &phase.domains);
@@ -153,8 +155,8 @@ impl Series {
         Ok(())
     }
 
-    /// One line for each phase and domain, after a line with the columns' names: as the CSV of a summary,
-    /// with `from` and `to` in the column `unit` names.
+    /// One line for each phase and domain, after a line with the columns' names: as the CSV of a
+    /// summary, with `from` and `to` in the column `unit` names.
     ///
     /// # Errors
     /// Whatever `out` returns.

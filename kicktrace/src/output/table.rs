@@ -38,8 +38,8 @@ const ALL_QUANTILES: usize = 96;
 /// And with three of them.
 const THREE_QUANTILES: usize = 72;
 
-/// `text` in lines of at most `columns` columns, as far as its spaces allow; lines after the first one are
-/// set in by `indent`.
+/// `text` in lines of at most `columns` columns, as far as its spaces allow; lines after the first
+/// one are set in by `indent`.
 pub(super) fn wrap(text: &str, columns: usize, indent: usize) -> String {
     let (mut out, mut room) = (String::new(), columns);
     for word in text.split_inclusive(' ') {
@@ -55,7 +55,8 @@ pub(super) fn wrap(text: &str, columns: usize, indent: usize) -> String {
     out
 }
 
-/// The table. A width, as in `{summary:80}`, is that of the terminal: what does not fit is left out.
+/// The table. A width, as in `{summary:80}`, is that of the terminal: what does not fit is left
+/// out.
 impl Display for Summary {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let reading = &self.reading;

@@ -18,8 +18,8 @@ pub struct Second {
     pub host: HostSummary,
 }
 
-/// The screen: no line is longer than `columns`, and there are no more than `rows`. `age` is how long ago
-/// the second ended.
+/// The screen: no line is longer than `columns`, and there are no more than `rows`. `age` is how
+/// long ago the second ended.
 #[must_use]
 pub fn screen(
     second: Option<&Second>,

@@ -1,14 +1,15 @@
 //! A block of whole records of one pCPU, and the memory for it.
 //!
-//! Owns how records lie in memory between the file and the visitor, and that blocks of full size are
-//! used again. Reads no input and interprets no record.
+//! Owns how records lie in memory between the file and the visitor, and that blocks of full size
+//! are used again. Reads no input and interprets no record.
 
 use crate::reader::words::LONGEST;
 
 /// Words read at a time. A window larger than this comes as several blocks.
 pub(super) const BLOCK_WORDS: usize = 64 << 10;
 
-/// Words behind the records of a block: wherever a record starts, [`LONGEST`] words can be looked at.
+/// Words behind the records of a block: wherever a record starts, [`LONGEST`] words can be looked
+/// at.
 pub(super) const PADDING: usize = LONGEST - 1;
 
 /// Words of a cache line.
@@ -78,8 +79,8 @@ impl Spare {
         }
     }
 
-    /// A block with room for so many words: some that are there, and those that are read next, which
-    /// stand at `offset` in the input, in bytes. What it holds means nothing.
+    /// A block with room for so many words: some that are there, and those that are read next,
+    /// which stand at `offset` in the input, in bytes. What it holds means nothing.
     ///
     /// What is read comes to a place in its cache line as in that of the file: a copy of lines as
     /// they are takes a quarter less time than one that shifts them, and half of it where it shifts

@@ -110,8 +110,8 @@ const SILENCES: usize = 16;
 /// A pause shorter than this (a fraction of a second) is none, however it stands out.
 const OUTSTANDING: u64 = QUIET;
 
-/// One that stands out and is longer than this (a second or so) is no pause of a trace that was being
-/// taken, however long the trace: `xentrace` itself wakes ten times a second.
+/// One that stands out and is longer than this (a second or so) is no pause of a trace that was
+/// being taken, however long the trace: `xentrace` itself wakes ten times a second.
 const UNEXPLAINED: u64 = 1 << 31;
 
 /// Ticks for which a pCPU may be held up between reading its TSC and writing the record: some
@@ -183,8 +183,9 @@ impl<'v, V: Visit> Merge<'v, V> {
         }
         if last {
             let final_up_to = self.passes.window(cpu, max_tsc);
-            // A pCPU can be held up between reading its TSC and writing the record (an emulator's can
-            // for milliseconds): wait twice as long, and so long at least, while that costs little.
+            // A pCPU can be held up between reading its TSC and writing the record (an emulator's
+            // can for milliseconds): wait twice as long, and so long at least, while that costs
+            // little.
             let lag = self.passes.latest.saturating_sub(final_up_to).max(HELD_UP);
             let patience = if self.buffer.held < PATIENT_BELOW { lag } else { 0 };
             self.deliver(final_up_to.saturating_sub(patience))?;
@@ -306,7 +307,8 @@ impl<V: Visit> Merge<'_, V> {
 }
 
 impl Pauses {
-    /// The longest pause, if it is so long, beside the trace and all others, that no trace explains it.
+    /// The longest pause, if it is so long, beside the trace and all others, that no trace explains
+    /// it.
     fn outstanding(&self, ticks: u64) -> Option<Silence> {
         let [first, second] = self.longest.map(|pause| pause.ticks());
         let long = first > OUTSTANDING && first > ticks / 2 || first > UNEXPLAINED;
@@ -315,8 +317,8 @@ impl Pauses {
 }
 
 impl Stream {
-    /// Delivers the next record, whose key is due, and those behind it that may come now too. Returns
-    /// how many.
+    /// Delivers the next record, whose key is due, and those behind it that may come now too.
+    /// Returns how many.
     #[inline]
     fn advance<V: Visit>(&mut self, buffer: &mut Buffer, visitor: &mut V) -> Result<u64, Error> {
         let mut all = 0;
@@ -332,8 +334,8 @@ impl Stream {
         }
     }
 
-    /// Delivers the next record and those up to the next stop: they need no place among other pCPUs'
-    /// records. Returns how many, and the event of the last one.
+    /// Delivers the next record and those up to the next stop: they need no place among other
+    /// pCPUs' records. Returns how many, and the event of the last one.
     #[inline]
     fn deliver_to_stop<V: Visit>(&mut self, visitor: &mut V) -> Result<(u64, u32), Error> {
         let Block { cpu, ref words, begin, offset, .. } = self.block;

@@ -4,9 +4,9 @@
 //! headers, padding, lost records, cut files, the merge of the pCPUs' streams by TSC. Must never
 //! interpret an event beyond what the format itself needs, and never panic on any input.
 //!
-//! Windows are read and checked as blocks of whole records (`window.rs`), which are merged and handed to
-//! the [`Visit`]or (`merge.rs`). Both are done by the caller's thread: a block that goes from one core
-//! to another costs more than a thread wins.
+//! Windows are read and checked as blocks of whole records (`window.rs`), which are merged and
+//! handed to the [`Visit`]or (`merge.rs`). Both are done by the caller's thread: a block that goes
+//! from one core to another costs more than a thread wins.
 
 mod block;
 mod merge;

@@ -56,8 +56,8 @@ pub struct Correction {
     pub ticks: i64,
     /// More to add as time goes on.
     pub drift: Option<Drift>,
-    /// Hand-overs leave the offset open by so many ticks: from the correction to the largest one they
-    /// allow. `None` if they bound it from one side only.
+    /// Hand-overs leave the offset open by so many ticks: from the correction to the largest one
+    /// they allow. `None` if they bound it from one side only.
     pub open: Option<u64>,
 }
 
@@ -164,8 +164,8 @@ pub struct Reading {
     /// Records that came after a record with a later TSC had been delivered: skewed TSCs, or a
     /// buffer limit too small.
     pub late_records: u64,
-    /// Times without any record that are too long for a trace that was being taken (2^34 ticks, some
-    /// seconds): the first 16 of them.
+    /// Times without any record that are too long for a trace that was being taken (2^34 ticks,
+    /// some seconds): the first 16 of them.
     pub silences: Vec<Silence>,
     /// Ticks in all such times. They are no part of the trace's length.
     pub silent_ticks: u64,

@@ -10,10 +10,10 @@ use crate::event;
 pub struct Record<'a> {
     /// The pCPU whose ring held it.
     pub cpu: u32,
-    /// Host TSC, corrected as [`ReadOptions`](crate::reader::ReadOptions) says. A record without one has
-    /// the time of the record before it on the same pCPU; the first of a pCPU, of the next that has one.
-    /// Where the TSC started again (the host slept, or a second session follows), it goes on behind the
-    /// latest one so far.
+    /// Host TSC, corrected as [`ReadOptions`](crate::reader::ReadOptions) says. A record without
+    /// one has the time of the record before it on the same pCPU; the first of a pCPU, of the next
+    /// that has one. Where the TSC started again (the host slept, or a second session follows), it
+    /// goes on behind the latest one so far.
     pub tsc: u64,
     /// The event with all its class bits.
     pub event: u32,
@@ -58,8 +58,8 @@ impl Record<'_> {
 /// Consumes records in time order.
 pub trait Visit {
     /// Called for every record but window headers and ring padding. Records come in order of their
-    /// TSC (but see [`is_local`](Self::is_local)); a [`event::LOST_RECORDS`] record comes at the *start* of its gap, before other pCPUs'
-    /// records of that time.
+    /// TSC (but see [`is_local`](Self::is_local)); a [`event::LOST_RECORDS`] record comes at the
+    /// *start* of its gap, before other pCPUs' records of that time.
     ///
     /// # Errors
     /// An error ends the reading and is returned by [`read`](crate::reader::read).
@@ -99,16 +99,16 @@ pub trait Visit {
         false
     }
 
-    /// Called before the first record behind a time in which no pCPU wrote anything, from the TSC of
-    /// the last record to that of the next one, too long for a trace that was being taken: what stands
-    /// before it belongs to another session.
+    /// Called before the first record behind a time in which no pCPU wrote anything, from the TSC
+    /// of the last record to that of the next one, too long for a trace that was being taken: what
+    /// stands before it belongs to another session.
     fn silence(&mut self, from: u64, to: u64) {
         let _ = (from, to);
     }
 
-    /// Called after each window, when all that was read so far has been delivered as far as it is final,
-    /// and more may not be there yet: the moment to flush an output, so that a live trace is seen as it
-    /// grows.
+    /// Called after each window, when all that was read so far has been delivered as far as it is
+    /// final, and more may not be there yet: the moment to flush an output, so that a live trace is
+    /// seen as it grows.
     ///
     /// # Errors
     /// An error ends the reading and is returned by [`read`](crate::reader::read).

@@ -1,8 +1,8 @@
 //! From recorded TSCs to one time for all pCPUs.
 //!
-//! Owns what a pCPU's TSC is worth: the corrections the caller gave, TSCs that start again (the host
-//! slept, or a second session follows), and single records whose TSC is absurd. All of it is done to
-//! whole blocks while they are read, so that the merge compares plain numbers.
+//! Owns what a pCPU's TSC is worth: the corrections the caller gave, TSCs that start again (the
+//! host slept, or a second session follows), and single records whose TSC is absurd. All of it is
+//! done to whole blocks while they are read, so that the merge compares plain numbers.
 
 use crate::event;
 use crate::reader::reading::{Drift, ReadOptions};
@@ -15,8 +15,8 @@ const RESET: u64 = 1 << 22;
 /// pCPUs whose TSCs started again together are apart by less than this.
 const TOGETHER: u64 = 1 << 28;
 
-/// A step of more than this (a tenth of a second or so) needs its place among all pCPUs' records: all
-/// of them may have been silent.
+/// A step of more than this (a tenth of a second or so) needs its place among all pCPUs' records:
+/// all of them may have been silent.
 pub(super) const QUIET: u64 = 1 << 28;
 
 /// A step of more than this within one pCPU is a pause nobody expects.
@@ -90,7 +90,8 @@ impl Times {
         (of.timed, of.last, of.session) = (true, tsc, session);
     }
 
-    /// Judges a step of `cpu`'s TSC from `before` to that of the record at `at`, which is larger than
+    /// Judges a step of `cpu`'s TSC from `before` to that of the record at `at`, which is larger
+    /// than
     /// [`QUIET`] or backwards.
     #[cold]
     pub(super) fn step(

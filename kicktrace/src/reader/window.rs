@@ -41,7 +41,8 @@ pub(super) struct Windows<R, V> {
     times: Times,
     /// Blocks to be handed out before anything more is read.
     ready: VecDeque<Block>,
-    /// Blocks of pCPUs that have shown no TSC yet: their time is that of the next record that has one.
+    /// Blocks of pCPUs that have shown no TSC yet: their time is that of the next record that has
+    /// one.
     untimed: Vec<Block>,
     /// How the input ended, once it has.
     end: Option<Result<End, Error>>,
@@ -154,8 +155,8 @@ impl<R: Read, V: Visit> Windows<R, V> {
         }
     }
 
-    /// Reads a block of the window under way, of which `left` words are to be read yet; the end, if the
-    /// input is cut there.
+    /// Reads a block of the window under way, of which `left` words are to be read yet; the end, if
+    /// the input is cut there.
     fn go_on(&mut self, left: usize, spare: &mut Spare) -> Result<Option<End>, Error> {
         let take = left.min(BLOCK_WORDS);
         let kept = self.window.carried;
@@ -228,8 +229,8 @@ impl<R: Read, V: Visit> Windows<R, V> {
         self.ready.push_back(block);
     }
 
-    /// Hands out the blocks of a pCPU whose time is known now; those of all, with the latest time there
-    /// is, for `None`.
+    /// Hands out the blocks of a pCPU whose time is known now; those of all, with the latest time
+    /// there is, for `None`.
     #[cold]
     fn release_untimed(&mut self, known: Option<(u32, u64)>) {
         let (time, latest) = (known.map(|(_, time)| time), self.times.latest);
@@ -274,7 +275,8 @@ impl<R: Read, V: Visit> Windows<R, V> {
             let mut tsc = if timed { wide(of[1], of[2]) } else { walk.before };
             if is_step(walk.before, tsc) {
                 match self.times.step(cpu, walk.before, &block.words, at, filled) {
-                    // Nothing may have been written for long: who is to be told of it needs a stop here.
+                    // Nothing may have been written for long: who is to be told of it needs a stop
+                    // here.
                     Step::Sound => is_stop = true,
                     Step::Restart => {
                         done = Scanned::Restarts;

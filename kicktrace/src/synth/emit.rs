@@ -98,8 +98,8 @@ impl<'a, W: Write> Pen<'a, W> {
         self.put(event::CONTINUE_RUNNING, true, &[packed(who)]);
     }
 
-    /// A switch from `prev`, which came at `came_ns` and goes to state `to`, to `next`. Returns when
-    /// `prev` changes its state; `next` does one [`STEP`] later.
+    /// A switch from `prev`, which came at `came_ns` and goes to state `to`, to `next`. Returns
+    /// when `prev` changes its state; `next` does one [`STEP`] later.
     pub(super) fn switch(
         &mut self,
         prev: (u16, u16),

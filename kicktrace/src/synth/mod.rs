@@ -78,14 +78,15 @@ pub struct Plan {
     pub skew: Vec<i64>,
     /// How much faster each pCPU's TSC runs than the first says, as a part; missing ones are 0.
     pub drift: Vec<f64>,
-    /// ns from the start of the trace in which each pCPU's records are not kept, as with `xentrace -M`;
-    /// `u64::MAX` for a pCPU that is not traced at all (`-c`). Missing ones are 0.
+    /// ns from the start of the trace in which each pCPU's records are not kept, as with `xentrace
+    /// -M`; `u64::MAX` for a pCPU that is not traced at all (`-c`). Missing ones are 0.
     pub late: Vec<u64>,
     /// With [`Plan::markers`]: vCPUs from this number on do not mark.
     pub markers_below: u16,
     /// A toolstack pauses and unpauses sleeping vCPUs every so many ns; 0 for never.
     pub pause_ns: u64,
-    /// After [`Plan::duration_ns`] all domains end, and new ones with their numbers begin: how often.
+    /// After [`Plan::duration_ns`] all domains end, and new ones with their numbers begin: how
+    /// often.
     pub rebirths: u32,
     /// One pCPU of each two writes what the scheduler does on both (`sched-gran=core`).
     pub core_scheduling: bool,

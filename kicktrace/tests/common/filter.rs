@@ -1,6 +1,7 @@
 // Takes records out of a trace, for tests that need one with something missing.
 
-/// The trace without the records of one group of events: a class and its subclass, as in the header of a record.
+/// The trace without the records of one group of events: a class and its subclass, as in the header
+/// of a record.
 pub(crate) fn without(trace: &[u8], group: u32) -> Vec<u8> {
     let words: Vec<u32> =
         trace.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();

@@ -40,8 +40,8 @@ pub(crate) fn records(trace: &[u8]) -> Vec<Rec> {
     found
 }
 
-/// A file of them: a window for each pCPU, records in the order of their times. One without a TSC stays
-/// behind its predecessor.
+/// A file of them: a window for each pCPU, records in the order of their times. One without a TSC
+/// stays behind its predecessor.
 pub(crate) fn file(records: &[Rec]) -> Vec<u8> {
     let pcpus = records.iter().map(|rec| rec.cpu).max().unwrap_or(0);
     let mut out = Vec::new();

@@ -1,8 +1,8 @@
 //! How many vCPUs of a domain run, want to run and sleep at the same time.
 //!
-//! Owns the table of times by these numbers. A vCPU that is seen for the first time has been in the state
-//! it leaves ever since the trace began, or its change would be in the trace: so it is added to all of
-//! the table.
+//! Owns the table of times by these numbers. A vCPU that is seen for the first time has been in the
+//! state it leaves ever since the trace began, or its change would be in the trace: so it is added
+//! to all of the table.
 
 use rustc_hash::FxHashMap;
 
@@ -10,8 +10,8 @@ use crate::event::Runstate;
 
 use super::figures::Concurrency;
 
-/// How many vCPUs are running, runnable, blocked, and in no known state. Those that are offline count
-/// nowhere.
+/// How many vCPUs are running, runnable, blocked, and in no known state. Those that are offline
+/// count nowhere.
 type Numbers = [u16; 4];
 
 #[derive(Debug, Default)]
@@ -59,9 +59,10 @@ impl Concurrent {
         self.since = to.max(self.since);
     }
 
-    /// A vCPU goes from one state, the one it was in until now, to another. `first` is set instead of
-    /// `from` when it is seen for the first time, since `began`; `stayed` says that it was there, in
-    /// no known state. A vCPU that was not in the state its record says is in none that is known.
+    /// A vCPU goes from one state, the one it was in until now, to another. `first` is set instead
+    /// of `from` when it is seen for the first time, since `began`; `stayed` says that it was
+    /// there, in no known state. A vCPU that was not in the state its record says is in none that
+    /// is known.
     pub(super) fn change(
         &mut self,
         began: u64,

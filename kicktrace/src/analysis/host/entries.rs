@@ -1,7 +1,7 @@
 //! What makes guests enter Xen: hypercalls by number, traps, exits by reason.
 //!
-//! Owns how these are told apart and, where the trace has the end of a stay (HVM and PVH: the next entry),
-//! how long it was. A PV guest's return leaves no record.
+//! Owns how these are told apart and, where the trace has the end of a stay (HVM and PVH: the next
+//! entry), how long it was. A PV guest's return leaves no record.
 
 use rustc_hash::FxHashMap;
 

@@ -189,16 +189,16 @@ pub struct Runnable {
     pub to_run: Distribution,
 }
 
-/// How many vCPUs of a domain run, want to run and sleep at the same time, in ticks. vCPUs that are offline
-/// do not count.
+/// How many vCPUs of a domain run, want to run and sleep at the same time, in ticks. vCPUs that are
+/// offline do not count.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Concurrency {
     /// All run.
     pub all_run: u64,
     /// Some run, the others sleep.
     pub some_run: u64,
-    /// Some run while others want to and cannot: if one of these owns a lock, those that run may wait for
-    /// it in vain (the hazard of lock holder preemption).
+    /// Some run while others want to and cannot: if one of these owns a lock, those that run may
+    /// wait for it in vain (the hazard of lock holder preemption).
     pub hazard: u64,
     /// Some want to run and none does.
     pub none_runs: u64,
@@ -380,8 +380,8 @@ impl Trust {
         self.counts(self.lost || self.unattributed)
     }
 
-    /// Of the times a vCPU wanted a pCPU for this cause. A yield whose record is missing seems to be a
-    /// preemption.
+    /// Of the times a vCPU wanted a pCPU for this cause. A yield whose record is missing seems to
+    /// be a preemption.
     fn cause(&self, cause: Cause) -> Certainty {
         match self.counts(self.lost) {
             Certainty::LowerBound if cause == Cause::Preempted => Certainty::Inferred,
@@ -506,8 +506,9 @@ enum Vendor {
 }
 
 impl Vendor {
-    /// Xen up to 4.18 writes the same event for both. AMD's numbers begin at 0x40 but for accesses to
-    /// control registers, and every guest is interrupted (0x60) or halts (0x78); Intel's end below 0x50.
+    /// Xen up to 4.18 writes the same event for both. AMD's numbers begin at 0x40 but for accesses
+    /// to control registers, and every guest is interrupted (0x60) or halts (0x78); Intel's end
+    /// below 0x50.
     fn of(host: &Host) -> Self {
         let amd =
             |key: &(EntryKind, u32)| key.0 == EntryKind::Exit && (0x60..0x500).contains(&key.1);

@@ -1,8 +1,8 @@
-//! What the hypervisor did with its pCPUs, beside locks: who ran where, how long every woken vCPU waited
-//! for a pCPU, how many of a domain's vCPUs ran at once, and what made guests enter Xen.
+//! What the hypervisor did with its pCPUs, beside locks: who ran where, how long every woken vCPU
+//! waited for a pCPU, how many of a domain's vCPUs ran at once, and what made guests enter Xen.
 //!
-//! Owns the observer a command asks for when it wants this; an analysis without it pays nothing. What a
-//! runstate change means is the analyser's to say, as for all observers.
+//! Owns the observer a command asks for when it wants this; an analysis without it pays nothing.
+//! What a runstate change means is the analyser's to say, as for all observers.
 
 mod concurrency;
 mod entries;
@@ -27,8 +27,8 @@ pub use figures::{
 };
 
 /// Follows the vCPUs over the pCPUs. An [`Observe`]r: give it to an
-/// [`Analyser`](crate::analysis::Analyser) or to [`Phases`](crate::analysis::Phases), and its figures
-/// with [`figures`](Self::figures) to an output.
+/// [`Analyser`](crate::analysis::Analyser) or to [`Phases`](crate::analysis::Phases), and its
+/// figures with [`figures`](Self::figures) to an output.
 ///
 /// # Example
 /// ```
@@ -190,8 +190,8 @@ impl Host {
         self.domains.values_mut().for_each(|domain| domain.concurrent.account(tsc));
     }
 
-    /// Nothing is known any more of the vCPUs of a domain from `from` on. At `to` the same ones go on,
-    /// if they stay, or another domain of this number begins.
+    /// Nothing is known any more of the vCPUs of a domain from `from` on. At `to` the same ones go
+    /// on, if they stay, or another domain of this number begins.
     fn restart(&mut self, domain: u16, (from, to): (u64, u64), stay: bool) {
         let domain = self.domains.entry(domain).or_default();
         let living = if stay { domain.living.clone() } else { std::mem::take(&mut domain.living) };

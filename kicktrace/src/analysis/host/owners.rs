@@ -1,7 +1,8 @@
 //! How long a lock's owner was off its pCPU while others waited for it.
 //!
-//! Owns the join of preemptions and waits: the vCPU whose kick ends a wait is the owner that lets go, and
-//! from the kick before to this one the lock was its own. So the times of one lock do not overlap.
+//! Owns the join of preemptions and waits: the vCPU whose kick ends a wait is the owner that lets
+//! go, and from the kick before to this one the lock was its own. So the times of one lock do not
+//! overlap.
 
 use std::collections::VecDeque;
 

@@ -1,6 +1,7 @@
 //! Whether the mask had what a count of kicks needs.
 //!
-//! Owns the classes that are judged, and which of them a trace without their events lacks for certain.
+//! Owns the classes that are judged, and which of them a trace without their events lacks for
+//! certain.
 
 use super::evidence::{has_hidden_wakes, unseen};
 use super::judge::Judge;

@@ -1,7 +1,7 @@
 //! What the counters of an analysis show about the trace.
 //!
-//! Owns each sign that records are missing, out of order or mixed up, and the [`Doubt`] that follows
-//! for figures. Writes no sentence and decides no verdict.
+//! Owns each sign that records are missing, out of order or mixed up, and the [`Doubt`] that
+//! follows for figures. Writes no sentence and decides no verdict.
 
 use crate::analysis::Analyser;
 use crate::reader::{PcpuReading, Reading};

@@ -9,8 +9,8 @@ use super::judge::{Judge, some};
 use crate::analysis::{Analyser, MAX_VCPUS};
 use crate::summary::{DomainKind, Summary, Verdict};
 
-/// One in so many: marks are mistaken if more of them name another target than interrupts explain, which
-/// wake vCPUs inside an operation too.
+/// One in so many: marks are mistaken if more of them name another target than interrupts explain,
+/// which wake vCPUs inside an operation too.
 const MISTAKEN: u64 = 20;
 
 /// What the figures rest on.

@@ -1,7 +1,7 @@
 //! Collects findings.
 //!
-//! Owns how a finding is put together, and how numbers and times are written in its sentence. Knows no
-//! evidence.
+//! Owns how a finding is put together, and how numbers and times are written in its sentence. Knows
+//! no evidence.
 
 use crate::summary::{Finding, Summary, Verdict};
 

@@ -1,7 +1,8 @@
 //! What is to be said of the trace as a whole.
 //!
-//! Owns the one place where evidence becomes a verdict: `check`, the summary, the exit code and every
-//! output show what is found here, and the certainty of figures follows [`doubt`]. Counts nothing.
+//! Owns the one place where evidence becomes a verdict: `check`, the summary, the exit code and
+//! every output show what is found here, and the certainty of figures follows [`doubt`]. Counts
+//! nothing.
 
 mod classes;
 mod evidence;

@@ -109,8 +109,8 @@ fn all_there(judge: &mut Judge, reading: &Reading) {
     judge.say(Verdict::Good, PCPUS, there, "");
 }
 
-/// Which pCPUs have no record in the whole trace decides for a part of it too: in a part they may have had
-/// nothing to write.
+/// Which pCPUs have no record in the whole trace decides for a part of it too: in a part they may
+/// have had nothing to write.
 pub(super) fn decide_absent(judge: &mut Judge, whole: &Reading) {
     let open = |of: &Finding| of.topic == PCPUS && (of.unproved || of.verdict == Verdict::Good);
     let Some(at) = judge.0.iter().position(open) else { return };
@@ -124,8 +124,8 @@ pub(super) fn decide_absent(judge: &mut Judge, whole: &Reading) {
     }
 }
 
-/// pCPUs that wrote nothing in a good part of the trace, at its start or its end; none if the trace does
-/// not tell.
+/// pCPUs that wrote nothing in a good part of the trace, at its start or its end; none if the trace
+/// does not tell.
 fn out_of_sight(summary: &Summary) -> Option<String> {
     let reading = &summary.reading;
     let told = |cpu: u32, ticks: u64, where_: &str| {

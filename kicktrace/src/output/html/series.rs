@@ -81,8 +81,8 @@ fn plain(value: f64) -> String {
     if value >= 100.0 || value == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
 }
 
-/// A bar for each phase, with round numbers at the left and below. A value is named by `say`, at the axis,
-/// beside its largest number, by `axis`.
+/// A bar for each phase, with round numbers at the left and below. A value is named by `say`, at
+/// the axis, beside its largest number, by `axis`.
 fn chart(
     page: &mut String,
     title: &str,

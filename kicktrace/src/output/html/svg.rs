@@ -25,7 +25,8 @@ pub(super) fn time(ticks: u64, clock: &Clock) -> String {
     }
 }
 
-/// The least of 1, 2, 2.5 and 5 times a power of ten that is no less than `value`, in units of `unit`.
+/// The least of 1, 2, 2.5 and 5 times a power of ten that is no less than `value`, in units of
+/// `unit`.
 pub(super) fn round_up(value: f64, unit: f64) -> f64 {
     let of = value / unit;
     if of <= 0.0 || !of.is_finite() {
@@ -66,8 +67,8 @@ pub(super) fn trimmed(number: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Round moments of `from..=to`, about `wanted` of them, and their labels: times where the frequency is
-/// known, all in one unit.
+/// Round moments of `from..=to`, about `wanted` of them, and their labels: times where the
+/// frequency is known, all in one unit.
 pub(super) fn ticks(from: u64, to: u64, wanted: u32, clock: &Clock) -> Vec<(u64, String)> {
     // Ticks of the TSC for each nanosecond.
     let scale = clock.hz.map_or(1.0, |hz| hz / 1e9);
@@ -315,7 +316,8 @@ pub(super) fn gantt(page: &mut String, story: &Story, start: u64, clock: &Clock)
             continue;
         }
         let y = top + pcpus.binary_search(&interval.cpu).unwrap_or(0) as f64 * tall + 2.0;
-        // From cyan to pink, where no runstate has its colour; by the golden ratio, so neighbours differ.
+        // From cyan to pink, where no runstate has its colour; by the golden ratio, so neighbours
+        // differ.
         let number = vcpus.binary_search(&interval.vcpu).unwrap_or(0);
         let hue = 185.0 + (number as f64 * 0.618_034).fract() * 150.0;
         let light = [38, 52][number % 2];
