@@ -9,6 +9,7 @@
 
 mod acquisition;
 mod clock;
+mod exposed;
 mod gaps;
 mod host;
 mod hypercall;
@@ -33,7 +34,8 @@ use crate::reader::{self, ReadOptions, Record, Visit};
 use crate::summary::{Classes, Clock, Summary};
 
 use clock::Calibration;
-use gaps::{Exposed, Gaps};
+use exposed::Exposed;
+use gaps::Gaps;
 use locks::Locks;
 use skew::{STEEPEST, Skew};
 use vcpu::{Vcpu, report_interval};

@@ -174,7 +174,7 @@ pub(super) struct Vcpu {
     pub(super) marks_kicks: bool,
     /// Ticks it ran in the phases before.
     ran_before: u64,
-    /// Whether [`Exposed`](super::gaps::Exposed) has noted it, for either reason.
+    /// Whether [`Exposed`](super::exposed::Exposed) has noted it, for either reason.
     pub(super) exposed: bool,
     pub(super) stray: bool,
 }

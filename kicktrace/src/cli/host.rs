@@ -5,7 +5,8 @@ use std::io::{self, BufWriter, Write};
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window, beyond};
-use super::summary::{bounds, phases, terminal_width};
+use super::sink::terminal_width;
+use super::summary::{bounds, phases};
 use super::{Failure, judged};
 use crate::analysis::{Host, Phases, complete};
 use crate::output::host;

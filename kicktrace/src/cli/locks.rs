@@ -6,7 +6,8 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use super::input::{Input, Window};
-use super::summary::{bounds, terminal_width, windowed};
+use super::sink::terminal_width;
+use super::summary::{bounds, windowed};
 use super::timeline::Windowed;
 use super::{Failure, judged};
 use crate::Clock;

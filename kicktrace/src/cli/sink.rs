@@ -1,7 +1,7 @@
-//! Files a command writes.
+//! What a command writes to.
 //!
-//! Owns where output goes: `-` is standard output, bytes never go to a terminal, and no output is
-//! written over an input.
+//! Owns where output goes and how wide that is: `-` is standard output, bytes never go to a
+//! terminal, and no output is written over an input.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -10,6 +10,12 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::input::is_dash;
+
+/// Columns of the terminal that standard output is, if it is one.
+pub(super) fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|&columns| columns > 0)
+}
 
 /// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

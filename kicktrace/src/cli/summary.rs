@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window, beyond, is_dash, ticks};
+use super::sink::terminal_width;
 use super::{Failure, corrected, finished, judged, say};
 use crate::Summary;
 use crate::analysis::{Bounds, Fixed, Observe, Phases, Whole, complete};
@@ -107,12 +108,6 @@ fn tell_fixed(fixed: &Fixed, input: &Input) {
              be wrong; the reason is no offset with a slope, or records are missing (kicktrace check)"
         )),
     }
-}
-
-/// Columns of the terminal that standard output is, if it is one.
-pub(super) fn terminal_width() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
-    Some(usize::from(size.ws_col)).filter(|&columns| columns > 0)
 }
 
 /// Seconds to ticks, for which the frequency must be known before the trace is read.

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Window};
-use super::summary::terminal_width;
 use super::{Failure, judged, sink};
 use crate::analysis::{AcquisitionStory, Analyser, Interval, Observe, WaitStory};
 use crate::output::perfetto::Perfetto;
@@ -66,7 +65,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (summary, story) = observe(args, Windowed::new(args.window, hz, story))?;
     let clock = Clock::known(hz);
     let mut out = BufWriter::new(io::stdout().lock());
-    let room = terminal_width().map_or(100, |columns| columns.saturating_sub(NAMES).max(20));
+    let room = sink::terminal_width().map_or(100, |columns| columns.saturating_sub(NAMES).max(20));
     let width = args.width.map_or(room, usize::from);
     gantt::write(&mut out, &story, &clock, width)?;
     out.flush()?;
