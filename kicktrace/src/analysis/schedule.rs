@@ -347,7 +347,10 @@ impl<O: Observe> Analyser<O> {
                 }
             }
             (Woke::Idle, Some(by)) => self.vcpus[by.by as usize].raw.idle_kicks += 1,
-            (Woke::Unknown, Some(by)) => self.vcpus[by.by as usize].raw.woke_unknown += 1,
+            (Woke::Unknown, Some(by)) => {
+                // What a marking guest does not mark is no kick.
+                self.vcpus[by.by as usize].raw.woke_unknown += u64::from(kick.is_some());
+            }
             (_, None) => {}
         }
     }

@@ -51,7 +51,7 @@ pub(super) struct Raw {
     pub(super) evtchn_ops: u64,
     pub(super) waking_kicks: u64,
     pub(super) idle_kicks: u64,
-    /// Operations that woke a vCPU of which nobody knows whether it polled.
+    /// Kicks that woke a vCPU of which nobody knows whether it polled.
     pub(super) woke_unknown: u64,
     pub(super) kicks_without_wake: u64,
     pub(super) marked_kicks: u64,
