@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use pvlab::lab::{Boot, Lab, Overlay};
+use pvlab::lab::{Boot, Lab, Mode, Overlay};
 use pvlab::progress::Progress;
 use tempfile::TempDir;
 
@@ -65,19 +65,21 @@ pub(crate) fn boot_all<const N: usize>(
     kernels: [(&str, Vec<u8>); N],
     config: &'static [u8],
     script: &str,
+    mode: Mode,
 ) -> TempDir {
     let named = |(name, kernel)| Overlay::bytes(format!("/guest/{name}"), 0o644, kernel);
     let mut files: Vec<Overlay> = kernels.into_iter().map(named).collect();
     files.push(Overlay::bytes("/guest/domain.cfg", 0o644, config));
-    boot_with(files, script)
+    boot_with(files, script, mode)
 }
 
 /// As [`boot_all`], with whatever files.
-pub(crate) fn boot_with(files: Vec<Overlay>, script: &str) -> TempDir {
+pub(crate) fn boot_with(files: Vec<Overlay>, script: &str, mode: Mode) -> TempDir {
     let out = tempfile::tempdir().unwrap();
     let mut boot = Boot::script(script, out.path());
     boot.deadline = crate::PATIENCE;
     boot.files = files;
+    boot.mode = mode;
     let lab = Lab::prepare(&Progress::hidden()).expect("the lab can be made");
     lab.run(&boot, &mut |_| {}).expect("the host ran to its end");
     out

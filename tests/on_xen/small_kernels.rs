@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use kicktrace::summary::Domain;
-use pvlab::lab::Overlay;
+use pvlab::lab::{Mode, Overlay};
 use pvlab::plan::TRACE_MASK_PVH;
 
 use crate::domains::{RUN, wanted};
@@ -66,7 +66,7 @@ static OUT: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
         script += &run.replace("MASK", &format!("{TRACE_MASK_PVH:#010x}"));
         script += "\n";
     }
-    kernel::boot_with(files, &script)
+    kernel::boot_with(files, &script, Mode::Parallel)
 });
 
 fn file(name: &str) -> PathBuf {
