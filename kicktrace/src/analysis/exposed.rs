@@ -4,7 +4,6 @@
 //! doubtful then is the vCPU's to know.
 
 use crate::analysis::vcpu::Vcpu;
-use crate::event::Runstate;
 
 /// The vCPUs, by index, that the next gap may make doubtful.
 #[derive(Debug, Default)]
@@ -53,10 +52,9 @@ impl Exposed {
         {
             self.looked += self.open.len() + self.strays.len() + 1;
         }
-        let runs = |vcpu: &Vcpu| !vcpu.is_over() && vcpu.state == Some(Runstate::Running);
         self.open.retain(|&index| {
             let vcpu = &mut vcpus[index as usize];
-            vcpu.exposed = runs(vcpu) && vcpu.cpu != cpu;
+            vcpu.exposed = vcpu.is_running() && vcpu.cpu != cpu;
             if !vcpu.exposed {
                 vcpu.taint_episodes();
             }
@@ -67,11 +65,11 @@ impl Exposed {
         here.dedup();
         here.retain(|&index| {
             let vcpu = &vcpus[index as usize];
-            runs(vcpu) && vcpu.cpu == cpu
+            vcpu.is_running() && vcpu.cpu == cpu
         });
         self.strays.retain(|&index| {
             let vcpu = &mut vcpus[index as usize];
-            vcpu.stray = runs(vcpu) && vcpu.cpu != cpu;
+            vcpu.stray = vcpu.is_running() && vcpu.cpu != cpu;
             vcpu.stray
         });
         here

@@ -149,7 +149,7 @@ impl<O: Observe> Analyser<O> {
 
     fn runs_on(&self, cpu: u32, index: u32) -> bool {
         let vcpu = &self.vcpus[index as usize];
-        vcpu.state == Some(Runstate::Running) && vcpu.cpu == cpu
+        vcpu.is_running() && vcpu.cpu == cpu
     }
 
     /// The vCPU `key` is set running no more by `cpu`.

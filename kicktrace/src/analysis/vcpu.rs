@@ -317,6 +317,10 @@ impl Vcpu {
         self.ended.is_some()
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        !self.is_over() && self.state == Some(Runstate::Running)
+    }
+
     fn close_account(&mut self, tsc: u64, gaps: &Gaps) -> Option<(Runstate, u64)> {
         let state = self.state?;
         self.change(tsc, Some(state), state, gaps)
@@ -568,11 +572,11 @@ impl Vcpu {
         if self.poll != Poll::Blocking {
             return None;
         }
-        self.goes_on_polling()
+        self.take_early_wake()
     }
 
     #[cold]
-    fn goes_on_polling(&mut self) -> Option<Wake> {
+    fn take_early_wake(&mut self) -> Option<Wake> {
         let wake = self.early_wake.take()?;
         self.abort(&wake);
         Some(wake)
