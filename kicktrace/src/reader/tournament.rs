@@ -20,60 +20,54 @@ const NOBODY: Player = Player { key: NOTHING, stream: 0 };
 
 #[derive(Debug)]
 pub(super) struct Tournament {
-    /// Two play each other: behind the left one are lower streams than behind the right one. The
-    /// winner of pair `n` plays in pair `n / 2`, on the left if `n` is even. The streams themselves
-    /// stand in order in the last half of the pairs; pair 0 is none.
-    pairs: Vec<[Player; 2]>,
-    winner: Player,
+    /// A tree: places `2 * n` and `2 * n + 1` play each other, and the winner goes to place `n`.
+    /// The streams themselves stand in order in the last half; place 1 is the winner's, 0 nobody's.
+    places: Vec<Player>,
 }
 
 impl Default for Tournament {
     fn default() -> Self {
-        Self { pairs: Vec::new(), winner: NOBODY }
+        Self { places: vec![NOBODY; 2] }
     }
 }
 
 impl Tournament {
     /// Makes room for streams `0..count`.
     pub(super) fn grow(&mut self, count: usize) {
-        let had = self.pairs.len();
+        let had = self.places.len() / 2;
         if count <= had {
             return;
         }
-        let pairs = count.next_power_of_two().max(2);
-        let before = std::mem::replace(&mut self.pairs, vec![[NOBODY; 2]; pairs]);
-        let keys = before[had / 2..].as_flattened().iter().map(|player| player.key);
-        for (stream, key) in (0..pairs as u32).zip(keys.chain(std::iter::repeat(NOTHING))) {
+        let room = count.next_power_of_two();
+        let before = std::mem::replace(&mut self.places, vec![NOBODY; 2 * room]);
+        let keys = before[had..].iter().map(|player| player.key);
+        for (stream, key) in (0..room as u32).zip(keys.chain(std::iter::repeat(NOTHING))) {
             self.set(stream, key);
         }
     }
 
     /// Sets the key of `stream`. The lower key wins, and the lower stream among equal keys.
-    ///
-    /// What comes next waits for this, so that few steps depend on the key.
     #[inline]
     pub(super) fn set(&mut self, stream: u32, key: u64) {
         let mut winner = Player { key, stream };
-        let mut place = self.pairs.len() + stream as usize;
+        let mut place = self.places.len() / 2 + stream as usize;
         while place > 1 {
-            let Some(pair) = self.pairs.get_mut(place / 2) else { return };
-            let side = place % 2;
-            pair[side] = winner;
-            let other = pair[side ^ 1];
+            let Some(&other) = self.places.get(place ^ 1) else { return };
+            self.places[place] = winner;
             // Who wins nobody can predict, so there must be no branch in it. The right one loses
             // against an equal key.
-            let wins = winner.key + side as u64 <= other.key;
+            let wins = winner.key + (place % 2) as u64 <= other.key;
             winner.key = select_unpredictable(wins, winner.key, other.key);
             winner.stream = select_unpredictable(wins, winner.stream, other.stream);
             place /= 2;
         }
-        self.winner = winner;
+        self.places[1] = winner;
     }
 
     /// The lowest key and its stream; [`NOTHING`] if all are empty.
     #[inline]
     pub(super) fn winner(&self) -> (u64, u32) {
-        (self.winner.key, self.winner.stream)
+        self.places.get(1).map_or((NOTHING, 0), |winner| (winner.key, winner.stream))
     }
 }
 
