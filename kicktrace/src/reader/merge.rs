@@ -62,6 +62,15 @@ struct Stream {
     reading: PcpuReading,
 }
 
+/// Where a stream's turn ends.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// Index of the first stop that is not delivered any more.
+    stop: usize,
+    /// The key of the record there.
+    key: u64,
+}
+
 /// When each pCPU was emptied last, as far as the file shows.
 #[derive(Default)]
 struct Passes {
@@ -262,8 +271,18 @@ impl<'v, V: Visit> Merge<'v, V> {
                 self.pause(key);
             }
             let stream = &mut self.streams[cpu as usize];
-            let records = stream.advance(&mut self.buffer, self.visitor)?;
-            self.next.set(cpu, stream.key);
+            let ahead = stream.look_ahead(self.visitor);
+            // Whose turn is next is found while the visitor is at work: it waits for neither.
+            if let Some(Ahead { key, .. }) = ahead {
+                stream.key = key;
+                self.next.set(cpu, key);
+            }
+            let stop = ahead.map_or(stream.stop, |ahead| ahead.stop);
+            let records = stream.deliver_to(stop, self.visitor)?;
+            if ahead.is_none() {
+                stream.settle(&mut self.buffer);
+                self.next.set(cpu, stream.key);
+            }
             self.pauses.reach = self.pauses.reach.max(stream.tsc);
             if key < self.delivered {
                 self.late(key, records);
@@ -317,44 +336,46 @@ impl Pauses {
 }
 
 impl Stream {
-    /// Delivers the next record, whose key is due, and those behind it that may come now too.
-    /// Returns how many.
+    /// Where the turn that begins now ends, told before any of its records is delivered; `None` if
+    /// that is not so plain: at the end of a block, or where no key stands in the next stop.
     #[inline]
-    fn advance<V: Visit>(&mut self, buffer: &mut Buffer, visitor: &mut V) -> Result<u64, Error> {
-        let mut all = 0;
-        loop {
-            let (records, before) = self.deliver_to_stop(visitor)?;
-            let next = self.settle(buffer);
-            all += records;
-            let goes_on =
-                |of: &[u32; LONGEST]| visitor.goes_on(before, of[0] & event::EVENT_MASK, first(of));
-            if records > 1 || !next.is_some_and(goes_on) {
-                return Ok(all);
-            }
+    fn look_ahead<V: Visit>(&self, visitor: &V) -> Option<Ahead> {
+        let Block { words, stops, .. } = &self.block;
+        let due = record_at(words, self.at)?;
+        let mut stop = self.stop;
+        let mut at = *stops.get(stop)?;
+        let mut next = with_own_key(record_at(words, at)?)?;
+        let event_of = |of: &[u32; LONGEST]| of[0] & event::EVENT_MASK;
+        let directly_behind = self.at + record_words(due[0]) == at;
+        let goes_on = |of: &[u32; LONGEST]| visitor.goes_on(event_of(due), event_of(of), first(of));
+        if directly_behind && goes_on(next) {
+            stop += 1;
+            at = *stops.get(stop)?;
+            next = with_own_key(record_at(words, at)?)?;
         }
+        Some(Ahead { stop, key: wide(next[1], next[2]).min(NOTHING - 1) })
     }
 
-    /// Delivers the next record and those up to the next stop: they need no place among other
-    /// pCPUs' records. Returns how many, and the event of the last one.
+    /// Delivers the next record, whose key is due, and those behind it up to the stop with this
+    /// index. Returns how many.
     #[inline]
-    fn deliver_to_stop<V: Visit>(&mut self, visitor: &mut V) -> Result<(u64, u32), Error> {
+    fn deliver_to<V: Visit>(&mut self, stop: usize, visitor: &mut V) -> Result<u64, Error> {
         let Block { cpu, ref words, begin, offset, .. } = self.block;
         let offset = offset.wrapping_sub(4 * begin as u64);
         // The padding behind a block has room for a record of any size, so there are as many words
         // behind each stop: where fewer are left, it has been reached.
-        let to = self.block.stop(self.stop) as usize + PADDING;
+        let to = self.block.stop(stop) as usize + PADDING;
         let before_stop = words.get(..to).unwrap_or_default();
         // What changes with each record stays in registers.
-        let (mut at, mut tsc, mut records, mut event) = (self.at, self.tsc, 0, 0);
+        let (mut at, mut tsc, mut records) = (self.at, self.tsc, 0);
         while let Some(of) = record_at(before_stop, at) {
             let (header, payload) = (of[0], payload(of[0]));
             tsc = tsc_of(of, tsc);
-            event = header & event::EVENT_MASK;
             records += 1;
             visitor.record(&Record {
                 cpu,
                 tsc,
-                event,
+                event: header & event::EVENT_MASK,
                 timed: header >> 31 != 0,
                 words: &of[payload],
                 offset: offset.wrapping_add(4 * u64::from(at)),
@@ -365,16 +386,16 @@ impl Stream {
         for line in 0..LINES {
             prefetch(words, at as usize + AHEAD + line * LINE);
         }
-        prefetch(&self.block.stops, self.stop + AHEAD);
+        prefetch(&self.block.stops, stop + AHEAD);
         (self.at, self.tsc) = (at, tsc);
-        self.stop += 1;
-        Ok((records, event))
+        self.stop = stop + 1;
+        Ok(records)
     }
 
     /// Finds the key of the record at `at`, or of the one behind it if it is padding or the block
-    /// ends. Returns the record, unless there is none.
+    /// ends.
     #[inline]
-    fn settle(&mut self, buffer: &mut Buffer) -> Option<&[u32; LONGEST]> {
+    fn settle(&mut self, buffer: &mut Buffer) {
         loop {
             let of = record_at(&self.block.words, self.at);
             let Some(of) = of.filter(|_| (self.at as usize) < self.block.end) else {
@@ -382,7 +403,7 @@ impl Stream {
                     continue;
                 }
                 self.key = NOTHING;
-                return None;
+                return;
             };
             let mut key = tsc_of(of, self.tsc);
             if of[0] & event::GROUP_MASK == event::GENERAL {
@@ -396,7 +417,7 @@ impl Stream {
                 }
             }
             self.key = key.min(NOTHING - 1);
-            return record_at(&self.block.words, self.at);
+            return;
         }
     }
 
@@ -434,6 +455,12 @@ impl PcpuReading {
         self.gap_ticks = self.gap_ticks.saturating_add(end.saturating_sub(start));
         start
     }
+}
+
+/// The record, if its key is its own TSC and nothing else.
+#[inline]
+fn with_own_key(of: &[u32; LONGEST]) -> Option<&[u32; LONGEST]> {
+    (of[0] >> 31 != 0 && of[0] & event::GROUP_MASK != event::GENERAL).then_some(of)
 }
 
 /// The time of a record; `before` if it carries none.

@@ -88,10 +88,10 @@ pub trait Visit {
         false
     }
 
-    /// Whether a record that needs its place may come right now all the same, because what has been
-    /// visited shows that no other pCPU's record can concern the same things in between. It is of
-    /// this event, its payload begins with `first` unless it is empty, and it directly follows, on
-    /// its pCPU, one of event `before`, which was the last one visited.
+    /// Whether a record that needs its place may all the same come right behind the one before it on
+    /// its pCPU, because what has been visited shows that no other pCPU's record can concern the
+    /// same things in between. It is of this event, and its payload begins with `first` unless it
+    /// is empty. The one before it is of event `before`, and is visited next: it has not been yet.
     #[inline]
     #[must_use]
     fn goes_on(&self, before: u32, event: u32, first: Option<u32>) -> bool {
