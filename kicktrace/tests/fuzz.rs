@@ -192,7 +192,7 @@ fn print(summary: &Summary, story: Story, series: Series, host: Option<HostSumma
     series.csv(&mut out).expect("a Vec takes everything");
     series.table(&mut out, Some(60)).expect("a Vec takes everything");
     kicktrace::output::locks::csv(&mut out, summary).expect("a Vec takes everything");
-    kicktrace::output::gantt::write(&mut out, &story, &summary.clock, 40)
+    kicktrace::output::gantt::write(&mut out, &story, &summary.clock, 40, None)
         .expect("a Vec takes everything");
     let worst = story.waits.iter().take(20).copied().collect();
     let parts = html::Parts { title: "fuzz".into(), window: story, worst, series, host };

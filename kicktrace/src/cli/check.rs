@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use clap::Args as ClapArgs;
 
 use super::input::Input;
+use super::sink::terminal_width;
 use super::{Failure, corrected};
+use crate::output::columns::wrap;
 use crate::summary::Verdict;
 
 #[derive(Debug, ClapArgs)]
@@ -17,6 +19,9 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Where a finding's text stands, behind the verdict.
+const INDENT: usize = 9;
+
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let summary = args.input.summarise()?;
     let mut out = io::stdout().lock();
@@ -24,10 +29,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         serde_json::to_writer_pretty(&mut out, &summary.findings)?;
         writeln!(out)?;
     } else {
+        let columns = terminal_width().unwrap_or(usize::MAX);
+        let line = |text: &str| wrap(text, columns, INDENT);
         for finding in &summary.findings {
-            writeln!(out, "{:<8} {}", finding.verdict.name(), finding.what)?;
+            writeln!(out, "{}", line(&format!("{:<8} {}", finding.verdict.name(), finding.what)))?;
             if !finding.remedy.is_empty() {
-                writeln!(out, "         {}", finding.remedy)?;
+                writeln!(out, "{}", line(&format!("{:INDENT$}{}", "", finding.remedy)))?;
             }
         }
     }

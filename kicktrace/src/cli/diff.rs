@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 
 use super::input::{Input, Reading, is_dash};
+use super::sink::terminal_width;
 use super::{Failure, judged, say};
 use crate::compare::{Change, Estimate, RankTest, compare};
-use crate::output::columns::{aligned, left, right};
+use crate::output::columns::{aligned, left, right, wrap};
 use crate::summary::Certainty;
 
 #[derive(Debug, ClapArgs)]
@@ -55,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         serde_json::to_writer_pretty(&mut out, &changes)?;
         writeln!(out)?;
     } else {
-        table(&mut out, &changes)?;
+        table(&mut out, &changes, terminal_width().unwrap_or(usize::MAX))?;
     }
     out.flush()?;
     match (before.clock.hz, after.clock.hz) {
@@ -115,7 +116,8 @@ fn change(percent: f64) -> String {
     if percent.is_finite() { format!("{percent:+.1} %") } else { "from nothing".into() }
 }
 
-fn table(out: &mut dyn Write, changes: &[Change]) -> io::Result<()> {
+/// One line a figure; where the terminal has no room for that, three.
+fn table(out: &mut dyn Write, changes: &[Change], most: usize) -> io::Result<()> {
     if changes.is_empty() {
         return writeln!(out, "nothing to compare: not both traces have a guest");
     }
@@ -141,7 +143,11 @@ fn table(out: &mut dyn Write, changes: &[Change]) -> io::Result<()> {
         rows.push([of.name.into(), before, before_error, after, after_error, changed]);
     }
     let columns = [left(0, 0), right(2, 0), left(1, 0), right(2, 0), left(1, 0), left(2, 0)];
-    let lines = aligned(&rows, &columns);
+    let mut lines = aligned(&rows, &columns);
+    if lines.iter().any(|line| line.chars().count() > most) {
+        lines = rows.iter().map(in_three_lines).collect();
+        lines[0] = "before and after; change (95 % interval)".into();
+    }
     // Below a latency's median stands the test of all its values.
     let (head, lines) = lines.split_first().map_or(("", &[][..]), |(head, rest)| (head, rest));
     writeln!(out, "{head}")?;
@@ -150,14 +156,22 @@ fn table(out: &mut dyn Write, changes: &[Change]) -> io::Result<()> {
         let mark = if of.certainty == Certainty::Exact { "" } else { "~" };
         if let Some(RankTest { before, after, longer, p_value }) = of.rank {
             let p = if p_value < 0.001 { "< 0.001".into() } else { format!("= {p_value:.3}") };
-            writeln!(
-                out,
+            let test = format!(
                 "  all {before} and {after} values: one after is longer than one before with \
                  probability {mark}{longer:.3} (rank test: p {p})"
-            )?;
+            );
+            writeln!(out, "{}", wrap(&test, most, 4))?;
         }
     }
     Ok(())
+}
+
+/// A row of the table below its name.
+fn in_three_lines(
+    [name, before, before_error, after, after_error, changed]: &[String; 6],
+) -> String {
+    let after_error = after_error.trim_end();
+    format!("{name}\n  {before} {before_error}   {after} {after_error}\n  {changed}")
 }
 
 fn parse_gate(text: &str) -> Result<Gate, String> {

@@ -150,7 +150,7 @@ struct Writer<W> {
 impl<W: Write> Observe for Writer<W> {
     fn start(&mut self, tsc: u64) {
         let Some(out) = self.out.take() else { return };
-        match Acquisitions::new(out, self.lines, self.clock.clone(), tsc) {
+        match Acquisitions::new(out, self.lines, self.clock.clone(), tsc, terminal_width()) {
             Ok(to) => self.to = Some(to),
             Err(error) => self.failed = Some(error),
         }

@@ -65,9 +65,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (summary, story) = observe(args, Windowed::new(args.window, hz, story))?;
     let clock = Clock::known(hz);
     let mut out = BufWriter::new(io::stdout().lock());
-    let room = sink::terminal_width().map_or(100, |columns| columns.saturating_sub(NAMES).max(20));
+    let columns = sink::terminal_width();
+    let room = columns.map_or(100, |columns| columns.saturating_sub(NAMES).max(20));
     let width = args.width.map_or(room, usize::from);
-    gantt::write(&mut out, &story, &clock, width)?;
+    gantt::write(&mut out, &story, &clock, width, columns)?;
     out.flush()?;
     told(args, &summary, hz)
 }

@@ -1,6 +1,8 @@
-//! Rows of text in columns as wide as what stands in them.
+//! Rows of text in columns as wide as what stands in them, and text in lines.
 //!
-//! Owns the widths: no cell is cut, and no two cells touch.
+//! Owns the widths: no cell is cut, no two cells touch, and what has no room is left out as a column.
+
+use std::fmt::Write as _;
 
 /// A column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +49,59 @@ pub fn aligned<R: AsRef<[String]>>(rows: &[R], columns: &[Column]) -> Vec<String
     rows.iter().map(line).collect()
 }
 
+/// [`aligned`] in at most `most` columns, if that is a limit: columns go until each line fits, in
+/// the order in which `spare` has them. Returns the lines, and which columns are gone.
+#[must_use]
+pub fn fitting<'a, R: AsRef<[String]>>(
+    rows: &[R],
+    columns: &[Column],
+    most: Option<usize>,
+    spare: &'a [usize],
+) -> (Vec<String>, &'a [usize]) {
+    let without = |gone: &[usize]| {
+        let kept: Vec<_> = (0..columns.len()).filter(|at| !gone.contains(at)).collect();
+        let row = |row: &R| kept.iter().map(|&at| row.as_ref()[at].clone()).collect::<Vec<_>>();
+        let rows: Vec<_> = rows.iter().map(row).collect();
+        aligned(&rows, &kept.iter().map(|&at| columns[at]).collect::<Vec<_>>())
+    };
+    let fits = |line: &String| most.is_none_or(|most| line.chars().count() <= most);
+    let mut gone = 0;
+    loop {
+        let lines = without(&spare[..gone]);
+        if gone == spare.len() || lines.iter().all(fits) {
+            return (lines, &spare[..gone]);
+        }
+        gone += 1;
+    }
+}
+
+/// `text` in lines of at most `columns` columns, as far as its spaces allow; lines after the first
+/// one are set in by `indent`.
+pub(crate) fn wrap(text: &str, columns: usize, indent: usize) -> String {
+    let (mut out, mut room) = (String::new(), columns);
+    for word in text.split_inclusive(' ') {
+        let long = word.trim_end().chars().count();
+        if long > room && !out.is_empty() {
+            out.truncate(out.trim_end().len());
+            let _ = write!(out, "\n{:indent$}", "");
+            room = columns.saturating_sub(indent);
+        }
+        out += word;
+        room = room.saturating_sub(word.chars().count());
+    }
+    out
+}
+
+impl Column {
+    /// Columns it takes at least.
+    pub(super) const fn width(self) -> usize {
+        self.gap + self.least
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{aligned, left, right};
+    use super::{aligned, fitting, left, right};
 
     #[test]
     fn no_cell_is_cut_and_no_two_touch() {
@@ -57,5 +109,21 @@ mod tests {
         let rows = [row(["name", "count", ""]), row(["longer", "~123456789", "0.001"])];
         let lines = aligned(&rows, &[left(0, 5), right(1, 5), right(1, 3)]);
         assert_eq!(lines, ["name        count", "longer ~123456789 0.001"]);
+    }
+
+    #[test]
+    fn columns_go_in_their_order_until_the_lines_fit() {
+        let rows = [["name", "12345", "678", "9"].map(String::from)];
+        let columns = [left(0, 0), right(1, 0), right(1, 0), right(1, 0)];
+        for (most, line, gone) in [
+            (None, "name 12345 678 9", &[][..]),
+            (Some(16), "name 12345 678 9", &[]),
+            (Some(15), "name 12345 9", &[2]),
+            (Some(11), "name 9", &[2, 1]),
+            (Some(1), "name 9", &[2, 1]),
+        ] {
+            let fits = fitting(&rows, &columns, most, &[2, 1]);
+            assert_eq!(fits, (vec![line.to_owned()], gone), "{most:?}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use super::columns::wrap;
 use super::story::Story;
 use crate::analysis::{Interval, VcpuId, WaitStory};
 use crate::event::Runstate;
@@ -11,11 +12,18 @@ use crate::summary::Clock;
 /// Waits listed below the chart.
 const WAITS: usize = 40;
 
-/// Writes the chart, `width` columns wide.
+/// Writes the chart, `width` columns wide, and the waits below it in lines of at most `columns`
+/// columns, if that is a limit.
 ///
 /// # Errors
 /// Whatever `out` returns.
-pub fn write(out: &mut dyn Write, story: &Story, clock: &Clock, width: usize) -> io::Result<()> {
+pub fn write(
+    out: &mut dyn Write,
+    story: &Story,
+    clock: &Clock,
+    width: usize,
+    columns: Option<usize>,
+) -> io::Result<()> {
     let Some((from, to)) = story.span() else {
         return writeln!(out, "nothing happened in this window");
     };
@@ -51,10 +59,9 @@ pub fn write(out: &mut dyn Write, story: &Story, clock: &Clock, width: usize) ->
     for (cpu, here) in rows(story, |interval| interval.cpu) {
         writeln!(out, "  p{cpu:<6}|{}|", row(&here, &runs))?;
     }
-    writeln!(
-        out,
-        "\neach vCPU: # running, - runnable without a pCPU (stolen), . blocked, x offline:"
-    )?;
+    let most = columns.unwrap_or(usize::MAX);
+    let signs = "each vCPU: # running, - runnable without a pCPU (stolen), . blocked, x offline:";
+    writeln!(out, "\n{}", wrap(signs, most, 2))?;
     let state = |interval: &Interval| {
         Some(match interval.state {
             Runstate::Running => '#',
@@ -77,16 +84,20 @@ pub fn write(out: &mut dyn Write, story: &Story, clock: &Clock, width: usize) ->
         let at = time(wait.blocked.saturating_sub(from), clock);
         let slept = time(wait.woken.saturating_sub(wait.blocked), clock);
         let came = time(wait.running.saturating_sub(wait.woken), clock);
-        write!(out, "  at {at:>13} {:<7} slept {slept:>13}, ", wait.vcpu.to_string())?;
-        match wait.kick {
-            Some(kick) => write!(out, "kicked by {:<7}", kick.by.to_string())?,
-            None => write!(out, "woken without a kick")?,
-        }
-        write!(out, ", ran {came:>13} later on p{}", wait.cpu)?;
+        let by = match wait.kick {
+            Some(kick) => format!("kicked by {:<7}", kick.by.to_string()),
+            None => "woken without a kick".into(),
+        };
+        let mut line = format!(
+            "  at {at:>13} {:<7} slept {slept:>13}, {by}, ran {came:>13} later on p{}",
+            wait.vcpu.to_string(),
+            wait.cpu
+        );
         if wait.kicker_stolen > 0 {
-            write!(out, "; its kicker had been preempted for {}", time(wait.kicker_stolen, clock))?;
+            line +=
+                &format!("; its kicker had been preempted for {}", time(wait.kicker_stolen, clock));
         }
-        writeln!(out)?;
+        writeln!(out, "{}", wrap(&line, most, 4))?;
     }
     if story.dropped > 0 {
         writeln!(out, "{} more than fit: choose a shorter window", story.dropped)?;

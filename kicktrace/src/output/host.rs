@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use super::columns::{aligned, left, right};
-use super::table::{mark, wrap};
+use super::columns::{aligned, left, right, wrap};
+use super::table::mark;
 use crate::analysis::{Cause, Entry, HostDomain, HostPcpu, HostSummary, Runnable};
 use crate::summary::{Certainty, Clock, Count, Distribution};
 

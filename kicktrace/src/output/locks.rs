@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::ops::Range;
 
-use super::columns::{aligned, left, right};
+use super::columns::{Column, aligned, left, right, wrap};
 use crate::analysis::{AcquisitionStory, VcpuId};
 use crate::summary::{Clock, Distribution, Domain, Lock, LongestWait, Summary};
 
@@ -210,29 +210,67 @@ pub enum Lines {
     Json,
 }
 
+/// The columns of [`Lines::Table`], whose widths are fixed: lines are written as they come.
+const EACH: [(&str, Column); 9] = [
+    ("blocked at", right(0, 16)),
+    ("vCPU", left(1, 8)),
+    ("lock", left(0, 12)),
+    ("waits", right(0, 6)),
+    ("kicks", right(0, 6)),
+    ("slept", right(0, 15)),
+    ("longest", right(0, 15)),
+    ("until marked", right(0, 15)),
+    ("kicked by", left(2, 19)),
+];
+
+/// Those that a narrow terminal has no room for, in the order in which they are missed least.
+const EACH_SPARE: [&str; 4] = ["until marked", "longest", "kicks", "kicked by"];
+
 /// Writes acquisitions as they come.
 #[derive(Debug)]
 pub struct Acquisitions<W> {
     out: W,
     lines: Lines,
+    /// The columns of a table that are shown, as indices into [`EACH`].
+    shown: Vec<usize>,
     clock: Clock,
     first_tsc: u64,
 }
 
 impl<W: Write> Acquisitions<W> {
     /// A writer that has written the columns' names. Times in `clock`'s unit; `at` counts from
-    /// `first_tsc`.
+    /// `first_tsc`. A table has at most `columns` columns, if that is a limit: what has no room is
+    /// left out.
     ///
     /// # Errors
     /// Whatever `out` returns.
-    pub fn new(mut out: W, lines: Lines, clock: Clock, first_tsc: u64) -> io::Result<Self> {
+    pub fn new(
+        mut out: W,
+        lines: Lines,
+        clock: Clock,
+        first_tsc: u64,
+        columns: Option<usize>,
+    ) -> io::Result<Self> {
         let unit = if clock.hz.is_some() { "us" } else { "ticks" };
+        let mut shown: Vec<_> = (0..EACH.len()).collect();
+        let mut gone = Vec::new();
+        for name in EACH_SPARE {
+            let width: usize = shown.iter().map(|&at| EACH[at].1.width()).sum();
+            if columns.is_some_and(|columns| columns < width) {
+                shown.retain(|&at| EACH[at].0 != name);
+                gone.push(name);
+            }
+        }
         match lines {
-            Lines::Table => writeln!(
-                out,
-                "{:>16} {:<8}{:<12}{:>6}{:>6}{:>15}{:>15}{:>15}  kicked by (times in {unit})",
-                "blocked at", "vCPU", "lock", "waits", "kicks", "slept", "longest", "until marked"
-            )?,
+            Lines::Table => {
+                let mut told = format!("times in {unit}");
+                if !gone.is_empty() {
+                    told += &format!("; no room for {} (--json, --csv)", gone.join(", "));
+                }
+                writeln!(out, "{}", wrap(&told, columns.unwrap_or(usize::MAX), 2))?;
+                let heads = EACH.map(|(name, _)| name.to_owned());
+                writeln!(out, "{}", of_each(&shown, &heads))?;
+            }
             Lines::Csv => writeln!(
                 out,
                 "domain,vcpu,lock,certainty,unit,blocked_at,ran_at,marked_at,slept,longest_wait,\
@@ -240,7 +278,7 @@ impl<W: Write> Acquisitions<W> {
             )?,
             Lines::Json => {}
         }
-        Ok(Self { out, lines, clock, first_tsc })
+        Ok(Self { out, lines, shown, clock, first_tsc })
     }
 
     /// Writes one acquisition.
@@ -258,18 +296,18 @@ impl<W: Write> Acquisitions<W> {
                     (Some(first), _) => first.to_string(),
                     _ => "nobody".into(),
                 };
-                writeln!(
-                    self.out,
-                    "{:>16} {:<8}{:<12}{:>6}{:>6}{:>15}{:>15}{:>15}  {by}",
+                let row = [
                     time(since(of.blocked), clock),
                     of.vcpu.to_string(),
                     format!("{:#010x}", of.lock),
-                    of.waits,
-                    of.waking_kicks,
+                    of.waits.to_string(),
+                    of.waking_kicks.to_string(),
                     time(of.slept, clock),
                     time(of.longest, clock),
                     time(of.marked.saturating_sub(of.blocked), clock),
-                )
+                    by,
+                ];
+                writeln!(self.out, "{}", of_each(&self.shown, &row))
             }
             Lines::Csv => {
                 let times = [since(of.blocked), since(of.running), since(of.marked)];
@@ -304,6 +342,13 @@ impl<W: Write> Acquisitions<W> {
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// The cells of one acquisition that are shown, in a line.
+fn of_each(shown: &[usize], row: &[String; EACH.len()]) -> String {
+    let cells: Vec<_> = shown.iter().map(|&at| row[at].clone()).collect();
+    let columns: Vec<_> = shown.iter().map(|&at| EACH[at].1).collect();
+    aligned(&[cells], &columns).concat()
 }
 
 /// Microseconds, or ticks.

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::columns::{Column, aligned, right};
+use super::columns::{Column, fitting, right};
 use super::csv::{self, Figures};
 use super::table::mark;
 use crate::analysis::WHOLE_ONLY;
@@ -137,20 +137,13 @@ impl Series {
             let phases = self.phases.iter().filter_map(|phase| Some((phase, of(phase)?)));
             let rows: Vec<_> =
                 phases.map(|(phase, at)| row(phase, &phase.domains[at], &clock)).collect();
-            let whole = aligned(&with_head(&rows, &clock), &COLUMNS);
-            let fits =
-                |line: &String| columns.is_none_or(|columns| line.chars().count() <= columns);
-            if whole.iter().all(fits) {
-                whole.iter().try_for_each(|line| writeln!(out, "{line}"))?;
-                continue;
+            let rows = with_head(&rows, &clock);
+            let (lines, gone) = fitting(&rows, &COLUMNS, columns, &SPARE);
+            lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+            if !gone.is_empty() {
+                let gone: Vec<_> = gone.iter().map(|&at| rows[0][at].as_str()).collect();
+                writeln!(out, "(no room for {}: --json, --csv)", gone.join(", "))?;
             }
-            // The median is the figure that is missed least.
-            let mut rows = with_head(&rows, &clock);
-            rows.iter_mut().for_each(|row| drop(row.remove(MEDIAN)));
-            let narrow: Vec<_> =
-                (0..COLUMNS.len()).filter(|&at| at != MEDIAN).map(|at| COLUMNS[at]).collect();
-            aligned(&rows, &narrow).iter().try_for_each(|line| writeln!(out, "{line}"))?;
-            writeln!(out, "(no room for wait p50: --json, --csv)")?;
         }
         Ok(())
     }
@@ -190,7 +183,7 @@ impl Series {
     }
 }
 
-/// The table's columns, and which of them holds the median.
+/// The table's columns.
 const COLUMNS: [Column; 9] = [
     right(0, 12),
     right(1, 6),
@@ -202,7 +195,10 @@ const COLUMNS: [Column; 9] = [
     right(1, 7),
     right(1, 5),
 ];
-const MEDIAN: usize = 4;
+
+/// Those that a narrow terminal has no room for, in the order in which they are missed least: the
+/// median, the waits, who ran.
+const SPARE: [usize; 3] = [4, 2, 6];
 
 /// The rows behind the columns' names.
 fn with_head(rows: &[Vec<String>], clock: &Clock) -> Vec<Vec<String>> {

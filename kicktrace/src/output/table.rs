@@ -1,8 +1,8 @@
 //! The terminal table.
 
-use std::fmt::{self, Display, Formatter, Write as _};
+use std::fmt::{self, Display, Formatter};
 
-use super::columns::{aligned, left, right};
+use super::columns::{aligned, left, right, wrap};
 use crate::summary::{
     Acquisitions, Certainty, Clock, ClockSource, Count, Distribution, Domain, DomainKind, Summary,
     Verdict,
@@ -37,23 +37,6 @@ const ALL_QUANTILES: usize = 96;
 
 /// And with three of them.
 const THREE_QUANTILES: usize = 72;
-
-/// `text` in lines of at most `columns` columns, as far as its spaces allow; lines after the first
-/// one are set in by `indent`.
-pub(super) fn wrap(text: &str, columns: usize, indent: usize) -> String {
-    let (mut out, mut room) = (String::new(), columns);
-    for word in text.split_inclusive(' ') {
-        let long = word.trim_end().chars().count();
-        if long > room && !out.is_empty() {
-            out.truncate(out.trim_end().len());
-            let _ = write!(out, "\n{:indent$}", "");
-            room = columns.saturating_sub(indent);
-        }
-        out += word;
-        room = room.saturating_sub(word.chars().count());
-    }
-    out
-}
 
 /// The table. A width, as in `{summary:80}`, is that of the terminal: what does not fit is left
 /// out.

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::columns::{aligned, left, right};
+use super::columns::{aligned, left, right, wrap};
 use super::host::percent;
-use super::table::{mark, wrap};
+use super::table::mark;
 use crate::analysis::{Cause, HostDomain, HostSummary};
 use crate::summary::{Clock, Distribution, Domain, Summary};
 
