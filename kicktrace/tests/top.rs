@@ -135,6 +135,20 @@ fn the_end_of_the_input_leaves_the_last_second_on_the_screen() {
     terminal.wait(|screen| screen.contains("ended 2"));
 }
 
+/// As with every command: a domain that no record names was asked for in vain.
+#[test]
+fn a_domain_that_is_not_there_is_an_error_at_the_end() {
+    let Some(terminal) = Terminal::open("absent") else { return };
+    terminal.run(&format!("cat {TWICE} | {PROGRAM} top --dom 77; echo 'en''ded' $?"));
+    let screen = terminal.wait(|screen| screen.contains("ended"));
+    let words = screen.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("domain 77 was asked for") && words.contains("ended 2"), "{screen}");
+    terminal.is_clean("absent");
+    let there = format!("cat {TWICE} | {PROGRAM} top --dom 1; echo 'en''ded' $?");
+    terminal.run(&format!("clear; {there}"));
+    terminal.wait(|screen| screen.contains("ended 0"));
+}
+
 #[test]
 fn no_terminal_no_pipe_no_top() {
     let out = Command::new(PROGRAM).args(["top", TWICE]).output().expect("it starts");

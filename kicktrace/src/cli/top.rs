@@ -19,8 +19,8 @@ use rustix::termios::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::input::{Input, Reading};
-use super::{Failure, all_read};
-use crate::analysis::{Host, Phases};
+use super::{Failure, all_read, corrected, finished};
+use crate::analysis::{Host, Phases, Whole, complete};
 use crate::output::top::{Second, screen};
 use crate::reader::read;
 
@@ -43,7 +43,7 @@ struct Latest {
     /// When it came.
     at: Option<Instant>,
     /// How the reading ended.
-    end: Option<Result<crate::reader::Reading, Failure>>,
+    end: Option<Result<Whole, Failure>>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -77,10 +77,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         });
         let done = read(opened, &options.read, &mut phases);
         let done = done.map_err(|source| reader.failure(source));
-        if let Ok(reading) = &done {
-            phases.finish(reading.clone());
-        }
-        lock().end = Some(done);
+        // The last second is told by it, which needs the lock too.
+        let end = done.map(|reading| phases.finish(reading).1);
+        lock().end = Some(end);
     });
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -106,12 +105,21 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     drop(terminal);
     let Some(end) = end else { return Ok(()) };
     // The last second stays on the ordinary screen.
-    let latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
     let (columns, _) = size();
     for line in screen(latest.second.as_ref(), None, columns, usize::MAX) {
         writeln!(out, "{line}")?;
     }
-    all_read(&input, &end?)
+    let whole = end?;
+    corrected(&input, &whole.reading)?;
+    match &mut latest.second {
+        Some(Second { summary, .. }) => {
+            // What the whole trace has not, no second had.
+            complete(summary, whole);
+            finished(&input, summary)
+        }
+        None => all_read(&input, &whole.reading),
+    }
 }
 
 fn size() -> (usize, usize) {
