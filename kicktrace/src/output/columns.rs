@@ -1,6 +1,6 @@
 //! Rows of text in columns as wide as what stands in them, and text in lines.
 //!
-//! Owns the widths: no cell is cut, no two cells touch, and what has no room is left out as a column.
+//! Owns the widths: no cell is cut, no two cells touch, and whole columns go where there is no room.
 
 use std::fmt::Write as _;
 
@@ -60,7 +60,8 @@ pub fn fitting<'a, R: AsRef<[String]>>(
 ) -> (Vec<String>, &'a [usize]) {
     let without = |gone: &[usize]| {
         let kept: Vec<_> = (0..columns.len()).filter(|at| !gone.contains(at)).collect();
-        let row = |row: &R| kept.iter().map(|&at| row.as_ref()[at].clone()).collect::<Vec<_>>();
+        let cell = |row: &R, at: usize| row.as_ref().get(at).cloned().unwrap_or_default();
+        let row = |row: &R| kept.iter().map(|&at| cell(row, at)).collect::<Vec<_>>();
         let rows: Vec<_> = rows.iter().map(row).collect();
         aligned(&rows, &kept.iter().map(|&at| columns[at]).collect::<Vec<_>>())
     };

@@ -272,7 +272,7 @@ impl<'v, V: Visit> Merge<'v, V> {
             }
             let stream = &mut self.streams[cpu as usize];
             let ahead = stream.look_ahead(self.visitor);
-            // Whose turn is next is found while the visitor is at work: it waits for neither.
+            // Set before the visitor sees these records: what is next need not wait for them.
             if let Some(Ahead { key, .. }) = ahead {
                 stream.key = key;
                 self.next.set(cpu, key);
@@ -336,8 +336,9 @@ impl Pauses {
 }
 
 impl Stream {
-    /// Where the turn that begins now ends, told before any of its records is delivered; `None` if
-    /// that is not so plain: at the end of a block, or where no key stands in the next stop.
+    /// Where the turn that begins now ends, before any of its records is delivered. `None` where
+    /// only the delivery shows it: at the end of a block, or if the record at the next stop has no
+    /// key of its own.
     #[inline]
     fn look_ahead<V: Visit>(&self, visitor: &V) -> Option<Ahead> {
         let Block { words, stops, .. } = &self.block;
