@@ -4,11 +4,15 @@
 use std::process::{Command, Stdio};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+const ONCE: &str = "kick-at-unlock-pv.xentrace.bin";
+const TWICE: &str = "kick-twice-pv.xentrace.bin";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kicktrace");
 
-/// What a command prints on a terminal with so many columns.
-fn on_terminal(columns: usize, command: &str) -> String {
-    let command = format!("stty cols {columns} rows 24; {PROGRAM} {command} 2>/dev/null");
+/// What a command prints of these files on a terminal with so many columns.
+fn on_terminal(columns: usize, command: &str, files: &[&str]) -> String {
+    let files: Vec<_> = files.iter().map(|file| format!("{DATA}/{file}")).collect();
+    let command = format!("{PROGRAM} {command} {} 2>/dev/null", files.join(" "));
+    let command = format!("stty cols {columns} rows 24; {command}");
     let mut script = Command::new("script");
     let script = script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null());
     let out = script.output().expect("script (of the package bsdutils) starts");
@@ -17,24 +21,23 @@ fn on_terminal(columns: usize, command: &str) -> String {
 
 #[test]
 fn every_table_fits_60_and_80_columns() {
-    let (once, twice) = ("kick-at-unlock-pv.xentrace.bin", "kick-twice-pv.xentrace.bin");
-    let commands = [
-        ("summary", format!("{DATA}/{once}")),
-        ("summary --every 50ms", format!("{DATA}/{once}")),
-        ("summary --every 50ms --cpu-hz 3GHz", format!("{DATA}/{once}")),
-        ("host", format!("{DATA}/{once}")),
-        ("locks", format!("{DATA}/{once}")),
-        ("locks --each", format!("{DATA}/{once}")),
-        ("check", format!("{DATA}/{once}")),
-        ("check", format!("{DATA}/mini-pv.xentrace.bin")),
-        ("check", format!("{DATA}/cases/13_subset_pcpu.bin")),
-        ("timeline", format!("{DATA}/{once}")),
-        ("timeline --to 2", format!("{DATA}/{twice}")),
-        ("diff", format!("{DATA}/{twice} {DATA}/{once}")),
+    let commands: [(&str, &[&str]); 12] = [
+        ("summary", &[ONCE]),
+        ("summary --every 50ms", &[ONCE]),
+        ("summary --every 50ms --cpu-hz 3GHz", &[ONCE]),
+        ("host", &[ONCE]),
+        ("locks", &[ONCE]),
+        ("locks --each", &[ONCE]),
+        ("check", &[ONCE]),
+        ("check", &["mini-pv.xentrace.bin"]),
+        ("check", &["cases/13_subset_pcpu.bin"]),
+        ("timeline", &[ONCE]),
+        ("timeline --to 2", &[TWICE]),
+        ("diff", &[TWICE, ONCE]),
     ];
     for columns in [60, 80] {
-        for (command, files) in &commands {
-            let text = on_terminal(columns, &format!("{command} {files}"));
+        for (command, files) in commands {
+            let text = on_terminal(columns, command, files);
             assert!(text.lines().count() > 1, "{command} prints a table: {text}");
             let long = text.lines().find(|line| line.chars().count() > columns);
             assert_eq!(long, None, "{command} in {columns} columns");
@@ -44,13 +47,12 @@ fn every_table_fits_60_and_80_columns() {
 
 #[test]
 fn a_narrow_list_of_acquisitions_says_what_it_leaves_out() {
-    let each = format!("locks --each {DATA}/kick-at-unlock-pv.xentrace.bin");
     for (columns, gone, last) in [
         (60, &["until marked", "longest", "kicks", "kicked by"][..], "slept"),
         (80, &["until marked", "longest", "kicks"], "kicked by"),
         (200, &[], "kicked by"),
     ] {
-        let text = on_terminal(columns, &each);
+        let text = on_terminal(columns, "locks --each", &[ONCE]);
         let at = text.find("      blocked at").expect("the columns' names");
         let (told, table) = text.split_at(at);
         let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -68,9 +70,7 @@ fn a_narrow_list_of_acquisitions_says_what_it_leaves_out() {
 
 #[test]
 fn a_narrow_comparison_takes_three_lines_a_figure() {
-    let diff =
-        format!("diff {DATA}/kick-twice-pv.xentrace.bin {DATA}/kick-at-unlock-pv.xentrace.bin");
-    let (narrow, wide) = (on_terminal(60, &diff), on_terminal(200, &diff));
+    let [narrow, wide] = [60, 200].map(|columns| on_terminal(columns, "diff", &[TWICE, ONCE]));
     let figures = |text: &str| {
         let cells = text.split_whitespace().map(String::from).collect::<Vec<_>>();
         cells.iter().filter(|cell| cell.starts_with(['~', '+', '-'])).cloned().collect::<Vec<_>>()

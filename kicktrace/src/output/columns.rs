@@ -49,6 +49,15 @@ pub fn aligned<R: AsRef<[String]>>(rows: &[R], columns: &[Column]) -> Vec<String
     rows.iter().map(line).collect()
 }
 
+/// [`aligned`], of the columns with these indices alone.
+#[must_use]
+pub fn selected<R: AsRef<[String]>>(rows: &[R], columns: &[Column], kept: &[usize]) -> Vec<String> {
+    let cell = |row: &R, at: usize| row.as_ref().get(at).cloned().unwrap_or_default();
+    let row = |row: &R| kept.iter().map(|&at| cell(row, at)).collect::<Vec<_>>();
+    let rows: Vec<_> = rows.iter().map(row).collect();
+    aligned(&rows, &kept.iter().map(|&at| columns[at]).collect::<Vec<_>>())
+}
+
 /// [`aligned`] in at most `most` columns, if that is a limit: columns go until each line fits, in
 /// the order in which `spare` has them. Returns the lines, and which columns are gone.
 #[must_use]
@@ -60,10 +69,7 @@ pub fn fitting<'a, R: AsRef<[String]>>(
 ) -> (Vec<String>, &'a [usize]) {
     let without = |gone: &[usize]| {
         let kept: Vec<_> = (0..columns.len()).filter(|at| !gone.contains(at)).collect();
-        let cell = |row: &R, at: usize| row.as_ref().get(at).cloned().unwrap_or_default();
-        let row = |row: &R| kept.iter().map(|&at| cell(row, at)).collect::<Vec<_>>();
-        let rows: Vec<_> = rows.iter().map(row).collect();
-        aligned(&rows, &kept.iter().map(|&at| columns[at]).collect::<Vec<_>>())
+        selected(rows, columns, &kept)
     };
     let fits = |line: &String| most.is_none_or(|most| line.chars().count() <= most);
     let mut gone = 0;

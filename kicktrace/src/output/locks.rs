@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::ops::Range;
 
-use super::columns::{Column, aligned, left, right, wrap};
+use super::columns::{Column, left, right, selected, wrap};
 use crate::analysis::{AcquisitionStory, VcpuId};
 use crate::summary::{Clock, Distribution, Domain, Lock, LongestWait, Summary};
 
@@ -84,10 +84,7 @@ pub fn table(
         rows.push(row);
     }
     let keep: Vec<_> = (0..heads.len()).filter(|&at| shown(heads[at])).collect();
-    let kept = |row: &Vec<String>| keep.iter().map(|&at| row[at].clone()).collect::<Vec<_>>();
-    let rows: Vec<_> = rows.iter().map(kept).collect();
-    let shape: Vec<_> = keep.iter().map(|&at| shape[at]).collect();
-    for line in aligned(&rows, &shape) {
+    for line in selected(&rows, &shape, &keep) {
         let _ = writeln!(out, "{line}");
     }
     if domain.locks.len() > most {
@@ -346,9 +343,7 @@ impl<W: Write> Acquisitions<W> {
 
 /// The cells of one acquisition that are shown, in a line.
 fn of_each(shown: &[usize], row: &[String; EACH.len()]) -> String {
-    let cells: Vec<_> = shown.iter().map(|&at| row[at].clone()).collect();
-    let columns: Vec<_> = shown.iter().map(|&at| EACH[at].1).collect();
-    aligned(&[cells], &columns).concat()
+    selected(&[row], &EACH.map(|(_, column)| column), shown).concat()
 }
 
 /// Microseconds, or ticks.
