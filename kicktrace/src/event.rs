@@ -236,11 +236,11 @@ pub fn hypercall_arg0(words: &[u32]) -> Option<u32> {
     }
 }
 
-/// Names of families of events.
 /// Shadow paging, and the bits of its events that tell the guest's levels of page tables.
 const SHADOW: u32 = 0x0040_f000;
 const SHADOW_LEVELS: u32 = 0x300;
 
+// Names of families of events.
 const RUNSTATE_CHANGE_NAME: &str = "runstate_change";
 const VMEXIT_NAME: &str = "vmexit";
 const GUEST_NAME: &str = "guest";

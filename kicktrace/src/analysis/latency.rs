@@ -2,8 +2,7 @@
 //!
 //! Owns the classes in which times are counted while a trace is read: those of an HDR histogram
 //! with two digits, found by one shift, because this happens four times a wait. Quantiles are left
-//! to
-//! [`hdrhistogram`], to which the classes are handed over in the end.
+//! to [`hdrhistogram`], to which the classes are handed over in the end.
 
 use hdrhistogram::Histogram;
 

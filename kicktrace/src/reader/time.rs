@@ -91,8 +91,7 @@ impl Times {
     }
 
     /// Judges a step of `cpu`'s TSC from `before` to that of the record at `at`, which is larger
-    /// than
-    /// [`QUIET`] or backwards.
+    /// than [`QUIET`] or backwards.
     #[cold]
     pub(super) fn step(
         &mut self,
